@@ -1,0 +1,73 @@
+"""`python -m dwmgrad SCRIPT ARGS`: runs an unmodified script that knows `--optim dwmgrad`."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from types import TracebackType
+
+from . import register
+
+USAGE = """\
+usage: python -m dwmgrad SCRIPT [ARGS ...]
+       accelerate launch [OPTIONS] -m dwmgrad SCRIPT [ARGS ...]
+       torchrun [OPTIONS] -m dwmgrad SCRIPT [ARGS ...]
+
+Runs SCRIPT as `python SCRIPT ARGS` would, with one difference: its TrainingArguments, and its
+command line if it is built with HfArgumentParser, understand
+
+  --optim dwmgrad
+  --optim_args "max_window=100,window_signal=decrease"
+      keys: {keys}
+
+--learning_rate, --weight_decay and --adam_epsilon mean what they mean for AdamW. The Trainer hands
+its loss to the optimizer by itself, and its logs show window and effective_momentum.
+
+example: python -m dwmgrad run_glue.py --optim dwmgrad --task_name mrpc ...
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Registers the name and runs the script in `arguments[0]` with the rest as its arguments."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        from .integrations.transformers import OPTIM_ARGS
+
+        print(
+            USAGE.format(keys=", ".join(OPTIM_ARGS)),
+            end="",
+            file=sys.stdout if arguments else sys.stderr,
+        )
+        sys.exit(0 if arguments else 2)
+    script = arguments[0]
+    if not os.path.isfile(script):
+        option = (
+            "give the script before its arguments" if script.startswith("-") else "no such file"
+        )
+        print(f"python -m dwmgrad: cannot run {script!r}: {option}", file=sys.stderr)
+        sys.exit(2)
+    register()
+    sys.argv = arguments
+    # `python -m` put the working directory here, `python SCRIPT` would have put the script's.
+    sys.path[0] = os.path.dirname(os.path.abspath(script))
+    _show_only_frames_of(script)
+    runpy.run_path(script, run_name="__main__")
+
+
+def _show_only_frames_of(script: str) -> None:
+    """A traceback starts in the script, as if it had been run directly."""
+    show = sys.excepthook
+
+    def excepthook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        start = trace
+        while start is not None and start.tb_frame.f_code.co_filename != script:
+            start = start.tb_next
+        show(kind, error, start or trace)
+
+    sys.excepthook = excepthook
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""The ranges of DWMGrad's arguments, for the constructor, for groups and for checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from .window import SIGNALS
+
+MISSING_LOSS = ("warn", "hold", "error")
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raises for the first setting that is out of range; the message has its name and value.
+
+    Raises:
+        TypeError: for a value of the wrong type.
+        ValueError: for a value out of range.
+    """
+    lr = settings["lr"]
+    if isinstance(lr, Tensor):
+        if lr.dim() != 0 or not lr.is_floating_point():
+            raise ValueError(f"lr must be a number or a 0-dim real tensor, got {lr!r}")
+        lr = float(lr)
+    _check_number("lr", lr)
+    _check_number("momentum", settings["momentum"], below=1)
+    _check_number("eps", settings["eps"])
+    _check_number("weight_decay", settings["weight_decay"])
+    _check_count("max_window", settings["max_window"])
+    _check_count("initial_window", settings["initial_window"])
+    if settings["initial_window"] > settings["max_window"]:
+        raise ValueError(
+            f"initial_window must be at most max_window, got initial_window="
+            f"{settings['initial_window']} and max_window={settings['max_window']}"
+        )
+    _check_choice("window_signal", settings["window_signal"], SIGNALS)
+    _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
+    if not isinstance(settings["maximize"], bool):
+        raise TypeError(f"maximize must be True or False, got {settings['maximize']!r}")
+    for name in ("foreach", "fused"):
+        if settings[name] not in (None, True, False):
+            raise TypeError(f"{name} must be True, False or None, got {settings[name]!r}")
+    if settings["foreach"] and settings["fused"]:
+        raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
+
+
+def _check_number(name: str, value: Any, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not 0 <= value < below:
+        raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,0 +1,140 @@
+"""What DWMGrad adds to a state dict, and the check before one is loaded."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from . import arguments
+from .window import Window
+
+if TYPE_CHECKING:
+    from .optimizer import DWMGrad
+
+SCHEMA = 1
+PROGRESS = ("window", "last_loss", "observations", "increases", "schema")
+"""The window's numbers, equal in every parameter group: plain int, float or None."""
+BUFFERS = {"momentum_buffer", "square_avg"}
+"""The state of a parameter: two tensors of its shape and dtype."""
+_COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
+_WRITTEN_BY_OTHERS = {  # torch's named parameters and learning rate schedulers
+    "param_names",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "swa_lr",
+    "base_momentum",
+    "max_momentum",
+}
+
+
+def initial_progress(initial_window: int) -> dict[str, Any]:
+    """The numbers of a group that has seen no loss yet."""
+    return progress_of(Window(size=initial_window))
+
+
+def progress_of(window: Window) -> dict[str, Any]:
+    """The window as the plain numbers that a group holds."""
+    return {
+        "window": window.size,
+        "last_loss": window.last_loss,
+        "observations": window.observations,
+        "increases": window.increases,
+        "schema": SCHEMA,
+    }
+
+
+def check(state_dict: Any, optimizer: DWMGrad) -> None:
+    """Raises unless the optimizer can continue from the state dict.
+
+    Raises:
+        TypeError, ValueError: naming the key, what it holds and what was expected.
+    """
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if len(groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"state_dict has {len(groups)} parameter groups, "
+            f"the optimizer has {len(optimizer.param_groups)}"
+        )
+    params: dict[Any, Tensor] = {}
+    for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
+        _check_group(index, group, current, groups[0])
+        params |= zip(group["params"], current["params"], strict=True)
+    for key, buffers in state.items():
+        if key not in params:
+            raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
+        _check_buffers(key, buffers, params[key])
+
+
+def _check_group(
+    index: int, group: dict[str, Any], current: dict[str, Any], first: dict[str, Any]
+) -> None:
+    where = f"state_dict['param_groups'][{index}]"
+    schema = group.get("schema", SCHEMA)
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise ValueError(
+            f"{where}['schema'] is {schema!r}, this version of dwmgrad reads 1 to {SCHEMA}: "
+            "update dwmgrad"
+        )
+    missing = set(current) - set(group) - _WRITTEN_BY_OTHERS
+    unknown = set(group) - set(current) - _WRITTEN_BY_OTHERS
+    if missing or unknown:
+        raise ValueError(
+            f"{where} is not a group of this DWMGrad: missing keys {sorted(missing)}, "
+            f"unknown keys {sorted(unknown)}"
+        )
+    if len(group["params"]) != len(current["params"]):
+        raise ValueError(
+            f"{where} has {len(group['params'])} parameters, the optimizer's group has "
+            f"{len(current['params'])}"
+        )
+    try:
+        arguments.check(group)
+        _check_progress(group)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from None
+    for name in _COMMON:
+        if group[name] != first[name]:
+            raise ValueError(
+                f"{where}[{name!r}] is {group[name]!r} but {first[name]!r} in the first group: "
+                "all groups share one window"
+            )
+
+
+def _check_progress(group: dict[str, Any]) -> None:
+    for name, least in (("window", 1), ("observations", 0), ("increases", 0)):
+        value = group[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if group["window"] > group["max_window"]:
+        raise ValueError(f"window must be at most {group['max_window']}, got {group['window']!r}")
+    if group["increases"] > group["observations"]:
+        raise ValueError(f"increases must be at most observations, got {group['increases']!r}")
+    last_loss = group["last_loss"]
+    if last_loss is None:
+        return
+    if isinstance(last_loss, bool) or not isinstance(last_loss, (int, float)):
+        raise TypeError(f"last_loss must be a number or None, got {last_loss!r}")
+    if not math.isfinite(last_loss):
+        raise ValueError(f"last_loss must be finite, got {last_loss!r}")
+
+
+def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
+    where = f"state_dict['state'][{key!r}]"
+    if not isinstance(buffers, dict) or set(buffers) != BUFFERS:
+        found = sorted(buffers) if isinstance(buffers, dict) else type(buffers).__name__
+        raise ValueError(f"{where} must have the keys {sorted(BUFFERS)}, got {found}")
+    for name, buffer in buffers.items():
+        if not isinstance(buffer, Tensor) or not buffer.is_floating_point():
+            raise TypeError(f"{where}[{name!r}] must be a real tensor, got {type(buffer).__name__}")
+        if buffer.shape != param.shape:
+            raise ValueError(
+                f"{where}[{name!r}] has the shape {tuple(buffer.shape)}, "
+                f"its parameter {tuple(param.shape)}"
+            )

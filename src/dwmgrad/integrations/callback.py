@@ -1,0 +1,122 @@
+"""The Trainer's side of the window: its numbers in the logs, and what a user should be told."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+# Not from `transformers` itself, which may still be half imported.
+from transformers.trainer import DEFAULT_CALLBACKS
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from ..optimizer import DWMGrad
+from .accelerate import innermost
+
+_CALLBACKS: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
+
+
+class DWMGradCallback(TrainerCallback):
+    """Adds `window`, `effective_momentum` and `window_increase_share` to every training log.
+
+    The share is that of the steps since the last log whose signal was positive. Every Trainer has
+    this callback; with another optimizer it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seen = (0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = innermost(kwargs.get("optimizer"))
+        if not isinstance(optimizer, DWMGrad):
+            return
+        self._seen = _counts(optimizer)
+        if _several_batches_a_step(args) and ignores_items_in_batch(kwargs["model"]):
+            warnings.warn(
+                f"{_unwrapped(kwargs['model']).__class__.__name__} takes num_items_in_batch but "
+                "ignores it, so the Trainer leaves its losses and gradients undivided: they are "
+                "too large by the number of micro-batches, and a short last accumulation looks "
+                "like a sudden improvement to the window. Cure: model.accepts_loss_kwargs = False "
+                "before the Trainer is built (huggingface/transformers#47688).",
+                stacklevel=2,
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = innermost(kwargs.get("optimizer"))
+        if not isinstance(optimizer, DWMGrad) or logs is None or "loss" not in logs:
+            return
+        observations, increases = _counts(optimizer)
+        numbers: dict[str, float] = {
+            "window": optimizer.window,
+            "effective_momentum": optimizer.effective_momentum,
+        }
+        if observations > self._seen[0]:
+            share = (increases - self._seen[1]) / (observations - self._seen[0])
+            numbers["window_increase_share"] = share
+        self._seen = observations, increases
+        # `logs` goes on to the callbacks after this one; the history was written before them.
+        logs.update(numbers)
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(numbers)
+
+
+def attach() -> None:
+    """Gives the callback to every Trainer built from now on; a second call does nothing."""
+    if DWMGradCallback not in _CALLBACKS:
+        _CALLBACKS.append(DWMGradCallback)
+
+
+def detach() -> None:
+    """Takes `attach` back."""
+    if DWMGradCallback in _CALLBACKS:
+        _CALLBACKS.remove(DWMGradCallback)
+
+
+def ignores_items_in_batch(model: Any) -> bool:
+    """Whether the Trainer trusts this model to divide by `num_items_in_batch` and it does not.
+
+    transformers 5 trusts every forward with **kwargs; RoBERTa's, BERT's and most other
+    classification heads compute their loss without them.
+    """
+    model = _unwrapped(model)
+    parameters = inspect.signature(model.forward).parameters.values()
+    trusted = getattr(
+        model,
+        "accepts_loss_kwargs",
+        any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters),
+    )
+    if not trusted:
+        return False
+    try:
+        source = inspect.getsource(type(model).forward)
+    except (OSError, TypeError):
+        return False
+    # a forward that hands its labels on leaves the loss, and the division, to another one
+    users = ("loss_function", "num_items_in_batch", "labels=labels")
+    return not any(name in source for name in users)
+
+
+def _unwrapped(model: Any) -> Any:
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _several_batches_a_step(args: TrainingArguments) -> bool:
+    return args.gradient_accumulation_steps > 1 or (
+        args.world_size > 1 and args.average_tokens_across_devices
+    )
+
+
+def _counts(optimizer: DWMGrad) -> tuple[int, int]:
+    group = optimizer.param_groups[0]
+    return group["observations"], group["increases"]

@@ -1,0 +1,156 @@
+"""`--optim dwmgrad`: the name, known to transformers as if it were built in."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from .. import integrations
+from ..arguments import MISSING_LOSS
+from ..optimizer import DWMGrad
+from ..window import SIGNALS
+from . import callback
+
+NAME = "dwmgrad"
+MEMBER = "DWMGRAD"
+
+
+def register() -> None:
+    """Makes `TrainingArguments(optim="dwmgrad")` and `--optim dwmgrad` work.
+
+    Call it before `HfArgumentParser` is built: a parser takes its choices from the names that exist
+    then. A second call does nothing.
+
+    Raises:
+        ImportError: if transformers is not installed.
+    """
+    integrations.connect()
+    callback.attach()
+    if MEMBER in OptimizerNames.__members__:
+        return
+    _add_member()
+    # A pickled member could not be loaded where dwmgrad is not imported (training_args.bin); as a
+    # plain str it can, and is still equal to the member.
+    copyreg.pickle(OptimizerNames, _reduce)  # type: ignore[arg-type]
+    choose = _with_dwmgrad(Trainer.get_optimizer_cls_and_kwargs)
+    Trainer.get_optimizer_cls_and_kwargs = staticmethod(choose)  # type: ignore[method-assign]
+
+
+def unregister() -> None:
+    """Takes `register` back: names, parser and Trainer are as they were without dwmgrad."""
+    callback.detach()
+    if MEMBER not in OptimizerNames.__members__:
+        return
+    member = OptimizerNames.__members__[MEMBER]
+    OptimizerNames._member_names_.remove(MEMBER)
+    del OptimizerNames._member_map_[MEMBER]
+    del OptimizerNames._value2member_map_[NAME]
+    if MEMBER in vars(OptimizerNames):
+        type.__delattr__(OptimizerNames, MEMBER)
+    copyreg.dispatch_table.pop(type(member), None)
+    original = Trainer.get_optimizer_cls_and_kwargs.__wrapped__  # type: ignore[attr-defined]
+    Trainer.get_optimizer_cls_and_kwargs = staticmethod(original)  # type: ignore[method-assign]
+
+
+def _add_member() -> None:
+    member: Any = str.__new__(OptimizerNames, NAME)
+    member._name_ = MEMBER
+    member._value_ = NAME
+    member._sort_order_ = len(OptimizerNames._member_names_)
+    member.__objclass__ = OptimizerNames
+    OptimizerNames._member_names_.append(MEMBER)
+    OptimizerNames._member_map_[MEMBER] = member
+    OptimizerNames._value2member_map_[NAME] = member
+    type.__setattr__(OptimizerNames, MEMBER, member)
+
+
+def _reduce(member: OptimizerNames) -> tuple[Any, ...]:
+    return (str, (NAME,)) if member.value == NAME else (OptimizerNames, (member.value,))
+
+
+def _with_dwmgrad(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        if args.optim != NAME:
+            return original(args, model)
+        return DWMGrad, {
+            "lr": args.learning_rate,
+            "eps": args.adam_epsilon,
+            **parse_optim_args(args.optim_args),
+        }
+
+    return get_optimizer_cls_and_kwargs
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
+def _optional_boolean(text: str) -> bool | None:
+    return None if text.lower() == "none" else _boolean(text)
+
+
+OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
+    "momentum": float,
+    "initial_window": int,
+    "max_window": int,
+    "window_signal": _choice(*SIGNALS),
+    "missing_loss": _choice(*MISSING_LOSS),
+    "maximize": _boolean,
+    "foreach": _optional_boolean,
+    "fused": _optional_boolean,
+}
+"""What `--optim_args` may name, and how each value is read."""
+
+_HAS_ITS_OWN = {
+    "lr": "--learning_rate",
+    "learning_rate": "--learning_rate",
+    "eps": "--adam_epsilon",
+    "weight_decay": "--weight_decay",
+}
+
+
+def parse_optim_args(text: str | None) -> dict[str, Any]:
+    """`"max_window=100,window_signal=decrease"` as keyword arguments of DWMGrad.
+
+    Raises:
+        ValueError: for an unknown or repeated key, a value that does not parse, or a missing '='.
+    """
+    parsed: dict[str, Any] = {}
+    for item in filter(None, (text or "").replace(" ", "").split(",")):
+        key, equals, value = item.partition("=")
+        if key in _HAS_ITS_OWN:
+            raise ValueError(f"optim_args: {key!r} has an argument of its own, {_HAS_ITS_OWN[key]}")
+        if not equals or key not in OPTIM_ARGS:
+            raise ValueError(
+                f"optim_args: {item!r} is not understood; write key=value, separated by commas, "
+                f"with the keys {', '.join(OPTIM_ARGS)}"
+            )
+        if key in parsed:
+            raise ValueError(f"optim_args: {key!r} is given twice")
+        try:
+            parsed[key] = OPTIM_ARGS[key](value)
+        except ValueError as error:
+            raise ValueError(
+                f"optim_args: {key} cannot be {value!r} ({error}); the keys are "
+                f"{', '.join(OPTIM_ARGS)}"
+            ) from None
+    return parsed

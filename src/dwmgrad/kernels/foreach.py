@@ -1,0 +1,27 @@
+"""Few launches for many tensors: torch's `_foreach_` operators, at the price of temporaries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .coefficients import Coefficients
+
+
+def update(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    square_avgs: list[Tensor],
+    c: Coefficients,
+) -> None:
+    """The rule for tensors of one device and one dtype of at least 32 bits."""
+    torch._foreach_mul_(square_avgs, c.decay)
+    torch._foreach_addcmul_(square_avgs, grads, grads, value=1 - c.decay)
+    roots = torch._foreach_sqrt(square_avgs)
+    torch._foreach_add_(roots, c.eps)
+    torch._foreach_mul_(momentum_buffers, c.momentum)
+    torch._foreach_addcdiv_(momentum_buffers, grads, roots, value=c.step_size)
+    if c.shrink != 0:
+        torch._foreach_add_(params, params, alpha=-c.shrink)
+    torch._foreach_sub_(params, momentum_buffers)
