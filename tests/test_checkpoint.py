@@ -1,0 +1,196 @@
+"""Saving and loading: exact on every path, and refused as a whole where it does not fit."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from dwmgrad import DWMGrad
+
+LOSSES = [2.0, 1.5, 1.7, 1.0, 0.9, 1.2, 0.5, 0.4, 0.6, 0.1]
+
+
+def through_file(state_dict: dict) -> dict:
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def make(dtype: torch.dtype = torch.float32, **arguments) -> tuple[torch.nn.Module, DWMGrad]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2)).to(dtype)
+    weights, biases = model[0].parameters(), model[1].parameters()
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases}]
+    return model, DWMGrad(groups, lr=0.01, **arguments)
+
+
+def train(model: torch.nn.Module, optimizer: DWMGrad, losses: list[float]) -> None:
+    for loss in losses:
+        generator = torch.Generator().manual_seed(int(loss * 100))
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        optimizer.step(loss=loss)
+
+
+def by_state_dict(model: torch.nn.Module, optimizer: DWMGrad) -> tuple[torch.nn.Module, DWMGrad]:
+    other, loaded = make(next(model.parameters()).dtype)
+    other.load_state_dict(model.state_dict())
+    loaded.load_state_dict(through_file(optimizer.state_dict()))
+    return other, loaded
+
+
+def by_pickle(model: torch.nn.Module, optimizer: DWMGrad) -> tuple[torch.nn.Module, DWMGrad]:
+    return pickle.loads(pickle.dumps((model, optimizer)))
+
+
+def by_deepcopy(model: torch.nn.Module, optimizer: DWMGrad) -> tuple[torch.nn.Module, DWMGrad]:
+    return copy.deepcopy((model, optimizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", [by_state_dict, by_pickle, by_deepcopy])
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_a_run_goes_on_bit_by_bit(way, at: int, dtype: torch.dtype) -> None:
+    model, optimizer = make(dtype)
+    train(model, optimizer, LOSSES[:at])
+    other, loaded = way(model, optimizer)
+    train(model, optimizer, LOSSES[at:])
+    train(other, loaded, LOSSES[at:])
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    ours, theirs = optimizer.state_dict(), loaded.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    for key, buffers in ours["state"].items():
+        assert all(
+            torch.equal(buffer, theirs["state"][key][name]) for name, buffer in buffers.items()
+        )
+
+
+def test_a_half_open_batch_stays_out() -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:3])
+    before = optimizer.state_dict()["param_groups"]
+    optimizer.observe_loss(100.0)
+    assert optimizer.state_dict()["param_groups"] == before
+    _, loaded = by_state_dict(model, optimizer)
+    train(model, loaded, [0.5])
+    assert loaded.last_loss == 0.5
+
+
+def test_only_plain_values_beside_the_buffers() -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:2])
+    for group in optimizer.state_dict()["param_groups"]:
+        assert all(type(v) in (int, float, str, bool, list, type(None)) for v in group.values())
+    for buffers in optimizer.state_dict()["state"].values():
+        assert all(type(buffer) is torch.Tensor for buffer in buffers.values())
+
+
+def test_a_scheduler_may_have_left_its_key() -> None:
+    model, optimizer = make()
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    _, fresh = make()
+    fresh.load_state_dict(optimizer.state_dict())
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=3)
+    fresh.load_state_dict(optimizer.state_dict())
+
+
+def broken(case: str) -> dict:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:2])
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    changed = REFUSED[case][0](state_dict)
+    return changed if case in ("no state dict", "no state") else state_dict
+
+
+def in_group(index: int, **values):
+    return lambda sd: sd["param_groups"][index].update(values)
+
+
+REFUSED = {
+    "no state dict": (lambda sd: [1, 2], "must be a dict with the keys"),
+    "no state": (lambda sd: {"param_groups": sd["param_groups"]}, "'state' and 'param_groups'"),
+    "a group less": (lambda sd: sd["param_groups"].pop(), "1 parameter groups.*has 2"),
+    "a parameter less": (lambda sd: sd["param_groups"][0]["params"].pop(), "has 1 parameters"),
+    "a key less": (lambda sd: sd["param_groups"][1].pop("window"), r"missing keys \['window'\]"),
+    "a key more": (in_group(0, gamma=1), r"unknown keys \['gamma'\]"),
+    "newer schema": (in_group(0, schema=2), "'schema'] is 2.*reads 1 to 1: update dwmgrad"),
+    "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
+    "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),
+    "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),
+    "window beyond": (in_group(0, window=11), "window must be at most 10, got 11"),
+    "nan last_loss": (in_group(0, last_loss=float("nan")), "last_loss must be finite"),
+    "text last_loss": (in_group(0, last_loss="2"), "last_loss must be a number or None"),
+    "bad lr": (in_group(1, lr="fast"), r"\[1\]: lr must be a number"),
+    "increases": (in_group(0, increases=3), "increases must be at most observations"),
+    "two windows": (in_group(1, window=9), r"\['window'\] is 9 but 5 in the first group"),
+    "stray state": (lambda sd: sd["state"].update({99: sd["state"][0]}), "key 99.*no group"),
+    "buffer less": (lambda sd: sd["state"][0].pop("square_avg"), "must have the keys"),
+    "buffer more": (lambda sd: sd["state"][0].update(step=1), "must have the keys"),
+    "buffer no tensor": (
+        lambda sd: sd["state"][0].update(square_avg=[0.0]),
+        "real tensor, got list",
+    ),
+    "wrong shape": (
+        lambda sd: sd["state"][0].update(square_avg=torch.zeros(3)),
+        r"has the shape \(3,\), its parameter \(4, 6\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(case: str) -> None:
+    bad, message = broken(case), REFUSED[case][1]
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:4])
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.load_state_dict(bad)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for key, buffers in before["state"].items():
+        assert all(
+            torch.equal(buffer, after["state"][key][name]) for name, buffer in buffers.items()
+        )
+
+
+@pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_the_state_of_another_optimizer_is_refused(other) -> None:
+    model, optimizer = make()
+    stranger = other([{"params": g["params"]} for g in optimizer.param_groups], lr=0.1)
+    with pytest.raises(ValueError, match=r"missing keys \[.*'window'.*\], unknown keys \["):
+        optimizer.load_state_dict(stranger.state_dict())
+
+
+def test_a_truncated_file_is_torchs_error_and_changes_nothing(tmp_path) -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:2])
+    path = tmp_path / "optimizer.pt"
+    torch.save(optimizer.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        optimizer.load_state_dict(torch.load(path, weights_only=True))
+    assert optimizer.window == 5
+
+
+def test_torch_distributed_checkpoint_round_trips_with_and_without_flattening() -> None:
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    for flatten in (False, True):
+        options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+        model, optimizer = make(missing_loss="error")
+        train(model, optimizer, LOSSES[:5])
+        saved = through_file(get_optimizer_state_dict(model, optimizer, options=options))
+        other, loaded = make(missing_loss="error")
+        other.load_state_dict(model.state_dict())
+        set_optimizer_state_dict(other, loaded, saved, options=options)
+        assert (loaded.window, loaded.last_loss) == (optimizer.window, optimizer.last_loss)
+        train(model, optimizer, LOSSES[5:])
+        train(other, loaded, LOSSES[5:])
+        assert all(map(torch.equal, model.parameters(), other.parameters()))

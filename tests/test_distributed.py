@@ -1,0 +1,91 @@
+"""Two real processes with gloo: one window, whatever the ranks' losses are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dwmgrad import DWMGrad
+from dwmgrad.distributed import mean_over_ranks
+
+
+def run(worker, tmp_path: Path, ranks: int = 2) -> list:
+    """Runs `worker(rank)` in that many processes; returns what each returned."""
+    mp.start_processes(_enter, (worker, str(tmp_path), ranks), nprocs=ranks, start_method="spawn")
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _enter(rank: int, worker, folder: str, ranks: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    torch.save(worker(rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def ddp_run(rank: int) -> tuple:
+    """60 steps of DDP with different data, counting the all-reduces of one number."""
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(6, 2))
+    optimizer = DWMGrad(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(rank)
+    reduced = []
+    all_reduce = dist.all_reduce
+
+    def counting(tensor, *args, **options):
+        reduced.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *args, **options)
+
+    dist.all_reduce = counting
+    windows, losses, own = [], [], []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (model(torch.randn(4, 6, generator=generator)) - 1).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        windows.append(optimizer.window)
+        losses.append(optimizer.last_loss)
+        own.append(loss.item())
+    return windows, losses, own, reduced, [p.detach() for p in model.parameters()]
+
+
+def test_ddp_ranks_agree_bit_by_bit_with_one_4_byte_all_reduce_a_step(tmp_path: Path) -> None:
+    first, second = run(ddp_run, tmp_path)
+    assert first[0] == second[0] and first[1] == second[1]
+    assert first[2] != second[2]
+    for mean, a, b in zip(first[1], first[2], second[2], strict=True):
+        assert mean == pytest.approx((a + b) / 2, rel=1e-6)
+    assert first[3] == second[3] == [4] * 60
+    assert all(map(torch.equal, first[4], second[4]))
+
+
+def odd_losses(rank: int) -> list:
+    """What the ranks make of losses that are missing, not finite or Python numbers."""
+    cpu = torch.device("cpu")
+    cases = [(1.0, torch.tensor(2.0)), (None, 1.0), (float("nan"), 1.0), (float("inf"), None)]
+    cases += [(None, None), (torch.tensor(float("-inf")), 1.0)]
+    means = [mean_over_ranks(case[rank], cpu) for case in cases]
+    param = torch.ones(2, requires_grad=True)
+    optimizer = DWMGrad([param], missing_loss="hold")
+    for step in range(6):
+        param.grad = torch.ones(2)
+        if step != 2 or rank == 0:  # in step 2 the second rank has no loss
+            bad = step == 4 and rank == 1
+            optimizer.observe_loss(float("nan") if bad else 1.0 / (step + 1 + rank))
+        optimizer.step()
+    return [means, optimizer.window, optimizer.last_loss, param.detach()]
+
+
+@pytest.mark.filterwarnings("ignore:the loss is not finite")
+def test_every_rank_draws_the_same_conclusion_from_odd_losses(tmp_path: Path) -> None:
+    first, second = run(odd_losses, tmp_path)
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert first[0] == [1.5, None, nan, nan, None, nan]
+    assert second[0] == [1.5, None, nan, nan, None, nan]
+    assert first[1:3] == second[1:3]
+    assert torch.equal(first[3], second[3])

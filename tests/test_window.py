@@ -1,0 +1,51 @@
+"""The window alone: a loss in, window and momentum out."""
+
+import pytest
+
+from dwmgrad.window import Window
+
+
+def sizes(signal: str, losses: list[float], **settings: int) -> list[int]:
+    window = Window(signal=signal, **settings)
+    seen = []
+    for loss in losses:
+        window.observe(loss)
+        seen.append(window.size)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        ("decrease", [4, 5, 4, 3, 4]),  # the first loss and a tie shrink the window
+        ("increase", [6, 5, 6, 5, 4]),  # the first loss is compared with 0
+        ("loss", [6, 7, 8, 9, 10]),
+    ],
+)
+def test_each_signal_moves_the_window_its_own_way(signal: str, expected: list[int]) -> None:
+    assert sizes(signal, [2.0, 1.0, 3.0, 3.0, 2.5]) == expected
+
+
+def test_the_loss_signal_follows_the_sign_of_the_loss() -> None:
+    assert sizes("loss", [1.0, -1.0, 0.0]) == [6, 5, 4]
+
+
+def test_the_window_stays_between_one_and_its_bound() -> None:
+    assert sizes("loss", [-1.0] * 7) == [4, 3, 2, 1, 1, 1, 1]
+    assert sizes("loss", [1.0] * 4, size=9, max_size=11) == [10, 11, 11, 11]
+    assert sizes("loss", [1.0, -1.0], size=1, max_size=1) == [1, 1]
+
+
+def test_decay_and_momentum_follow_the_size() -> None:
+    assert Window(size=1).decay == 0.0
+    assert Window(size=10).decay == pytest.approx(0.9)
+    assert Window(size=1).momentum(0.9) == pytest.approx(0.09)
+    assert Window(size=10).momentum(0.9) == pytest.approx(0.9)
+    assert Window(size=25, max_size=100).momentum(0.9) == pytest.approx(0.225)
+
+
+def test_it_counts_what_it_saw() -> None:
+    window = Window()
+    for loss in (3.0, 2.0, 2.5, 1.0):
+        window.observe(loss)
+    assert (window.observations, window.increases, window.last_loss) == (4, 2, 1.0)
