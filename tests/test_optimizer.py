@@ -1,4 +1,4 @@
-"""The rule, step by step, on every route of the loss, with groups, schedulers and odd parameters."""
+"""The rule, step by step: routes of the loss, groups, schedulers, odd parameters."""
 
 import math
 

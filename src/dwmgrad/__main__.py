@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import os
-import runpy
 import sys
-from types import TracebackType
+from importlib.machinery import SourceFileLoader
+from types import ModuleType, TracebackType
 
 from . import register
+from .integrations.optim_args import OPTIM_ARGS
 
 USAGE = """\
 usage: python -m dwmgrad SCRIPT [ARGS ...]
@@ -31,13 +33,8 @@ example: python -m dwmgrad run_glue.py --optim dwmgrad --task_name mrpc ...
 def main(arguments: list[str]) -> None:
     """Registers the name and runs the script in `arguments[0]` with the rest as its arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        from .integrations.transformers import OPTIM_ARGS
-
-        print(
-            USAGE.format(keys=", ".join(OPTIM_ARGS)),
-            end="",
-            file=sys.stdout if arguments else sys.stderr,
-        )
+        usage = USAGE.format(keys=", ".join(OPTIM_ARGS))
+        print(usage, end="", file=sys.stdout if arguments else sys.stderr)
         sys.exit(0 if arguments else 2)
     script = arguments[0]
     if not os.path.isfile(script):
@@ -47,14 +44,23 @@ def main(arguments: list[str]) -> None:
         print(f"python -m dwmgrad: cannot run {script!r}: {option}", file=sys.stderr)
         sys.exit(2)
     register()
+    path = os.path.abspath(script)
     sys.argv = arguments
     # `python -m` put the working directory here, `python SCRIPT` would have put the script's.
-    sys.path[0] = os.path.dirname(os.path.abspath(script))
-    _show_only_frames_of(script)
-    runpy.run_path(script, run_name="__main__")
+    sys.path[0] = os.path.dirname(path)
+    _show_only_frames_of(path)
+    # Not runpy.run_path: it writes sys.argv[0], and takes `__main__` away again at the end.
+    module = ModuleType("__main__")
+    module.__file__ = path
+    module.__loader__ = SourceFileLoader("__main__", path)
+    module.__builtins__ = builtins  # type: ignore[attr-defined]
+    sys.modules["__main__"] = module
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec")
+    exec(code, module.__dict__)
 
 
-def _show_only_frames_of(script: str) -> None:
+def _show_only_frames_of(path: str) -> None:
     """A traceback starts in the script, as if it had been run directly."""
     show = sys.excepthook
 
@@ -62,9 +68,11 @@ def _show_only_frames_of(script: str) -> None:
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         start = trace
-        while start is not None and start.tb_frame.f_code.co_filename != script:
+        while start is not None and start.tb_frame.f_code.co_filename != path:
             start = start.tb_next
-        show(kind, error, start or trace)
+        if start is None and not isinstance(error, SyntaxError):  # not the script's doing
+            start = trace
+        show(kind, error.with_traceback(start), start)
 
     sys.excepthook = excepthook
 

@@ -11,10 +11,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .. import integrations
-from ..arguments import MISSING_LOSS
 from ..optimizer import DWMGrad
-from ..window import SIGNALS
 from . import callback
+from .optim_args import parse_optim_args
 
 NAME = "dwmgrad"
 MEMBER = "DWMGRAD"
@@ -87,70 +86,3 @@ def _with_dwmgrad(original: Callable[..., Any]) -> Callable[..., Any]:
         }
 
     return get_optimizer_cls_and_kwargs
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return text.lower() == "true"
-
-
-def _optional_boolean(text: str) -> bool | None:
-    return None if text.lower() == "none" else _boolean(text)
-
-
-OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
-    "momentum": float,
-    "initial_window": int,
-    "max_window": int,
-    "window_signal": _choice(*SIGNALS),
-    "missing_loss": _choice(*MISSING_LOSS),
-    "maximize": _boolean,
-    "foreach": _optional_boolean,
-    "fused": _optional_boolean,
-}
-"""What `--optim_args` may name, and how each value is read."""
-
-_HAS_ITS_OWN = {
-    "lr": "--learning_rate",
-    "learning_rate": "--learning_rate",
-    "eps": "--adam_epsilon",
-    "weight_decay": "--weight_decay",
-}
-
-
-def parse_optim_args(text: str | None) -> dict[str, Any]:
-    """`"max_window=100,window_signal=decrease"` as keyword arguments of DWMGrad.
-
-    Raises:
-        ValueError: for an unknown or repeated key, a value that does not parse, or a missing '='.
-    """
-    parsed: dict[str, Any] = {}
-    for item in filter(None, (text or "").replace(" ", "").split(",")):
-        key, equals, value = item.partition("=")
-        if key in _HAS_ITS_OWN:
-            raise ValueError(f"optim_args: {key!r} has an argument of its own, {_HAS_ITS_OWN[key]}")
-        if not equals or key not in OPTIM_ARGS:
-            raise ValueError(
-                f"optim_args: {item!r} is not understood; write key=value, separated by commas, "
-                f"with the keys {', '.join(OPTIM_ARGS)}"
-            )
-        if key in parsed:
-            raise ValueError(f"optim_args: {key!r} is given twice")
-        try:
-            parsed[key] = OPTIM_ARGS[key](value)
-        except ValueError as error:
-            raise ValueError(
-                f"optim_args: {key} cannot be {value!r} ({error}); the keys are "
-                f"{', '.join(OPTIM_ARGS)}"
-            ) from None
-    return parsed

@@ -1,0 +1,68 @@
+"""One picture of one run: what the loss did, and what the window made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+CURVES = {
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "window": "window (steps)",
+    "effective_momentum": "effective momentum",
+}
+"""Keys of a Trainer's log, and their axis labels, from top to bottom."""
+
+
+def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
+    """Draws loss, learning rate, window and effective momentum over the steps of a run.
+
+    Args:
+        run_dir: a folder with a `trainer_state.json`, as the Trainer writes it; without one, its
+            newest checkpoint is taken.
+        output: the PNG to write; `window.png` in `run_dir` by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        FileNotFoundError: if there is no `trainer_state.json`.
+        ValueError: if it logs no loss.
+    """
+    run_dir = Path(run_dir)
+    history = _history(run_dir)
+    present = [key for key in CURVES if any(key in entry for entry in history)]
+    if "loss" not in present:
+        raise ValueError(f"{run_dir} logged no loss: train with --logging_steps below --max_steps")
+
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(8, 2.0 * len(present) + 0.6), layout="constrained")
+    axes = figure.subplots(len(present), sharex=True, squeeze=False)[:, 0]
+    for axis, key in zip(axes, present, strict=True):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        axis.plot(*zip(*points, strict=True), color="tab:blue", linewidth=1.2, label="training")
+        axis.set_ylabel(CURVES[key])
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.01)
+    evaluated = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if evaluated:
+        axes[0].plot(*zip(*evaluated, strict=True), "o--", color="tab:orange", label="evaluation")
+        axes[0].legend(frameon=False)
+    axes[-1].set_xlabel("step")
+    figure.suptitle(run_dir.resolve().name)
+    path = Path(output) if output is not None else run_dir / "window.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _history(run_dir: Path) -> list[dict[str, float]]:
+    newest_first = sorted(
+        run_dir.glob("checkpoint-*/trainer_state.json"),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    for path in [run_dir / "trainer_state.json", *newest_first]:
+        if path.is_file():
+            return json.loads(path.read_text())["log_history"]
+    raise FileNotFoundError(f"{run_dir} has no trainer_state.json, nor has a checkpoint in it")

@@ -1,0 +1,151 @@
+"""The name: there after register(), as if built in, and gone without a trace after unregister()."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers.trainer
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+import dwmgrad
+from dwmgrad import DWMGrad
+from dwmgrad.integrations.optim_args import OPTIM_ARGS, parse_optim_args
+
+COMMAND_LINE = ["--output_dir", "x", "--optim", "dwmgrad", "--report_to", "none"]
+
+
+def traces() -> list:
+    help_text = HfArgumentParser(TrainingArguments).format_help()
+    return [
+        list(OptimizerNames),
+        dict(OptimizerNames.__members__),
+        dir(OptimizerNames),
+        vars(Trainer)["get_optimizer_cls_and_kwargs"].__func__,
+        list(transformers.trainer.DEFAULT_CALLBACKS),
+        "dwmgrad" in help_text,
+        pickle.dumps(OptimizerNames.SGD),
+    ]
+
+
+def test_unregister_leaves_no_trace_and_both_may_be_repeated() -> None:
+    dwmgrad.unregister()
+    before = traces()
+    with pytest.raises(ValueError, match="dwmgrad"):
+        OptimizerNames("dwmgrad")
+    for _ in range(2):
+        dwmgrad.register()
+        once = traces()
+        dwmgrad.register()
+        assert traces() == once != before
+        dwmgrad.unregister()
+        dwmgrad.unregister()
+        assert traces() == before
+
+
+@pytest.mark.usefixtures("registered")
+class TestTheName:
+    def test_is_a_member_like_the_others(self) -> None:
+        member = OptimizerNames.DWMGRAD
+        assert member in list(OptimizerNames)
+        assert member is OptimizerNames("dwmgrad") is OptimizerNames["DWMGRAD"]
+        assert (member.name, member.value, member == "dwmgrad") == ("DWMGRAD", "dwmgrad", True)
+        assert copy.deepcopy(member) == member
+        assert pickle.loads(pickle.dumps(OptimizerNames.SGD)) is OptimizerNames.SGD
+
+    def test_on_the_command_line(self, capsys) -> None:
+        parser = HfArgumentParser(TrainingArguments)
+        (args,) = parser.parse_args_into_dataclasses(COMMAND_LINE)
+        assert args.optim is OptimizerNames.DWMGRAD
+        with pytest.raises(SystemExit):
+            parser.parse_args_into_dataclasses([*COMMAND_LINE[:3], "dwmgrat"])
+        assert "dwmgrad" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("kind", ["yaml", "json"])
+    def test_in_a_file(self, kind: str, tmp_path: Path) -> None:
+        settings = {"output_dir": "x", "optim": "dwmgrad", "optim_args": "max_window=100"}
+        path = tmp_path / f"arguments.{kind}"
+        path.write_text(json.dumps(settings))  # JSON is YAML, too
+        parser = HfArgumentParser(TrainingArguments)
+        (args,) = getattr(parser, f"parse_{kind}_file")(str(path))
+        _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+        assert (args.optim, kwargs["max_window"]) == (OptimizerNames.DWMGRAD, 100)
+
+    def test_in_arguments_that_are_written_down(self, tmp_path: Path) -> None:
+        args = TrainingArguments("x", optim="dwmgrad", report_to="none")
+        assert args.to_dict()["optim"] == json.loads(args.to_json_string())["optim"] == "dwmgrad"
+        assert args.set_optimizer("dwmgrad", learning_rate=0.1).optim is OptimizerNames.DWMGRAD
+        torch.save(args, tmp_path / "training_args.bin")
+        code = (
+            "import torch; args = torch.load('training_args.bin', weights_only=False); "
+            "import sys; assert 'dwmgrad' not in sys.modules; print(args.optim)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        assert found.stdout.strip() == "dwmgrad"
+        loaded = torch.load(tmp_path / "training_args.bin", weights_only=False)
+        assert Trainer.get_optimizer_cls_and_kwargs(loaded)[0] is DWMGrad
+
+    def test_reaches_the_optimizer_with_its_arguments(self) -> None:
+        args = TrainingArguments(
+            "x",
+            optim="dwmgrad",
+            learning_rate=0.25,
+            adam_epsilon=1e-6,
+            optim_args="max_window=100, window_signal=loss,momentum=0.5,fused=False",
+            report_to="none",
+        )
+        expected = {"lr": 0.25, "eps": 1e-6, "max_window": 100, "window_signal": "loss"}
+        expected |= {"momentum": 0.5, "fused": False}
+        assert Trainer.get_optimizer_cls_and_kwargs(args, None) == (DWMGrad, expected)
+
+    def test_leaves_other_names_to_transformers(self) -> None:
+        args = TrainingArguments("x", optim="sgd", report_to="none")
+        assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is torch.optim.SGD
+
+    def test_a_typo_in_optim_args_ends_before_training(self, model, dataset, arguments) -> None:
+        trainer = Trainer(model, arguments(optim_args="max_windw=3"), train_dataset=dataset)
+        with pytest.raises(ValueError, match="'max_windw=3' is not understood.*max_window"):
+            trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_windw=3", "'max_windw=3' is not understood.*momentum, initial_window"),
+        ("max_window", "'max_window' is not understood; write key=value"),
+        ("max_window=ten", "max_window cannot be 'ten'.*the keys are momentum"),
+        ("max_window=1.5", "max_window cannot be '1.5'"),
+        ("fused=2", r"fused cannot be '2' \(true or false\)"),
+        ("window_signal=up", r"window_signal cannot be 'up' \(one of decrease, increase, loss\)"),
+        ("momentum=0.9,momentum=0.8", "'momentum' is given twice"),
+        ("weight_decay=0.1", "an argument of its own, --weight_decay"),
+        ("lr=0.1", "an argument of its own, --learning_rate"),
+        ("eps=1", "an argument of its own, --adam_epsilon"),
+    ],
+)
+def test_optim_args_that_are_not_understood_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_optim_args(text)
+
+
+def test_optim_args_are_typed() -> None:
+    assert parse_optim_args(None) == parse_optim_args("") == {}
+    assert parse_optim_args("maximize=False,fused=none,foreach=TRUE") == {
+        "maximize": False,
+        "fused": None,
+        "foreach": True,
+    }
+
+
+def test_every_argument_can_be_named_in_optim_args() -> None:
+    import inspect
+
+    names = set(inspect.signature(DWMGrad).parameters) - {"params", "lr", "eps", "weight_decay"}
+    assert set(OPTIM_ARGS) == names

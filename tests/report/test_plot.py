@@ -1,0 +1,55 @@
+"""The picture of a run, from its logs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dwmgrad.report import plot_run
+
+
+def write_run(folder: Path, history: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    return folder
+
+
+def history(steps: int, **more: float) -> list[dict]:
+    logs = [{"step": s, "loss": 1 / s, "learning_rate": 0.1, **more} for s in range(1, steps)]
+    return [*logs, {"step": steps, "eval_loss": 0.5}, {"step": steps, "train_runtime": 1.0}]
+
+
+def height(path: Path) -> int:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[20:24], "big")
+
+
+def test_a_run_of_dwmgrad_has_four_curves_and_another_ones_two(tmp_path: Path) -> None:
+    ours = write_run(tmp_path / "a", history(20, window=5, effective_momentum=0.4))
+    theirs = write_run(tmp_path / "b", history(20))
+    assert plot_run(ours) == ours / "window.png"
+    assert height(plot_run(ours)) > 1.5 * height(plot_run(theirs, tmp_path / "x.png"))
+
+
+def test_the_newest_checkpoint_stands_in_for_an_unfinished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "checkpoint-10", history(10))
+    assert plot_run(tmp_path) == tmp_path / "window.png"
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no trainer_state.json"):
+        plot_run(tmp_path)
+    with pytest.raises(ValueError, match="logged no loss"):
+        plot_run(write_run(tmp_path, [{"step": 1, "eval_loss": 1.0}]))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dwmgrad.report"]
+    run = str(write_run(tmp_path, history(5)))
+    done = subprocess.run([*command, run], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "window.png")
+    wrong = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
