@@ -1,0 +1,73 @@
+"""Makes a virtual environment with this project in it, once; needs Python and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) -> Path:
+    """Installs `dwmgrad[extra]`, editable, into a virtual environment of this checkout.
+
+    A second call is quick: a stamp in the environment says what was installed.
+
+    Args:
+        extra: the extra of setup.cfg to install.
+        folder: the environment's folder, below the checkout.
+        constraints: a pip constraints file; PIP_CONSTRAINT and pip's other settings hold as ever.
+
+    Returns:
+        The environment's Python. Ends the program with a message if it cannot be made.
+    """
+    if sys.version_info < (3, 10):
+        sys.exit(f"dwmgrad needs Python 3.10 or newer, this is {sys.version.split()[0]}")
+    home = ROOT / folder
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = home / f"installed-{extra}"
+    wanted = _fingerprint(constraints)
+    if stamp.is_file() and stamp.read_text() == wanted and python.exists():
+        return python
+    say(f"making {home} (once; downloads PyTorch and the Hugging Face libraries)")
+    if not python.exists():
+        _run([sys.executable, "-m", "venv", str(home)], "install Python's venv module")
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    if constraints is not None:
+        pip += ["--constraint", str(constraints)]
+    _run([*pip, "--editable", f"{ROOT}[{extra}]"], "see pip's message above, then run this again")
+    stamp.write_text(wanted)
+    return python
+
+
+def run(command: list[str], **environment: str) -> None:
+    """Runs a command in the checkout; ends the program with its exit code if it fails."""
+    try:
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode
+    except KeyboardInterrupt:
+        code = 130
+    if code != 0:
+        sys.exit(code)
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"==> {text}", flush=True)
+
+
+def _fingerprint(constraints: Path | None) -> str:
+    parts = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *([constraints] if constraints else [])]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
+    return f"{sys.version} {digest.hexdigest()}"
+
+
+def _run(command: list[str], remedy: str) -> None:
+    try:
+        failed = subprocess.run(command).returncode != 0
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if failed:
+        sys.exit(f"could not run {' '.join(command)}: {remedy}")

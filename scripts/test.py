@@ -1,0 +1,38 @@
+"""Style, types and tests in one command; makes a virtual environment first.
+
+  python3 scripts/test.py            what every change must pass
+  python3 scripts/test.py --slow     the slow tests, too
+  python3 scripts/test.py --oldest   the tests with the oldest supported versions
+
+Other arguments go to pytest.
+"""
+
+import sys
+
+from environment import ROOT, prepare, run, say
+
+RUFF = ["--line-length", "100"]
+SOURCES = ["src", "scripts", "tests"]
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the checks one by one and stops at the first that fails."""
+    if "--oldest" in arguments:
+        arguments.remove("--oldest")
+        python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))
+    else:
+        python = str(prepare("test"))
+        say("style: ruff")
+        run([python, "-m", "ruff", "check", *RUFF, "--select", "E,F,I,B,UP", *SOURCES])
+        run([python, "-m", "ruff", "format", "--check", *RUFF, *SOURCES])
+        say("types: mypy")
+        run([python, "-m", "mypy"])
+    say("tests: pytest")
+    run([python, "-m", "pytest", *arguments])
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+    else:
+        main(sys.argv[1:])
