@@ -14,7 +14,9 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,16 +41,21 @@ def roberta_base() -> list[tuple[int, ...]]:
     return [(50265, 768), (514, 768), (1, 768), (768,), (768,), *(layer * 12), *head]
 
 
-SHAPES = {
+Shapes = list[tuple[int, ...]]
+SHAPES: dict[str, Callable[[], Shapes]] = {
     "demo": demo,
     "100m": lambda: [(2500, 1000)] * 40,
     "roberta-base": roberta_base,
     "lora": lambda: [(8, 768), (768, 8)] * 200,
 }
-KERNELS = {"fused": {}, "loop": {"fused": False, "foreach": False}, "foreach": {"foreach": True}}
+KERNELS: dict[str, dict[str, Any]] = {
+    "fused": {},
+    "loop": {"fused": False, "foreach": False},
+    "foreach": {"foreach": True},
+}
 
 
-def compare(shapes: list[tuple[int, ...]], kernel: str, pairs: int, device: str) -> dict:
+def compare(shapes: Shapes, kernel: str, pairs: int, device: str) -> dict:
     """Times `pairs` pairs of steps; milliseconds, and the median ratio with its quartiles."""
 
     def parameters() -> list[torch.Tensor]:

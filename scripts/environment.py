@@ -24,7 +24,7 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
     Returns:
         The environment's Python. Ends the program with a message if it cannot be made.
     """
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - runs before anything is installed
         sys.exit(f"dwmgrad needs Python 3.10 or newer, this is {sys.version.split()[0]}")
     home = ROOT / folder
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -248,6 +248,17 @@ def test_a_sparse_gradient_is_refused_and_nothing_changes() -> None:
     assert (optimizer.window, optimizer.last_loss, len(optimizer.state)) == (5, None, 0)
 
 
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1.0])
+def test_a_learning_rate_that_a_scheduler_has_spoilt_is_refused(lr: float) -> None:
+    param = torch.ones(2, requires_grad=True)
+    param.grad = torch.ones(2)
+    optimizer = DWMGrad([param])
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match="lr of parameter group 0 must be finite"):
+        optimizer.step(loss=1.0)
+    assert (optimizer.window, param.tolist(), len(optimizer.state)) == (5, [1.0, 1.0], 0)
+
+
 def test_500_steps_leave_no_more_behind_than_one() -> None:
     import gc
 

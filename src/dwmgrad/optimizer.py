@@ -193,7 +193,7 @@ class DWMGrad(Optimizer):
         Raises:
             RuntimeError: if the step's loss comes on two routes, if there is none and
                 `missing_loss="error"`, or if a gradient is sparse.
-            TypeError, ValueError: if the loss is not one real number.
+            TypeError, ValueError: if the loss is not one real number, or a lr is not finite.
 
         Whatever it raises, parameters, state and window are as before.
         """
@@ -202,9 +202,9 @@ class DWMGrad(Optimizer):
         if brings_loss:
             loss = self._loss_of_call(closure, loss, scaled)
         try:
-            self._check_gradients()
+            self._check_before_change()
             observation, value = self._settle()
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             if brings_loss:
                 self.discard_loss()
             raise
@@ -249,19 +249,16 @@ class DWMGrad(Optimizer):
                     "gradients are scaled. Run forward and backward before scaler.step() and let "
                     "the closure return the loss alone, or call observe_loss()"
                 )
-            if self._observation is not pending:  # accelerator.backward() inside the closure
-                self._require_automatic_route(route)
-                return loss
+            inner = self._observation
+            if inner is not None and inner is not pending:  # fed by accelerator.backward() in there
+                if inner.route != "observe_loss()":
+                    return loss
+                self._observation = None
+                raise RuntimeError(f"the loss came through {route} and, inside it, {inner.route}")
         observation = Observation(route)
         observation.add(loss)
         self._observation = observation
         return loss
-
-    def _require_automatic_route(self, route: str) -> None:
-        inner = self._observation
-        if inner is not None and inner.route == "observe_loss()":
-            self._observation = None
-            raise RuntimeError(f"the loss came through {route} and, inside it, observe_loss()")
 
     def _gradient_versions(self) -> list[tuple[int, int]]:
         grads = (p.grad for group in self.param_groups for p in group["params"])
@@ -310,8 +307,10 @@ class DWMGrad(Optimizer):
             self._said.add(message)
             warnings.warn(message, stacklevel=4)
 
-    def _check_gradients(self) -> None:
-        for group in self.param_groups:
+    def _check_before_change(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            if not 0 <= float(group["lr"]) < math.inf:
+                raise ValueError(f"lr of parameter group {index} must be finite, got {group['lr']}")
             for param in group["params"]:
                 if param.grad is not None and param.grad.layout is not torch.strided:
                     raise RuntimeError(

@@ -1,0 +1,157 @@
+"""Make the package's embedded sample again: `make_sample.py SST2_FOLDER [OUTPUT_FOLDER]`.
+
+SST2_FOLDER holds train.parquet and validation.parquet with `sentence` and `label`. Written are
+both splits without what the run does not need, a tokenizer trained on the training sentences,
+and a small RoBERTa's config. Deterministic: the same input gives the same bytes with the same
+library versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, RobertaConfig
+
+SAMPLE = Path(__file__).parent.parent / "src" / "dwmgrad" / "glue" / "sample"
+VOCABULARY = 16000
+ENDINGS = 300
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's order: <pad> is 1
+MAX_LENGTH = 128
+
+
+def write_split(source: Path, target: Path) -> list[str]:
+    """Copy `sentence` and `label`, as strongly compressed as parquet goes."""
+    table = pq.read_table(source, columns=["sentence", "label"])
+    sentences = [text.strip() for text in table["sentence"].to_pylist()]
+    slim = pa.table(
+        {
+            "sentence": sentences,
+            "label": pa.array(table["label"].to_pylist(), pa.int8()),
+        }
+    )
+    pq.write_table(
+        slim, target, compression="zstd", compression_level=22, use_dictionary=False,
+        write_statistics=False, row_group_size=len(slim), data_page_size=1 << 24,
+    )  # fmt: skip
+    return sentences
+
+
+def vocabulary(words: Counter[str]) -> list[str]:
+    """RoBERTa's special tokens, the characters, the commonest word endings, the commonest words.
+
+    Counted here, with ties in alphabetical order: the trainers of `tokenizers` break ties, and
+    number the pieces, in an order that changes from run to run.
+    """
+    characters = sorted({character for word in words for character in word})
+    endings = Counter(
+        "##" + word[-size:] for word in words for size in range(2, 6) if len(word) > size + 1
+    )
+    pieces = SPECIAL + characters + ["##" + character for character in characters]
+    pieces += _commonest(endings, ENDINGS)
+    known = set(pieces)
+    rest = Counter({word: count for word, count in words.items() if word not in known})
+    return pieces + _commonest(rest, VOCABULARY - len(pieces))
+
+
+def _commonest(counts: Counter[str], number: int) -> list[str]:
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))[:number]
+
+
+def write_tokenizer(sentences: list[str], folder: Path) -> None:
+    """A lower-case WordPiece tokenizer with RoBERTa's special tokens and pair format."""
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = Counter(
+        word
+        for text in sentences
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    numbers = {piece: number for number, piece in enumerate(vocabulary(words))}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="<unk>"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(word, SPECIAL.index(word)) for word in ("<s>", "</s>")],
+    )
+    names = ["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **dict(zip(names, SPECIAL, strict=True)),
+        cls_token="<s>",
+        sep_token="</s>",
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.save_pretrained(folder)
+    path = folder / "tokenizer.json"  # indented by the library; compact it is half the size
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": MAX_LENGTH,
+                "model_input_names": ["input_ids", "attention_mask"],
+                **dict(zip(names, SPECIAL, strict=True)),
+                "cls_token": "<s>",
+                "sep_token": "</s>",
+            },
+            indent=2,
+        )
+        + "\n",
+        "utf-8",
+    )
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)  # the configuration says it all
+
+
+def write_config(folder: Path) -> None:
+    """A small RoBERTa: 2 layers, 128 wide."""
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=MAX_LENGTH + 2,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.2,
+        attention_probs_dropout_prob=0.1,
+        classifier_dropout=0.3,
+        layer_norm_eps=1e-5,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        architectures=["RobertaForSequenceClassification"],
+    )
+    values = {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
+    values["model_type"] = "roberta"
+    (folder / "config.json").write_text(
+        json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="folder of SST-2's parquet files")
+    parser.add_argument("output", type=Path, nargs="?", default=SAMPLE)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    sentences = write_split(arguments.source / "train.parquet", arguments.output / "train.parquet")
+    write_split(arguments.source / "validation.parquet", arguments.output / "validation.parquet")
+    write_tokenizer(sentences, arguments.output)
+    write_config(arguments.output)
+    for path in sorted(arguments.output.iterdir()):
+        print(f"{path.stat().st_size:>9,} {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Fine-tune a model on a GLUE task with the Hugging Face Trainer.
+
+    python scripts/run_glue.py configs/demo.yaml
+    python scripts/run_glue.py configs/glue/mrpc.yaml --model_name_or_path roberta-base
+    python scripts/run_glue.py --task_name mrpc --model_name_or_path roberta-base \\
+        --do_train --do_eval --optim dwmgrad --optim_args max_window=100 --output_dir out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import Trainer
+
+import dwmgrad
+from dwmgrad.glue.errors import run_cli
+from dwmgrad.glue.lora import save_merged
+from dwmgrad.glue.metrics import compute_metrics, predictions_of
+from dwmgrad.glue.parsing import Arguments, parse
+from dwmgrad.glue.preprocess import collator
+from dwmgrad.glue.setup import Run, prepare
+from dwmgrad.glue.submission import write_submission
+from dwmgrad.glue.summary import plot, summary
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run what `argv` (default: the command line) asks for; return all_results.json's content."""
+    dwmgrad.register()
+    args = parse(argv, __doc__)
+    run = prepare(args)
+    training = args.training
+    first = run.task.validation[0] if training.do_eval else None
+    # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
+    run.model.accepts_loss_kwargs = False
+    trainer = Trainer(
+        model=run.model,
+        args=training,
+        train_dataset=run.train if training.do_train else None,
+        eval_dataset=run.splits[first] if first else None,
+        compute_metrics=compute_metrics(run.task),
+        data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
+        processing_class=run.tokenizer,
+    )
+    trainer.model_accepts_loss_kwargs = False
+    results: dict[str, float] = {}
+    saved: dict[str, Path | str] = {"saved in": run.folder}
+    if training.do_train:
+        results.update(train(trainer, run))
+    if args.lora.merge_adapter and trainer.is_world_process_zero():
+        saved["merged model"] = save_merged(run.model, run.tokenizer, run.folder)
+    if training.do_eval:
+        results.update(evaluate(trainer, run))
+    if training.do_predict:
+        saved["submission"] = predict(trainer, run)
+    if trainer.is_world_process_zero():
+        report(args, run, results, saved)
+    return results
+
+
+def train(trainer: Trainer, run: Run) -> dict[str, float]:
+    checkpoint = str(run.checkpoint) if run.checkpoint else None
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    metrics["train_samples"] = len(run.train)
+    trainer.save_model()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+    return metrics
+
+
+def evaluate(trainer: Trainer, run: Run) -> dict[str, float]:
+    """Every validation split; MNLI's mismatched metrics get `_mm`, all go into one file."""
+    combined: dict[str, float] = {}
+    for split, suffix in run.evaluations():
+        metrics = trainer.evaluate(eval_dataset=run.splits[split])
+        metrics["eval_samples"] = len(run.splits[split])
+        metrics = {name + suffix: value for name, value in metrics.items()}
+        trainer.log_metrics("eval", metrics)
+        combined.update(metrics)
+    trainer.save_metrics("eval", combined)
+    return combined
+
+
+def predict(trainer: Trainer, run: Run) -> Path:
+    folder = run.folder / "submission"
+    for split, task, name in run.predictions():
+        outputs = trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
+        if trainer.is_world_process_zero():
+            write_submission(folder / name, task, run.in_task_order(predictions_of(outputs, task)))
+    return folder
+
+
+def report(
+    args: Arguments, run: Run, results: dict[str, float], saved: dict[str, Path | str]
+) -> None:
+    training = args.training
+    if training.do_train and args.report.plot:
+        saved["plot"] = plot(run.folder)
+    optimizer = getattr(training.optim, "value", training.optim)
+    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,179 @@
+"""The arguments that the GLUE scripts add to transformers' `TrainingArguments`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model is fine-tuned."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "A pretrained model: a name on the hub, or a folder."},
+    )
+    config_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A configuration, where it is not the model's own. Without "
+            "--model_name_or_path a model with random weights is built from it."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "A tokenizer, where it is not the model's own."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where downloads from the hub are kept."}
+    )
+    model_revision: str = field(
+        default="main",
+        metadata={"help": "A branch, tag or commit of the model on the hub."},
+    )
+    token: str | None = field(
+        default=None,
+        metadata={"help": "The hub's access token for models that are not public."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that comes from the hub."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Start a new head where the model's has another number of labels."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data is used, and how much of it."""
+
+    _argument_group_name = "data"
+
+    task_name: str | None = field(
+        default=None,
+        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder with one folder per task, or the task's own: train, validation "
+            "and test as .parquet, .csv, .tsv, .jsonl or .json. Default: nyu-mll/glue on the hub."
+        },
+    )
+    use_sample: bool = field(
+        default=False,
+        metadata={
+            "help": "Use the real SST-2 sample inside the package (no network). Without a model "
+            "argument also the small RoBERTa, with random weights, and the tokenizer there."
+        },
+    )
+    max_seq_length: int = field(
+        default=128,
+        metadata={"help": "Longer inputs are cut to this number of tokens."},
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={"help": "Pad every input to --max_seq_length, not to the batch's longest."},
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Tokenize again where a cached result exists."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first N training examples."}
+    )
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Use only the first N examples of a validation split."},
+    )
+    max_predict_samples: int | None = field(
+        default=None,
+        metadata={"help": "Use only the first N examples of a test split."},
+    )
+
+
+@dataclass
+class LoraArguments:
+    """LoRA, switched on by --lora_r (or by an adapter to start from)."""
+
+    _argument_group_name = "LoRA"
+
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "The adapter's rank; giving it switches LoRA on."},
+    )
+    lora_alpha: int = field(
+        default=16,
+        metadata={"help": "The adapter's scale: its output times alpha / r."},
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."},
+    )
+    use_dora: bool = field(default=False, metadata={"help": "DoRA in place of plain LoRA."})
+    adapter_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "A saved adapter to start from, or to evaluate."},
+    )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "Also write the merged full model to OUTPUT_DIR/merged."},
+    )
+
+    @property
+    def enabled(self) -> bool:
+        return self.lora_r is not None or self.adapter_name_or_path is not None
+
+
+@dataclass
+class ReportArguments:
+    """What is written at the end."""
+
+    _argument_group_name = "report"
+
+    plot: bool = field(
+        default=True,
+        metadata={"help": "Draw loss, learning rate, window and momentum as a PNG at the end."},
+    )
+
+
+# Arguments that some supported transformers versions have and others have not: (type, default,
+# help). Where TrainingArguments lacks one, our parser has it and `apply_portable` carries it over.
+_PORTABLE = {
+    "overwrite_output_dir": (
+        bool,
+        False,
+        "Train from the start in a folder that is not empty.",
+    ),
+    "warmup_ratio": (
+        float | None,
+        None,
+        "The share of all steps during which the learning rate rises from 0.",
+    ),
+    "group_by_length": (
+        bool,
+        False,
+        "Batches of similar length: less padding, less work.",
+    ),
+}
+_LACKING = [
+    (name, kind, field(default=default, metadata={"help": text}))
+    for name, (kind, default, text) in _PORTABLE.items()
+    if name not in {f.name for f in dataclasses.fields(TrainingArguments)}
+]
+PortableArguments: Any = dataclasses.make_dataclass("PortableArguments", _LACKING)
+PortableArguments._argument_group_name = "training, for every transformers version"
+
+
+def apply_portable(args: Any, portable: Any) -> None:
+    """Set on `args` what this transformers version has renamed (or, for one name, dropped)."""
+    if getattr(portable, "warmup_ratio", None) is not None and not args.warmup_steps:
+        args.warmup_steps = portable.warmup_ratio  # below 1 it is a ratio there
+    if getattr(portable, "group_by_length", False):
+        args.train_sampling_strategy = "group_by_length"
+    if hasattr(portable, "overwrite_output_dir"):
+        args.overwrite_output_dir = portable.overwrite_output_dir

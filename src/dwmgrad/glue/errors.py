@@ -1,0 +1,20 @@
+"""One clear message for a mistake a user can make, and a traceback for everything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(ValueError):
+    """Something the user gave is wrong; the message says what, its value and the remedy."""
+
+
+def run_cli(main: Callable[[], object]) -> None:
+    """Run a script's `main`; a `UsageError` ends as one line on stderr and exit code 2."""
+    try:
+        main()
+    except UsageError as error:
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,135 @@
+"""Command line and YAML / JSON files to arguments: one set of names, the command line wins."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from dwmgrad.glue.arguments import (
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    PortableArguments,
+    ReportArguments,
+    apply_portable,
+)
+from dwmgrad.glue.errors import UsageError
+
+_FILES = (".yaml", ".yml", ".json")
+
+
+class Arguments(NamedTuple):
+    """Everything a run was asked for. `given` holds the names that the user set himself."""
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    report: ReportArguments
+    training: TrainingArguments
+    given: frozenset[str]
+
+
+class _Parser(HfArgumentParser):
+    """An argparse parser whose errors are `UsageError`s, near matches of a typo included."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+    def names(self) -> list[str]:
+        return sorted({action.dest for action in self._actions} - {"help"})
+
+
+def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments:
+    """Parse `argv` (default: the command line).
+
+    Arguments that end in .yaml, .yml or .json and stand before the first option are files of
+    `name: value`. Later files win over earlier ones, options win over files.
+
+    Raises:
+        UsageError: an unknown name, or a value that does not parse.
+    """
+    ours: Any = (ModelArguments, DataArguments, LoraArguments, ReportArguments)
+    theirs: Any = (PortableArguments, TrainingArguments)
+    parser = _Parser(
+        (*ours, *theirs),
+        description=description,
+        usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
+        allow_abbrev=False,
+    )
+    words = list(sys.argv[1:] if argv is None else argv)
+    tokens: list[str] = []
+    while words and words[0].lower().endswith(_FILES):
+        tokens += _tokens_of_file(words.pop(0), parser.names())
+    tokens += words
+    given = frozenset(_name(word) for word in tokens if word.startswith("--"))
+    for name in sorted(given - {*parser.names(), "help"}):
+        raise UsageError(_unknown(name, parser.names(), "the command line"))
+    try:
+        *parts, rest = parser.parse_args_into_dataclasses(
+            tokens, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except (ValueError, ImportError) as error:  # TrainingArguments' own checks
+        raise UsageError(str(error)) from error
+    if rest:
+        raise UsageError(
+            f"{rest[0]!r} belongs to no argument; a file of arguments stands first, as NAME.yaml"
+        )
+    model, data, lora, report, portable, training = parts
+    apply_portable(training, portable)
+    return Arguments(model, data, lora, report, training, given)
+
+
+def _name(word: str) -> str:
+    """`--some-name=value` is `some_name`."""
+    return word[2:].split("=")[0].replace("-", "_")
+
+
+def _unknown(name: str, names: Sequence[str], where: str) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
+    return f"unknown argument {name!r} in {where}{hint}"
+
+
+def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
+    """The file's `name: value` lines as command-line words, so that both are parsed alike."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        values = _load(text, path)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected lines of `name: value`, got {type(values).__name__}")
+    tokens: list[str] = []
+    for name, value in values.items():
+        if name not in names:
+            raise UsageError(_unknown(str(name), names, path))
+        if value is None:
+            continue
+        if isinstance(value, (list, tuple)):
+            tokens += [f"--{name}", *map(str, value)]
+        else:  # "=" keeps a value that begins with a dash one word
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            tokens.append(f"--{name}={text}")
+    return tokens
+
+
+def _load(text: str, path: str) -> Any:
+    if path.lower().endswith(".json"):
+        return json.loads(text)
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
