@@ -30,6 +30,7 @@ if __name__ == "__main__":
     trainer = Trainer(Model(), args, train_dataset=data)
     trainer.train()
     optimizer = trainer.optimizer.optimizer
+    assert abs(optimizer.last_loss - trainer.state.log_history[-2]["loss"]) < 1e-4
     print("RESULT", type(optimizer).__name__, [
         (entry["loss"], entry["window"]) for entry in trainer.state.log_history if "loss" in entry
     ], [p.tolist() for p in trainer.model.parameters()])

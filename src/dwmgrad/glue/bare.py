@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from dwmgrad import DWMGrad
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.integrations.accelerate import innermost
 
 # Every other name of TrainingArguments is refused when the user set it.
 HONOURED = frozenset(
@@ -229,7 +231,7 @@ def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
 
 def window_of(optimizer: Any) -> dict[str, float]:
     """DWMGrad's window and momentum, where that is the (wrapped) optimizer; else nothing."""
-    while not hasattr(optimizer, "window") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    names = ("window", "effective_momentum")
-    return {name: getattr(optimizer, name) for name in names if hasattr(optimizer, name)}
+    inner = innermost(optimizer)
+    if not isinstance(inner, DWMGrad):
+        return {}
+    return {"window": inner.window, "effective_momentum": inner.effective_momentum}

@@ -12,9 +12,16 @@ class UsageError(ValueError):
 
 
 def run_cli(main: Callable[[], object]) -> None:
-    """Run a script's `main`; a `UsageError` ends as one line on stderr and exit code 2."""
+    """Run a script's `main`.
+
+    A `UsageError` ends as one line on stderr and exit code 2, Ctrl-C as one line and 130.
+    """
+    name = os.path.basename(sys.argv[0])
     try:
         main()
     except UsageError as error:
-        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {error}\n")
+        sys.stderr.write(f"{name}: error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: interrupted; the same command goes on from a checkpoint\n")
+        sys.exit(130)
