@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -23,6 +24,12 @@ CONTENDERS = {
     "DWMGrad, max_window=100": ["--optim", "dwmgrad", "--optim_args", "max_window=100"],
     "AdamW (fused)": ["--optim", "adamw_torch_fused", "--optim_args", ""],
 }
+
+
+def windows(folder: Path) -> list[int]:
+    """The window at each log of a run; none for other optimizers."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["window"] for entry in history if "window" in entry]
 
 
 def main() -> None:
@@ -35,13 +42,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write every result as JSON")
     options = parser.parse_args()
     config = str(Path(__file__).resolve().parent.parent / "configs" / "demo.yaml")
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for seed in options.seeds:
         for name, arguments in CONTENDERS.items():  # in turn, so that both see the same machine
             common = ["--seed", str(seed), "--learning_rate", options.learning_rate]
             folder = ["--output_dir", f"runs/compare/{arguments[1]}-{seed}", "--plot", "false"]
             results = run_glue([config, *arguments, *common, *folder])
-            rows[name].append({"seed": seed, **results})
+            rows[name].append({"seed": seed, **results, "window": windows(Path(folder[1]))})
     seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
     print(f"\n| optimizer | {seeds} | mean accuracy | training time |")
     print("|---|" + "---|" * (len(options.seeds) + 2))

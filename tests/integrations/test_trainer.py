@@ -1,11 +1,12 @@
 """The Trainer feeds the loss by itself, and the window is where people look."""
 
+import dataclasses
 import warnings
 
 import pytest
 import torch
 from tiny import tiny_roberta
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import dwmgrad
 from dwmgrad import DWMGrad
@@ -117,6 +118,15 @@ def test_a_head_that_ignores_num_items_in_batch_is_told_of(model, dataset, argum
         pytest.skip("this transformers does not trust RoBERTa's head")
     with pytest.warns(UserWarning, match="Cure: model.accepts_loss_kwargs = False"):
         trainer.train()
+
+
+def test_sorting_by_length_is_warned_of(model, dataset, arguments) -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    old = {"group_by_length": True}
+    new = {"train_sampling_strategy": "group_by_length"}
+    args = arguments(max_steps=1, **(old if "group_by_length" in names else new))
+    with pytest.warns(UserWarning, match="batches in random order"):
+        Trainer(model, args, train_dataset=dataset).train()
 
 
 def test_the_window_is_in_the_logs_and_in_tensorboard(model, dataset, arguments, tmp_path) -> None:

@@ -34,6 +34,13 @@ class DWMGradCallback(TrainerCallback):
         if not isinstance(optimizer, DWMGrad):
             return
         self._seen = _counts(optimizer)
+        if _groups_by_length(args):
+            warnings.warn(
+                "batches sorted by length move the loss by their lengths: it drifts from batch to "
+                "batch whatever the model learns, and the window goes to its bounds. Train "
+                "DWMGrad on batches in random order.",
+                stacklevel=2,
+            )
         if _several_batches_a_step(args) and ignores_items_in_batch(kwargs["model"]):
             warnings.warn(
                 f"{_unwrapped(kwargs['model']).__class__.__name__} takes num_items_in_batch but "
@@ -115,6 +122,11 @@ def _several_batches_a_step(args: TrainingArguments) -> bool:
     return args.gradient_accumulation_steps > 1 or (
         args.world_size > 1 and args.average_tokens_across_devices
     )
+
+
+def _groups_by_length(args: TrainingArguments) -> bool:
+    strategy = getattr(args, "train_sampling_strategy", "random")  # its name since 5.0
+    return getattr(args, "group_by_length", False) or strategy == "group_by_length"
 
 
 def _counts(optimizer: DWMGrad) -> tuple[int, int]:
