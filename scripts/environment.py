@@ -33,8 +33,7 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return python
     say(f"making {home} (once; downloads PyTorch and the Hugging Face libraries)")
-    if not python.exists():
-        _run([sys.executable, "-m", "venv", str(home)], "install Python's venv module")
+    _run([sys.executable, "-m", "venv", str(home)], "install Python's venv module")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     if constraints is not None:
         pip += ["--constraint", str(constraints)]
@@ -61,7 +60,7 @@ def say(text: str) -> None:
 def _fingerprint(constraints: Path | None) -> str:
     parts = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *([constraints] if constraints else [])]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
-    return f"{sys.version} {digest.hexdigest()}"
+    return f"{sys.version} {ROOT} {digest.hexdigest()}"
 
 
 def _run(command: list[str], remedy: str) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from transformers import Trainer
 
 import dwmgrad
-from dwmgrad.glue.errors import run_cli
+from dwmgrad.glue.errors import UsageError, run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import compute_metrics, predictions_of
+from dwmgrad.glue.output import NOTHING_LEFT, steps_done
 from dwmgrad.glue.parsing import Arguments, parse
 from dwmgrad.glue.preprocess import collator
 from dwmgrad.glue.setup import Run, prepare
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run what `argv` (default: the command line) asks for; return all_results.json's content."""
     dwmgrad.register()
     args = parse(argv, __doc__)
-    run = prepare(args)
+    run = prepare(args, "run_glue.py")
     training = args.training
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
@@ -59,8 +60,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def train(trainer: Trainer, run: Run) -> dict[str, float]:
+    if run.checkpoint and "batches_done" in (run.checkpoint / "trainer_state.json").read_text():
+        raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if checkpoint and trainer.state.global_step <= steps_done(run.checkpoint):
+        print(NOTHING_LEFT)
+        return {}
     metrics["train_samples"] = len(run.train)
     trainer.save_model()
     trainer.log_metrics("train", metrics)

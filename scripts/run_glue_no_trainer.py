@@ -36,6 +36,7 @@ from dwmgrad.glue.errors import run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
 from dwmgrad.glue.optim import build_optimizer
+from dwmgrad.glue.output import NOTHING_LEFT
 from dwmgrad.glue.parsing import parse
 from dwmgrad.glue.preprocess import collator
 from dwmgrad.glue.setup import Run, prepare
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     check_honoured(args.training, args.given)
     if args.training.full_determinism:
         enable_full_determinism(args.training.seed)
-    return Loop(prepare(args), args).run()
+    return Loop(prepare(args, "run_glue_no_trainer.py"), args).run()
 
 
 class Loop:
@@ -69,6 +70,7 @@ class Loop:
         )
         self.metric = load_metric(run.task)
         self.state = State()
+        self.loaders: dict[str, Any] = {}  # of the splits to evaluate or predict
         self.model: Any = run.model
         if self.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -78,9 +80,12 @@ class Loop:
         saved: dict[str, Path | str] = {"saved in": self.folder}
         if self.training.do_train:
             results.update(self.train())
-            self.save_model(saved)
+            self.save_model()
         else:
             self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if self.args.lora.merge_adapter and self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            saved["merged model"] = save_merged(model, self.job.tokenizer, self.folder)
         if self.training.do_eval:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
@@ -135,6 +140,9 @@ class Loop:
             self.after_step(loss, norm, epoch_ended, bar)
         bar.close()
         seconds, steps = time.perf_counter() - start, state.global_step - first_step
+        if self.job.checkpoint is not None and steps == 0:
+            print(NOTHING_LEFT)
+            return {}
         examples = steps / per_epoch * len(data)
         metrics = {
             "epoch": state.epoch,
@@ -224,10 +232,12 @@ class Loop:
     def outputs(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The logits and labels (none in a test split) of a whole split, nothing counted twice."""
         data = self.job.splits[split]
-        batches = self.accelerator.prepare_data_loader(loader(data, self.training, self.collate))
+        if split not in self.loaders:
+            batches = loader(data, self.training, self.collate)
+            self.loaders[split] = self.accelerator.prepare_data_loader(batches)
         self.model.eval()
         logits, labels = [], []
-        for batch in batches:
+        for batch in self.loaders[split]:
             wanted = batch.pop("labels", None)
             with torch.no_grad():
                 values = self.model(**batch).logits
@@ -259,7 +269,7 @@ class Loop:
                 write_submission(folder / name, task, self.job.in_task_order(values))
         return folder
 
-    def save_model(self, saved: dict[str, Path | str]) -> None:
+    def save_model(self) -> None:
         accelerator, model = self.accelerator, self.accelerator.unwrap_model(self.model)
         model.save_pretrained(
             self.folder,
@@ -269,8 +279,6 @@ class Loop:
         )
         if accelerator.is_main_process:
             self.job.tokenizer.save_pretrained(self.folder)
-            if self.args.lora.merge_adapter:
-                saved["merged model"] = save_merged(model, self.job.tokenizer, self.folder)
 
     def save_metrics(self, name: str, metrics: dict[str, float]) -> dict[str, float]:
         if self.accelerator.is_main_process:

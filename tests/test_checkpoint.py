@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,29 @@ def test_a_run_goes_on_bit_by_bit(way, at: int, dtype: torch.dtype) -> None:
         assert all(
             torch.equal(buffer, theirs["state"][key][name]) for name, buffer in buffers.items()
         )
+
+
+def test_a_group_added_after_loading_joins_the_loaded_window() -> None:
+    model, optimizer = make(max_window=100)
+    train(model, optimizer, LOSSES)
+    other, loaded = make()
+    loaded.load_state_dict(optimizer.state_dict())
+    loaded.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    assert [group["max_window"] for group in loaded.param_groups] == [100] * 3
+    assert {group["window"] for group in loaded.param_groups} == {optimizer.window}
+    fresh = make()[1]
+    fresh.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    fresh.load_state_dict(through_file(loaded.state_dict()))
+    with pytest.raises(ValueError, match="max_window is one for the whole optimizer: it is 100"):
+        loaded.add_param_group({"params": [torch.ones(2, requires_grad=True)], "max_window": 7})
+
+
+def test_numpy_arguments_do_not_spoil_a_checkpoint() -> None:
+    model = torch.nn.Linear(2, 1)
+    settings = {"lr": np.float64(0.1), "momentum": np.float32(0.5), "max_window": np.int64(9)}
+    optimizer = DWMGrad(model.parameters(), **settings)
+    optimizer.load_state_dict(through_file(optimizer.state_dict()))
+    assert type(optimizer.param_groups[0]["lr"]) is float
 
 
 def test_a_half_open_batch_stays_out() -> None:
@@ -133,6 +157,7 @@ REFUSED = {
         lambda sd: sd["state"][0].update(square_avg=[0.0]),
         "real tensor, got list",
     ),
+    "parameter without": (lambda sd: sd["state"].pop(2), r"no buffers for the parameters \[2\]"),
     "wrong shape": (
         lambda sd: sd["state"][0].update(square_avg=torch.zeros(3)),
         r"has the shape \(3,\), its parameter \(4, 6\)",

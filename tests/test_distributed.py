@@ -25,7 +25,8 @@ def _enter(rank: int, worker, folder: str, ranks: int) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
     )
     torch.save(worker(rank), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # past gloo's own end, which aborts now and then where a peer has left first
 
 
 def ddp_run(rank: int) -> tuple:
@@ -79,6 +80,23 @@ def odd_losses(rank: int) -> list:
             optimizer.observe_loss(float("nan") if bad else 1.0 / (step + 1 + rank))
         optimizer.step()
     return [means, optimizer.window, optimizer.last_loss, param.detach()]
+
+
+def warm_up(rank: int) -> list:
+    """lr = 0 at the first step, where the second rank has no loss; then both have one."""
+    param = torch.ones(2, requires_grad=True)
+    optimizer = DWMGrad([param], lr=0.0, missing_loss="hold")
+    for lr in (0.0, 0.1):
+        param.grad = torch.ones(2)
+        optimizer.param_groups[0]["lr"] = lr
+        if rank == 0 or lr > 0:
+            optimizer.observe_loss(1.0 + rank)
+        optimizer.step()
+    return [optimizer.window, optimizer.last_loss]
+
+
+def test_a_rank_without_a_loss_keeps_nobody_waiting_at_lr_0(tmp_path: Path) -> None:
+    assert run(warm_up, tmp_path) == [[4, 1.5], [4, 1.5]]
 
 
 @pytest.mark.filterwarnings("ignore:the loss is not finite")

@@ -1,11 +1,14 @@
 """Every way in which a loss can be missing, doubled, stale, skipped or no loss at all."""
 
+import inspect
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from dwmgrad import DWMGrad
+from dwmgrad.observation import BACKWARD
 
 
 def make(**arguments) -> tuple[torch.Tensor, DWMGrad]:
@@ -255,6 +258,64 @@ def test_a_closure_under_a_gradient_scaler_may_only_return_the_loss() -> None:
     with pytest.raises(RuntimeError, match="gradients are scaled"):
         step(with_backward)
     assert snapshot(param, optimizer) == before
+
+
+def test_a_closure_that_fails_leaves_nothing_behind() -> None:
+    param, optimizer = make()
+    before = snapshot(param, optimizer)
+
+    def closure() -> float:
+        optimizer._observe(9.0, route=BACKWARD)  # as accelerator.backward() does
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError):
+        optimizer.step(closure)
+    assert snapshot(param, optimizer) == before
+    optimizer.step(lambda: 1.0)
+    assert optimizer.last_loss == 1.0
+
+
+def test_the_loss_of_a_refused_step_waits_for_it_and_for_no_other() -> None:
+    _, optimizer = make()
+    for retried in (True, False):
+        optimizer.observe_loss(1.0)
+        optimizer.param_groups[0]["lr"] = -1.0
+        with pytest.raises(ValueError, match="lr of parameter group 0"):
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = 1e-3
+        if not retried:
+            optimizer.observe_loss(0.5)
+        optimizer.step()
+        assert optimizer.last_loss == (1.0 if retried else 0.5)
+
+
+def test_looking_at_an_optimizer_changes_nothing() -> None:
+    _, optimizer = make()
+    optimizer.observe_loss(1.0)
+    dict(inspect.getmembers(optimizer))
+    optimizer.observe_loss(1.0)
+    optimizer.step()
+    assert optimizer.last_loss == 2.0
+
+
+def test_two_skipped_steps_in_a_row_leave_no_loss_for_a_third() -> None:
+    param, optimizer = make(missing_loss="error")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(1))
+    optimizer.observe_loss(9.0)
+    for bad in (True, False):
+        param.grad = torch.full((3,), float("inf") if bad else 1.0)
+        if bad:
+            scaler.step(optimizer)
+            scaler.update()
+    with pytest.raises(RuntimeError, match="got no loss"):
+        scaler.step(optimizer)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    _, optimizer = make()
+    optimizer.step(loss=np.float32(0.5))
+    assert optimizer.last_loss == 0.5 and type(optimizer.last_loss) is float
 
 
 def test_a_step_that_is_given_up_can_drop_its_loss() -> None:

@@ -254,7 +254,7 @@ def test_a_learning_rate_that_a_scheduler_has_spoilt_is_refused(lr: float) -> No
     param.grad = torch.ones(2)
     optimizer = DWMGrad([param])
     optimizer.param_groups[0]["lr"] = lr
-    with pytest.raises(ValueError, match="lr of parameter group 0 must be finite"):
+    with pytest.raises(ValueError, match="lr of parameter group 0 must be in"):
         optimizer.step(loss=1.0)
     assert (optimizer.window, param.tolist(), len(optimizer.state)) == (5, [1.0, 1.0], 0)
 

@@ -15,7 +15,14 @@ def register() -> None:
     Raises:
         ImportError: if transformers is not installed.
     """
-    from .integrations.transformers import register
+    try:
+        from .integrations.transformers import register
+    except ModuleNotFoundError as error:
+        if error.name not in ("transformers", "accelerate"):
+            raise
+        raise ImportError(
+            f"--optim dwmgrad needs {error.name}: pip install transformers accelerate"
+        ) from error
 
     register()
 

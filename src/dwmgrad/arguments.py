@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Number, Real
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,19 @@ from torch import Tensor
 from .window import SIGNALS
 
 MISSING_LOSS = ("warn", "hold", "error")
+
+
+_NUMBERS = ("lr", "momentum", "eps", "weight_decay")
+_COUNTS = ("initial_window", "max_window")
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with NumPy's numbers as Python's own, which alone survive a checkpoint."""
+    kinds: dict[str, type] = {**dict.fromkeys(_NUMBERS, float), **dict.fromkeys(_COUNTS, int)}
+    return {
+        name: kinds[name](value) if name in kinds and isinstance(value, Number) else value
+        for name, value in settings.items()
+    }
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -47,14 +61,14 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def _check_number(name: str, value: Any, below: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not 0 <= value < below:
+    if not 0 <= float(value) < below:
         raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
 
 
 def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}")

@@ -18,9 +18,10 @@ PROGRESS = ("window", "last_loss", "observations", "increases", "schema")
 """The window's numbers, equal in every parameter group: plain int, float or None."""
 BUFFERS = {"momentum_buffer", "square_avg"}
 """The state of a parameter: two tensors of its shape and dtype."""
-_COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
-_WRITTEN_BY_OTHERS = {  # torch's named parameters and learning rate schedulers
+COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
+_WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
+    "differentiable",
     "initial_lr",
     "max_lr",
     "min_lr",
@@ -68,6 +69,10 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
         if key not in params:
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
         _check_buffers(key, buffers, params[key])
+    for group in groups:  # whose buffers are made together, at its first step
+        lost = [key for key in group["params"] if params[key].requires_grad and key not in state]
+        if lost and any(key in state for key in group["params"]):
+            raise ValueError(f"state_dict['state'] has no buffers for the parameters {lost}")
 
 
 def _check_group(
@@ -97,7 +102,7 @@ def _check_group(
         _check_progress(group)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from None
-    for name in _COMMON:
+    for name in COMMON:
         if group[name] != first[name]:
             raise ValueError(
                 f"{where}[{name!r}] is {group[name]!r} but {first[name]!r} in the first group: "

@@ -15,7 +15,7 @@ def mean_over_ranks(loss: torch.Tensor | float | None, device: torch.device) -> 
 
     Args:
         loss: a tensor with one element, a number, or None on a rank to which no loss was given.
-        device: where the all-reduce runs.
+        device: where the all-reduce runs, unless the process group needs another one.
 
     Returns:
         NaN if the loss of any rank is not finite; else None if any rank has none; else the mean,
@@ -23,6 +23,8 @@ def mean_over_ranks(loss: torch.Tensor | float | None, device: torch.device) -> 
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return None if loss is None else _finite_or_nan(float(loss))
+    if dist.get_backend() == "nccl":  # which off-loaded parameters, on the CPU, know nothing of
+        device = torch.device("cuda", torch.cuda.current_device())
     if loss is None:  # minus infinity survives every sum but one with NaN
         total = torch.full((), -math.inf, dtype=torch.float32, device=device)
     else:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .distributed import mean_over_ranks
+
+BACKWARD = "accelerator.backward()"
+"""The route of a loss that Accelerate brings, together with its gradients."""
 
 
 class Observation:
@@ -91,7 +95,7 @@ def checked_loss(loss: Any) -> Tensor | float:
             )
         loss = loss.detach().reshape(())
         return loss if loss.dtype == torch.float64 else loss.float()
-    if isinstance(loss, bool) or not isinstance(loss, (int, float)):
+    if isinstance(loss, bool) or not isinstance(loss, Real):
         raise TypeError(f"loss must be a tensor or a number, got {loss!r} ({type(loss).__name__})")
     try:
         return float(loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from . import arguments, checkpoint, kernels
 from .distributed import mean_over_ranks
-from .observation import Observation
+from .observation import BACKWARD, Observation
 from .window import Window
 
 
@@ -54,15 +55,15 @@ class DWMGrad(Optimizer):
             is right for each tensor.
         missing_loss: what a step without a loss does. `"warn"`: holds the window and says so once.
             `"hold"`: holds it in silence. `"error"`: raises, before anything has changed. Where
-            every lr is 0, a step without a loss holds the window in silence: that is how
-            `torch.distributed.checkpoint` creates the state.
+            every lr and every gradient is 0, a step without a loss holds the window in silence:
+            that is how `torch.distributed.checkpoint` creates the state.
 
     Raises:
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
     _observation: Observation | None
-    _scaler_has_the_step: bool
+    _step_tried: bool
     _said: set[str]
 
     def __init__(
@@ -95,6 +96,7 @@ class DWMGrad(Optimizer):
             "missing_loss": missing_loss,
         }
         arguments.check(defaults)
+        defaults = arguments.plain(defaults)
         # The window lives as plain numbers in every group: nothing else survives all the ways in
         # which state dicts are sharded, flattened and reloaded.
         defaults |= checkpoint.initial_progress(initial_window)
@@ -146,8 +148,8 @@ class DWMGrad(Optimizer):
             self._observation = None
 
     def _observe(self, loss: Tensor | float, route: str, average: bool = False) -> None:
-        if self._scaler_has_the_step:  # a step() that never came: the scaler skipped it
-            self._scaler_has_the_step = False
+        if self._step_tried:  # and skipped by a gradient scaler, or refused
+            self._step_tried = False
             self.discard_loss()
         observation = self._observation
         if observation is None or observation.settled:
@@ -164,12 +166,15 @@ class DWMGrad(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler.step() reads this name just before it either calls step() or skips it, which
         # is the only trace that a skipped step leaves here.
-        self._scaler_has_the_step = True
+        if isinstance(sys._getframe(1).f_locals.get("self"), torch.amp.GradScaler):
+            if self._step_tried:  # skipped before, and no loss has come since
+                self.discard_loss()
+            self._step_tried = True
         return False
 
     def _forget_losses(self) -> None:
         self._observation = None
-        self._scaler_has_the_step = False
+        self._step_tried = False
         self._said = set()
 
     # ---- the step ----
@@ -197,16 +202,17 @@ class DWMGrad(Optimizer):
 
         Whatever it raises, parameters, state and window are as before.
         """
-        scaled, self._scaler_has_the_step = self._scaler_has_the_step, False
+        scaled, self._step_tried = self._step_tried, False
         brings_loss = closure is not None or loss is not None
-        if brings_loss:
-            loss = self._loss_of_call(closure, loss, scaled)
+        pending = self._observation
         try:
+            if brings_loss:
+                loss = self._loss_of_call(closure, loss, scaled)
             self._check_before_change()
             observation, value = self._settle()
-        except (RuntimeError, ValueError):
-            if brings_loss:
-                self.discard_loss()
+        except BaseException:
+            self._observation = pending
+            self._step_tried = not brings_loss  # the next loss belongs to another step
             raise
         if value is not None and math.isnan(value):
             self._say_once("the loss is not finite: this step is skipped, nothing has changed")
@@ -253,7 +259,6 @@ class DWMGrad(Optimizer):
             if inner is not None and inner is not pending:  # fed by accelerator.backward() in there
                 if inner.route != "observe_loss()":
                     return loss
-                self._observation = None
                 raise RuntimeError(f"the loss came through {route} and, inside it, {inner.route}")
         observation = Observation(route)
         observation.add(loss)
@@ -279,19 +284,28 @@ class DWMGrad(Optimizer):
         if observation is not None:
             value = observation.settle(device)
             observation.mark_stepped(self.param_groups)
-        elif not self._all_rates_are_zero():
+        elif self._creates_state():
+            return None, None  # a rank may do that alone, so no all-reduce
+        else:
             value = mean_over_ranks(None, device)
-        # else it is how state is created: a rank may do that alone, so no all-reduce
         if value is None:
             self._go_without_loss()
         return observation, value
 
-    def _all_rates_are_zero(self) -> bool:
-        return all(float(group["lr"]) == 0 for group in self.param_groups)
+    def _creates_state(self) -> bool:
+        """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        grads = (p.grad for group in self.param_groups for p in group["params"])
+        return not any(
+            (grad.to_local() if hasattr(grad, "to_local") else grad).any()
+            for grad in grads
+            if grad is not None
+        )
 
     def _go_without_loss(self) -> None:
         policy = self.param_groups[0]["missing_loss"]
-        if policy == "hold" or self._all_rates_are_zero():
+        if policy == "hold":
             return
         message = (
             "step() got no loss, so the window holds. accelerator.backward(loss) brings it by "
@@ -310,7 +324,9 @@ class DWMGrad(Optimizer):
     def _check_before_change(self) -> None:
         for index, group in enumerate(self.param_groups):
             if not 0 <= float(group["lr"]) < math.inf:
-                raise ValueError(f"lr of parameter group {index} must be finite, got {group['lr']}")
+                raise ValueError(
+                    f"lr of parameter group {index} must be in [0, inf), got {group['lr']}"
+                )
             for param in group["params"]:
                 if param.grad is not None and param.grad.layout is not torch.strided:
                     raise RuntimeError(
@@ -347,16 +363,17 @@ class DWMGrad(Optimizer):
             TypeError: for complex parameters.
             ValueError: for a window argument that differs from the optimizer's.
         """
-        for name in ("initial_window", "max_window", "window_signal", "missing_loss"):
-            if param_group.get(name, self.defaults[name]) != self.defaults[name]:
+        # not the defaults alone: a loaded state dict may have brought another window
+        common = self.param_groups[0] if self.param_groups else self.defaults
+        for name in checkpoint.COMMON:
+            if param_group.get(name, common[name]) != common[name]:
                 raise ValueError(
-                    f"{name} is one for the whole optimizer: it is {self.defaults[name]!r} and a "
-                    f"group asks for {param_group[name]!r}"
+                    f"{name} is one for the whole optimizer: it is {common[name]!r} and a group "
+                    f"asks for {param_group[name]!r}"
                 )
-        arguments.check({**self.defaults, **param_group})
-        present = self.param_groups[0] if self.param_groups else self.defaults
-        added = {**param_group, **{key: present[key] for key in checkpoint.PROGRESS}}
-        super().add_param_group(added)
+        added = {**param_group, **{name: common[name] for name in checkpoint.COMMON}}
+        arguments.check({**self.defaults, **added})
+        super().add_param_group(arguments.plain(added))
         for param in self.param_groups[-1]["params"]:
             if param.is_complex():
                 self.param_groups.pop()
@@ -364,6 +381,13 @@ class DWMGrad(Optimizer):
                     f"DWMGrad takes real parameters, got {param.dtype} of shape "
                     f"{tuple(param.shape)}: optimize torch.view_as_real(parameter)"
                 )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch. A loss that Accelerate brought with these gradients goes with them."""
+        observation = self._observation
+        if observation is not None and observation.route == BACKWARD:
+            self.discard_loss()
+        super().zero_grad(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but checked as a whole first: a refused state dict changes nothing.

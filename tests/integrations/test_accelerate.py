@@ -143,14 +143,43 @@ def test_losses_of_an_aborted_batch_go_with_free_memory() -> None:
     assert inner.last_loss == loss.item()
 
 
-def test_two_optimizers_of_one_accelerator_must_be_fed_by_hand() -> None:
+@pytest.mark.parametrize("other", [DWMGrad, torch.optim.SGD])
+def test_two_optimizers_of_one_accelerator_must_be_fed_by_hand(other) -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer, inner = prepared(accelerator)
-    accelerator.prepare(DWMGrad([torch.ones(2, requires_grad=True)]))
+    accelerator.prepare(other([torch.ones(2, requires_grad=True)]))
     loss = loss_of(model, DATA[0])
-    with pytest.warns(UserWarning, match="2 DWMGrad optimizers.*call observe_loss"):
+    with pytest.warns(UserWarning, match="2 optimizers.*call observe_loss"):
         accelerator.backward(loss)
     inner.observe_loss(loss)
+    optimizer.step()
+    assert inner.last_loss == loss.item()
+
+
+def test_an_optimizer_prepared_twice_is_one() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, _, inner = prepared(accelerator)
+    optimizer = accelerator.prepare(inner)
+    loss = loss_of(model, DATA[0])
+    accelerator.backward(loss)
+    optimizer.step()
+    assert inner.last_loss == loss.item()
+
+
+@pytest.mark.parametrize("how", ["backward fails", "zero_grad"])
+def test_the_loss_of_a_batch_that_is_given_up_goes_with_it(how: str) -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    if how == "zero_grad":
+        accelerator.backward(loss_of(model, DATA[0]))
+    else:
+        loss = loss_of(model, DATA[0])
+        loss.backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            accelerator.backward(loss)
+    optimizer.zero_grad()
+    loss = loss_of(model, DATA[1])
+    accelerator.backward(loss)
     optimizer.step()
     assert inner.last_loss == loss.item()
 

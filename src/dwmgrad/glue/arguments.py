@@ -79,9 +79,6 @@ class DataArguments:
         default=False,
         metadata={"help": "Pad every input to --max_seq_length, not to the batch's longest."},
     )
-    overwrite_cache: bool = field(
-        default=False, metadata={"help": "Tokenize again where a cached result exists."}
-    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only the first N training examples."}
     )

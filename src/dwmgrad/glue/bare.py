@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dwmgrad import DWMGrad
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.output import checkpoints
 from dwmgrad.integrations.accelerate import innermost
 
 # Every other name of TrainingArguments is refused when the user set it.
@@ -224,7 +225,7 @@ def write_json(path: Path, values: Any) -> None:
 
 def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
     """Keep the `keep` newest `checkpoint-STEP` folders; all for None."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    found = checkpoints(folder)
     for path in found[: max(0, len(found) - keep)] if keep else ():
         shutil.rmtree(path)
 

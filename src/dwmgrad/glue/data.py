@@ -57,17 +57,12 @@ def load_splits(
 def ax_of(arguments: DataArguments, cache_dir: str | None) -> Dataset | None:
     """MNLI's diagnostic, where the data has it: every MNLI prediction can carry it."""
     task = get_task("ax")
-    try:
-        return load_splits(
-            task,
-            arguments,
-            train=False,
-            validation=False,
-            test=True,
-            cache_dir=cache_dir,
-        )["test"]
-    except UsageError:
-        return None
+    if arguments.data_dir and task_folder(arguments.data_dir, task) == Path(arguments.data_dir):
+        return None  # no folder of its own there
+    splits = load_splits(
+        task, arguments, train=False, validation=False, test=True, cache_dir=cache_dir
+    )
+    return splits["test"]
 
 
 def task_folder(data_dir: str, task: Task) -> Path:

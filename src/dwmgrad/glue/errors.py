@@ -23,5 +23,5 @@ def run_cli(main: Callable[[], object]) -> None:
         sys.stderr.write(f"{name}: error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\n{name}: interrupted; the same command goes on from a checkpoint\n")
+        sys.stderr.write(f"\n{name}: interrupted\n")
         sys.exit(130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ class Arguments(NamedTuple):
     given: frozenset[str]
 
 
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and the scripts' examples line by line."""
+
+
 class _Parser(HfArgumentParser):
     """An argparse parser whose errors are `UsageError`s, near matches of a typo included."""
 
@@ -42,7 +47,8 @@ class _Parser(HfArgumentParser):
         raise UsageError(message)
 
     def names(self) -> list[str]:
-        return sorted({action.dest for action in self._actions} - {"help"})
+        words = {word for action in self._actions for word in action.option_strings}
+        return sorted({_name(word) for word in words if word.startswith("--")} - {"help"})
 
 
 def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments:
@@ -59,6 +65,7 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     parser = _Parser(
         (*ours, *theirs),
         description=description,
+        formatter_class=_Help,
         usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
         allow_abbrev=False,
     )
@@ -116,6 +123,8 @@ def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
             raise UsageError(_unknown(str(name), names, path))
         if value is None:
             continue
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
         if isinstance(value, (list, tuple)):
             tokens += [f"--{name}", *map(str, value)]
         else:  # "=" keeps a value that begins with a dash one word

@@ -59,7 +59,6 @@ def tokenize(
             encode,
             batched=True,
             remove_columns=data.column_names,
-            load_from_cache_file=not arguments.overwrite_cache,
             desc=f"Tokenizing {name}",
         )
         for name, data in splits.items()

@@ -15,7 +15,7 @@ from dwmgrad.glue.errors import UsageError
 from dwmgrad.glue.lora import add_lora, check_lora, print_trainable
 from dwmgrad.glue.model import label_order, load_model, load_tokenizer
 from dwmgrad.glue.optim import check_optimizer
-from dwmgrad.glue.output import check_output, checkpoint_to_resume
+from dwmgrad.glue.output import check_output, checkpoint_to_resume, identity, write_record
 from dwmgrad.glue.parsing import Arguments
 from dwmgrad.glue.preprocess import tokenize
 from dwmgrad.glue.tasks import Task, get_task
@@ -61,8 +61,10 @@ class Run:
         return predictions if self.order is None else np.argsort(self.order)[predictions]
 
 
-def prepare(args: Arguments) -> Run:
+def prepare(args: Arguments, script: str) -> Run:
     """Check everything that needs no model, then load data, tokenizer and model.
+
+    `script` is the name of the one that trains: the two do not read each other's checkpoints.
 
     Raises:
         UsageError: the first thing that is wrong.
@@ -83,7 +85,8 @@ def prepare(args: Arguments) -> Run:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
     check_lora(args.lora, args.given)
     folder = check_output(training.output_dir)
-    checkpoint = checkpoint_to_resume(training, folder)
+    record = identity(training, script)
+    checkpoint = checkpoint_to_resume(training, folder, record)
     check_optimizer(training)
     tokenizer = load_tokenizer(args.model, data)
     raw = load_splits(
@@ -106,4 +109,6 @@ def prepare(args: Arguments) -> Run:
         model = add_lora(model, args.lora)
     if training.process_index == 0:
         print_trainable(model)
+        if training.do_train:
+            write_record(folder, record)
     return Run(task, splits, tokenizer, model, order, checkpoint, folder)

@@ -52,4 +52,7 @@ def plot(folder: Path) -> Path | str:
         return "none: it needs matplotlib (pip install matplotlib)"
     from dwmgrad.report import plot_run
 
-    return plot_run(folder)
+    try:
+        return plot_run(folder)
+    except (OSError, ValueError) as error:  # a picture that fails must not cost the results
+        return f"none: {error}"

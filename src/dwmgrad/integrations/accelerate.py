@@ -13,25 +13,50 @@ from collections.abc import Iterable
 from typing import Any
 
 from accelerate.accelerator import Accelerator  # the package may still be half imported
+from accelerate.utils import DistributedType
 
+from ..observation import BACKWARD
 from ..optimizer import DWMGrad
-
-_ROUTE = "accelerator.backward()"
 
 
 def attach() -> None:
-    """Wraps `Accelerator.backward` and `Accelerator.free_memory`; a second call does nothing.
+    """Wraps `backward`, `prepare` and `free_memory` of Accelerator; a second call does nothing.
 
     The class is wrapped, not an instance: hyper-parameter search makes new ones.
     """
     if getattr(Accelerator.backward, "feeds_dwmgrad", False):
         return
     backward, free_memory = Accelerator.backward, Accelerator.free_memory
+    prepare = Accelerator.prepare
+
+    @functools.wraps(prepare)
+    def prepare_and_check(self: Accelerator, *objects: Any, **kwargs: Any) -> Any:
+        given = inside(objects)
+        if given and self.distributed_type == DistributedType.MEGATRON_LM:
+            raise RuntimeError("Megatron-LM builds its own optimizer: DWMGrad cannot be used there")
+        prepared = prepare(self, *objects, **kwargs)
+        kept = [id(optimizer) for optimizer in inside(self._optimizers)]
+        if any(id(optimizer) not in kept for optimizer in given):
+            raise RuntimeError(
+                "Accelerate put another optimizer in DWMGrad's place. Under DeepSpeed with "
+                'off-load, set "zero_force_ds_cpu_optimizer": false in its configuration'
+            )
+        return prepared
 
     @functools.wraps(backward)
     def backward_with_loss(self: Accelerator, loss: Any, **kwargs: Any) -> Any:
-        _feed(self, loss, kwargs)
-        return backward(self, loss, **kwargs)
+        optimizers = _feed(self, loss, kwargs)
+        try:
+            result = backward(self, loss, **kwargs)
+        except BaseException:  # out of memory, say: the loss goes with its batch
+            for optimizer in optimizers:
+                optimizer.discard_loss()
+            raise
+        if self.distributed_type == DistributedType.DEEPSPEED and self.sync_gradients:
+            # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
+            for optimizer in optimizers:
+                optimizer.discard_loss()
+        return result
 
     @functools.wraps(free_memory)
     def free_memory_and_losses(self: Accelerator, *objects: Any) -> Any:
@@ -43,11 +68,13 @@ def attach() -> None:
     backward_with_loss.feeds_dwmgrad = True  # type: ignore[attr-defined]
     Accelerator.backward = backward_with_loss
     Accelerator.free_memory = free_memory_and_losses
+    Accelerator.prepare = prepare_and_check
 
 
 def inside(optimizers: Iterable[Any]) -> list[DWMGrad]:
-    """The DWMGrad optimizers under any number of wrappers."""
-    return [inner for inner in map(innermost, optimizers) if isinstance(inner, DWMGrad)]
+    """The DWMGrad optimizers under any number of wrappers, each once."""
+    found = {id(inner): inner for inner in map(innermost, optimizers)}
+    return [inner for inner in found.values() if isinstance(inner, DWMGrad)]
 
 
 def innermost(optimizer: Any) -> Any:
@@ -57,15 +84,16 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any]) -> None:
+def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any]) -> list[DWMGrad]:
+    """Hands the loss over; returns the optimizers that got it."""
     optimizers = inside(accelerator._optimizers)
-    if len(optimizers) > 1:
+    if optimizers and len({id(innermost(o)) for o in accelerator._optimizers}) > 1:
         warnings.warn(
-            f"{len(optimizers)} DWMGrad optimizers are prepared by one Accelerator, so backward() "
-            "cannot tell whose loss it gets: call observe_loss(loss) on each of them",
+            f"{len(accelerator._optimizers)} optimizers are prepared by one Accelerator, so "
+            "backward() cannot tell whose loss it gets: call observe_loss(loss) on each DWMGrad",
             stacklevel=3,
         )
-        return
+        return []
     # Accelerate divides every loss by the accumulation steps, the losses of a short last batch too,
     # so there the mean of the undivided ones is right. The Trainer divides by itself and says so.
     divides = (
@@ -73,4 +101,5 @@ def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any
         and backward_arguments.get("scale_wrt_gas") is not False
     )
     for optimizer in optimizers:
-        optimizer._observe(loss, route=_ROUTE, average=divides)
+        optimizer._observe(loss, route=BACKWARD, average=divides)
+    return optimizers

@@ -17,6 +17,8 @@ from .optim_args import parse_optim_args
 
 NAME = "dwmgrad"
 MEMBER = "DWMGRAD"
+_replaced: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
+"""The Trainer's own function and ours, while registered."""
 
 
 def register() -> None:
@@ -36,8 +38,10 @@ def register() -> None:
     # A pickled member could not be loaded where dwmgrad is not imported (training_args.bin); as a
     # plain str it can, and is still equal to the member.
     copyreg.pickle(OptimizerNames, _reduce)  # type: ignore[arg-type]
-    choose = _with_dwmgrad(Trainer.get_optimizer_cls_and_kwargs)
+    original = Trainer.get_optimizer_cls_and_kwargs
+    choose = _with_dwmgrad(original)
     Trainer.get_optimizer_cls_and_kwargs = staticmethod(choose)  # type: ignore[method-assign]
+    _replaced.append((original, choose))
 
 
 def unregister() -> None:
@@ -52,8 +56,9 @@ def unregister() -> None:
     if MEMBER in vars(OptimizerNames):
         type.__delattr__(OptimizerNames, MEMBER)
     copyreg.dispatch_table.pop(type(member), None)
-    original = Trainer.get_optimizer_cls_and_kwargs.__wrapped__  # type: ignore[attr-defined]
-    Trainer.get_optimizer_cls_and_kwargs = staticmethod(original)  # type: ignore[method-assign]
+    original, choose = _replaced.pop()
+    if Trainer.get_optimizer_cls_and_kwargs is choose:  # else another library has wrapped it, too
+        Trainer.get_optimizer_cls_and_kwargs = staticmethod(original)  # type: ignore[method-assign]
 
 
 def _add_member() -> None:
