@@ -120,6 +120,25 @@ def test_a_head_that_ignores_num_items_in_batch_is_told_of(model, dataset, argum
         trainer.train()
 
 
+class Stubborn(Trainer):
+    """Makes its own optimizer, whatever it is asked for, as DeepSpeed may."""
+
+    def create_optimizer(self, model=None):
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        return self.optimizer
+
+
+def test_another_optimizer_in_its_place_is_an_error(model, dataset, arguments) -> None:
+    given = DWMGrad(model.parameters())
+    for args, options in (
+        (arguments(), {}),
+        (arguments(optim="adamw_torch"), {"optimizers": (given, None)}),
+    ):
+        with pytest.raises(RuntimeError, match="asked for and AdamW trains in its place"):
+            Stubborn(model, args, train_dataset=dataset, **options).train()
+    Stubborn(model, arguments(optim="adamw_torch"), train_dataset=dataset).train()
+
+
 def test_sorting_by_length_is_warned_of(model, dataset, arguments) -> None:
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     old = {"group_by_length": True}

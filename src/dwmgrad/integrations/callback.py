@@ -26,12 +26,25 @@ class DWMGradCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._seen = (0, 0)
+        self._given: Any = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._given = innermost(kwargs.get("optimizer"))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = innermost(kwargs.get("optimizer"))
         if not isinstance(optimizer, DWMGrad):
+            asked = args.optim == "dwmgrad" if self._given is None else self._given
+            if asked is True or isinstance(asked, DWMGrad):
+                raise RuntimeError(
+                    f"DWMGrad was asked for and {type(optimizer).__name__} trains in its place. "
+                    "DeepSpeed drops Trainer(optimizers=...): use --optim dwmgrad or "
+                    "optimizer_cls_and_kwargs"
+                )
             return
         self._seen = _counts(optimizer)
         if _groups_by_length(args):
