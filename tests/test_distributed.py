@@ -1,32 +1,14 @@
 """Two real processes with gloo: one window, whatever the ranks' losses are."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run
 
 from dwmgrad import DWMGrad
 from dwmgrad.distributed import mean_over_ranks
-
-
-def run(worker, tmp_path: Path, ranks: int = 2) -> list:
-    """Runs `worker(rank)` in that many processes; returns what each returned."""
-    mp.start_processes(_enter, (worker, str(tmp_path), ranks), nprocs=ranks, start_method="spawn")
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
-
-
-def _enter(rank: int, worker, folder: str, ranks: int) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
-    torch.save(worker(rank), f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # past gloo's own end, which aborts now and then where a peer has left first
 
 
 def ddp_run(rank: int) -> tuple:
