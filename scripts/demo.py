@@ -1,7 +1,9 @@
-"""The main job in one command: fine-tunes a small RoBERTa on a sample of SST-2 with DWMGrad.
+"""The main job in one command: a small RoBERTa on real SST-2 sentences with DWMGrad.
 
 Needs Python and nothing else: it makes a virtual environment first. Arguments go to
-scripts/run_glue.py, so `--optim adamw_torch` compares.
+scripts/run_glue.py; this does the same work with AdamW:
+
+  python3 scripts/demo.py --optim adamw_torch_fused --optim_args "" --output_dir runs/demo-adamw
 """
 
 import sys

@@ -118,8 +118,8 @@ class TestTheName:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_windw=3", "'max_windw=3' is not understood.*momentum, initial_window"),
-        ("max_window", "'max_window' is not understood; write key=value"),
+        ("max_windw=3", "'max_windw=3' is not understood; did you mean max_window.*momentum"),
+        ("max_window", "'max_window' is not understood.*write key=value"),
         ("max_window=ten", "max_window cannot be 'ten'.*the keys are momentum"),
         ("max_window=1.5", "max_window cannot be '1.5'"),
         ("fused=2", r"fused cannot be '2' \(true or false\)"),

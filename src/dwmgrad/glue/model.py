@@ -27,7 +27,9 @@ def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedToke
     source = model.tokenizer_name or model.model_name_or_path or model.config_name
     if source is None:
         source = _sample_or_error(data)
-    return _load("--tokenizer_name", source, AutoTokenizer.from_pretrained, use_fast=True,
+    names = ("tokenizer_name", "model_name_or_path", "config_name")
+    argument = next((f"--{name}" for name in names if getattr(model, name)), "--use_sample")
+    return _load(argument, source, AutoTokenizer.from_pretrained, use_fast=True,
                  **_hub(model))  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from ..arguments import MISSING_LOSS
@@ -60,9 +61,10 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
         if key in _HAS_ITS_OWN:
             raise ValueError(f"optim_args: {key!r} has an argument of its own, {_HAS_ITS_OWN[key]}")
         if not equals or key not in OPTIM_ARGS:
+            near = "".join(f" did you mean {k}?" for k in get_close_matches(key, OPTIM_ARGS, n=1))
             raise ValueError(
-                f"optim_args: {item!r} is not understood; write key=value, separated by commas, "
-                f"with the keys {', '.join(OPTIM_ARGS)}"
+                f"optim_args: {item!r} is not understood;{near} write key=value, separated by "
+                f"commas, with the keys {', '.join(OPTIM_ARGS)}"
             )
         if key in parsed:
             raise ValueError(f"optim_args: {key!r} is given twice")

@@ -33,7 +33,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     history = _history(run_dir)
     present = [key for key in CURVES if any(key in entry for entry in history)]
     if "loss" not in present:
-        raise ValueError(f"{run_dir} logged no loss: train with --logging_steps below --max_steps")
+        raise ValueError(f"{run_dir} logged no loss: lower --logging_steps")
 
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
