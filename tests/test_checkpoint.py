@@ -119,6 +119,7 @@ def test_a_scheduler_may_have_left_its_key() -> None:
     fresh.load_state_dict(optimizer.state_dict())
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=3)
     fresh.load_state_dict(optimizer.state_dict())
+    assert fresh.param_groups[0]["max_lr"] == 0.1
 
 
 def broken(case: str) -> dict:

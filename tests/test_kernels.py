@@ -142,3 +142,4 @@ def test_foreach_is_never_the_choice_on_the_cpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(foreach, "update", lambda *_: pytest.fail("foreach ran"))
     tensors = [[torch.ones(3)] for _ in range(4)]
     kernels.update(*tensors, coefficients(0, 0.0), use_fused=False)
+    assert (tensors[0][0] < 1).all()

@@ -188,8 +188,10 @@ def test_other_optimizers_are_left_alone() -> None:
     accelerator = Accelerator(cpu=True)
     model = torch.nn.Linear(6, 2)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    before = [p.detach().clone() for p in model.parameters()]
     accelerator.backward(loss_of(model, DATA[0]))
     optimizer.step()
+    assert not any(map(torch.equal, before, model.parameters()))
 
 
 @pytest.mark.parametrize("stop", range(1, 10, 4))
