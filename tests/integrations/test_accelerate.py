@@ -156,6 +156,18 @@ def test_two_optimizers_of_one_accelerator_must_be_fed_by_hand(other) -> None:
     assert inner.last_loss == loss.item()
 
 
+def test_a_scheduler_may_be_prepared_before_its_optimizer() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(6, 2)
+    inner = DWMGrad(model.parameters(), missing_loss="error")
+    scheduler = accelerator.prepare(torch.optim.lr_scheduler.ConstantLR(inner))
+    model, optimizer = accelerator.prepare(model, inner)
+    accelerator.backward(loss_of(model, DATA[0]))
+    optimizer.step()
+    scheduler.step()
+    assert inner.param_groups[0]["observations"] == 1
+
+
 def test_an_optimizer_prepared_twice_is_one() -> None:
     accelerator = Accelerator(cpu=True)
     model, _, inner = prepared(accelerator)

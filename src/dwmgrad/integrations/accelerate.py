@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate.accelerator import Accelerator  # the package may still be half imported
 from accelerate.utils import DistributedType
+from torch.optim import Optimizer
 
 from ..observation import BACKWARD
 from ..optimizer import DWMGrad
@@ -31,12 +32,11 @@ def attach() -> None:
 
     @functools.wraps(prepare)
     def prepare_and_check(self: Accelerator, *objects: Any, **kwargs: Any) -> Any:
-        given = inside(objects)
+        given = inside(o for o in objects if isinstance(o, Optimizer))  # a scheduler has one, too
         if given and self.distributed_type == DistributedType.MEGATRON_LM:
             raise RuntimeError("Megatron-LM builds its own optimizer: DWMGrad cannot be used there")
         prepared = prepare(self, *objects, **kwargs)
-        kept = [id(optimizer) for optimizer in inside(self._optimizers)]
-        if any(id(optimizer) not in kept for optimizer in given):
+        if given and not inside(self._optimizers):
             raise RuntimeError(
                 "Accelerate put another optimizer in DWMGrad's place. Under DeepSpeed with "
                 'off-load, set "zero_force_ds_cpu_optimizer": false in its configuration'
