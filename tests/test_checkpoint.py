@@ -1,14 +1,22 @@
 """Saving and loading: exact on every path, and refused as a whole where it does not fit."""
 
 import copy
+import importlib.util
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dwmgrad import DWMGrad
+from dwmgrad.checkpoint import SCHEMA
+
+RELEASED = Path(__file__).parent / "checkpoints"
+_spec = importlib.util.spec_from_file_location("released", RELEASED / "make.py")
+released = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(released)
 
 LOSSES = [2.0, 1.5, 1.7, 1.0, 0.9, 1.2, 0.5, 0.4, 0.6, 0.1]
 
@@ -220,3 +228,47 @@ def test_torch_distributed_checkpoint_round_trips_with_and_without_flattening() 
         train(model, optimizer, LOSSES[5:])
         train(other, loaded, LOSSES[5:])
         assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("path", sorted(RELEASED.glob("schema-*.pt")), ids=lambda p: p.stem)
+def test_a_checkpoint_of_every_released_schema_goes_on_as_it_would_have(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    params, optimizer = released.build()
+    for param, value in zip(params, saved["params"], strict=True):
+        param.data.copy_(value)
+    optimizer.load_state_dict(saved["optimizer"])
+    released.train(params, optimizer, 12, 30)
+    for param, value in zip(params, saved["then"], strict=True):
+        torch.testing.assert_close(param.detach(), value)
+    assert [optimizer.window, optimizer.last_loss] == saved["windows_then"]
+
+
+def test_there_is_a_checkpoint_of_the_present_schema() -> None:
+    assert (RELEASED / f"schema-{SCHEMA}.pt").is_file()
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
+def test_a_float32_state_of_a_16_bit_parameter_stays_float32(narrow: torch.dtype) -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:5])
+    wide = copy.deepcopy(optimizer.state_dict())
+    other, loaded = make(narrow)
+    loaded.load_state_dict(through_file(wide))
+    for param, key in zip(other.parameters(), wide["state"], strict=True):
+        for name, buffer in wide["state"][key].items():
+            assert torch.equal(loaded.state[param][name], buffer)
+    train(other, loaded, LOSSES[5:])
+    again = through_file(loaded.state_dict())["state"]
+    assert all(b.dtype == torch.float32 for buffers in again.values() for b in buffers.values())
+    for param, reference in zip(other.parameters(), model.parameters(), strict=True):
+        assert param.dtype == narrow and param.isfinite().all() and param.shape == reference.shape
+
+
+def test_a_loaded_state_is_the_optimizers_own() -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:3])
+    saved = copy.deepcopy(optimizer.state_dict())
+    _, loaded = make(torch.bfloat16)
+    loaded.load_state_dict(saved)
+    buffers = {b.data_ptr() for state in saved["state"].values() for b in state.values()}
+    assert not buffers & {b.data_ptr() for s in loaded.state.values() for b in s.values()}

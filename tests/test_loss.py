@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.observation import BACKWARD
+from dwmgrad.loss_feed import BACKWARD
 
 
 def make(**arguments) -> tuple[torch.Tensor, DWMGrad]:
@@ -88,7 +88,7 @@ def test_a_negative_loss_is_a_loss() -> None:
 def test_the_graph_of_a_loss_is_let_go() -> None:
     param, optimizer = make()
     optimizer.observe_loss((param * 2).sum())
-    assert not optimizer._observation._total.requires_grad
+    assert not optimizer._feed.observation._total.requires_grad
     optimizer.step()
     assert isinstance(optimizer.last_loss, float)
 
@@ -265,7 +265,7 @@ def test_a_closure_that_fails_leaves_nothing_behind() -> None:
     before = snapshot(param, optimizer)
 
     def closure() -> float:
-        optimizer._observe(9.0, route=BACKWARD)  # as accelerator.backward() does
+        optimizer._feed.observe(9.0, route=BACKWARD)  # as accelerator.backward() does
         raise KeyError("gone")
 
     with pytest.raises(KeyError):

@@ -6,6 +6,7 @@ import math
 from numbers import Integral, Number, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .window import SIGNALS
@@ -41,6 +42,11 @@ def check(settings: dict[str, Any]) -> None:
     _check_number("lr", lr)
     _check_number("momentum", settings["momentum"], below=1)
     _check_number("eps", settings["eps"])
+    if settings["eps"] < torch.finfo(torch.float32).tiny:
+        raise ValueError(
+            f"eps must be at least {torch.finfo(torch.float32).tiny:.2g}, got {settings['eps']!r}: "
+            "without it a gradient of 0 gives 0/0"
+        )
     _check_number("weight_decay", settings["weight_decay"])
     _check_count("max_window", settings["max_window"])
     _check_count("initial_window", settings["initial_window"])

@@ -75,6 +75,16 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
             raise ValueError(f"state_dict['state'] has no buffers for the parameters {lost}")
 
 
+def restore_dtypes(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
+    """Gives the loaded buffers the dtypes they were saved with; torch casts to the parameter's."""
+    saved = (key for group in state_dict["param_groups"] for key in group["params"])
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    for key, param in zip(saved, params, strict=True):
+        for name, buffer in state_dict["state"].get(key, {}).items():
+            if optimizer.state[param][name].dtype != buffer.dtype:
+                optimizer.state[param][name] = buffer.to(device=param.device, copy=True)
+
+
 def _check_group(
     index: int, group: dict[str, Any], current: dict[str, Any], first: dict[str, Any]
 ) -> None:

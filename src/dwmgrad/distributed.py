@@ -1,38 +1,186 @@
-"""The mean loss over data-parallel ranks, so that the window is the same number on each of them."""
+"""What ranks must share: the mean loss, so that the window is one number, and proof that it is."""
 
 from __future__ import annotations
 
 import math
+import struct
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from .checkpoint import PROGRESS
 
 
-def mean_over_ranks(loss: torch.Tensor | float | None, device: torch.device) -> float | None:
-    """The mean of one loss over all ranks, the same on every rank.
+def group_of(loss_group: Any) -> Any:
+    """`loss_group=` as a process group; None is the default group.
+
+    Raises:
+        TypeError: if it is neither a process group nor a device mesh.
+        ValueError: if the mesh has more than one dimension, or this rank is not in the group.
+    """
+    if loss_group is None:
+        return None
+    group = loss_group
+    if hasattr(group, "get_group"):  # a DeviceMesh
+        if group.ndim != 1:
+            raise ValueError(
+                f"loss_group must be one dimension of a device mesh, got {group.ndim} dimensions: "
+                'pass mesh["dp"], say'
+            )
+        group = group.get_group()
+    members = getattr(dist, "GroupMember", None)
+    if members is not None and group is members.NON_GROUP_MEMBER:
+        raise ValueError("loss_group: this rank is not in the group; pass one that it belongs to")
+    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(
+            f"loss_group must be a process group, a one-dimensional device mesh or None, "
+            f"got {loss_group!r}"
+        )
+    return group
+
+
+def mean_over_ranks(
+    loss: Tensor | float | None,
+    device: torch.device,
+    group: Any = None,
+    fault: Tensor | float = 0.0,
+) -> float | None:
+    """The mean of one loss over the ranks of a group, the same on each of them.
 
     One 4-byte all-reduce, which every rank must join; none with one process.
 
     Args:
         loss: a tensor with one element, a number, or None on a rank to which no loss was given.
         device: where the all-reduce runs, unless the process group needs another one.
+        group: the process group; None is the default one.
+        fault: NaN if this rank must not step, else 0.
 
     Returns:
-        NaN if the loss of any rank is not finite; else None if any rank has none; else the mean,
-        in float32 precision (that of the loss with one process).
+        NaN if any rank's loss is not finite or any has a fault; else None if any rank has no loss;
+        else the mean, in float32 precision (that of the loss with one process).
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return None if loss is None else _finite_or_nan(float(loss))
-    if dist.get_backend() == "nccl":  # which off-loaded parameters, on the CPU, know nothing of
-        device = torch.device("cuda", torch.cuda.current_device())
+    if _size(group) < 2:
+        if loss is None:
+            return math.nan if math.isnan(float(fault)) else None
+        if isinstance(fault, Tensor) and isinstance(loss, Tensor):
+            fault = fault.to(loss.device)
+        return _finite_or_nan(float(loss + fault))
+    device = _device(device, group)
     if loss is None:  # minus infinity survives every sum but one with NaN
         total = torch.full((), -math.inf, dtype=torch.float32, device=device)
     else:
         total = torch.as_tensor(loss, dtype=torch.float32, device=device).reshape(()).clone()
         total = torch.where(total.isfinite(), total, torch.nan)
-    dist.all_reduce(total)
-    mean = float(total) / dist.get_world_size()
+    total = total + (fault.to(device) if isinstance(fault, Tensor) else fault)
+    dist.all_reduce(total, group=group)
+    mean = float(total) / _size(group)
     return None if mean == -math.inf else _finite_or_nan(mean)
+
+
+@torch.no_grad()
+def assert_ranks_agree(optimizer: Any) -> None:
+    """Raises unless all ranks have the same window and, bit by bit, the same parameters.
+
+    It compares the window's numbers of every parameter group and one checksum per parameter, over
+    the optimizer's `loss_group`. Ranks that hold different shards of a DTensor (FSDP2, tensor
+    parallelism) are compared where they hold the same one. What DeepSpeed's ZeRO and FSDP1 cut
+    into flat pieces is left out, and the windows alone are compared: pass the optimizer that
+    `accelerator.prepare` returned, so that it is seen. Every rank must call it; with one process
+    it does nothing. It reads every parameter once.
+
+    Args:
+        optimizer: a DWMGrad, or what Accelerate or DeepSpeed wrapped around it.
+
+    Raises:
+        RuntimeError: on every rank; names the numbers, the parameters and the ranks that differ.
+    """
+    partitioned = False
+    while not hasattr(optimizer, "observe_loss"):
+        partitioned |= type(optimizer).__module__.startswith("deepspeed")
+        if not hasattr(optimizer, "optimizer"):
+            raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
+        optimizer = optimizer.optimizer
+    group = optimizer.loss_group
+    if _size(group) < 2:
+        return
+    names, values = ["the number of parameter groups"], [len(optimizer.param_groups)]
+    for index, settings in enumerate(optimizer.param_groups):
+        for key in PROGRESS:
+            names.append(f"{key} of group {index}")
+            values.append(_bits_of(settings[key]))
+    shards = [0] * len(values)
+    for index, settings in enumerate(optimizer.param_groups if not partitioned else []):
+        labels = settings.get("param_names", range(len(settings["params"])))
+        for label, param in zip(labels, settings["params"], strict=True):
+            if getattr(param, "_fsdp_flattened", False):  # FSDP1: pieces of uneven length
+                continue
+            names.append(f"parameter {label} of group {index}")
+            shards.append(_shard_of(param))
+            values.append(_checksum(param))
+    device = next(
+        (p.device for g in optimizer.param_groups for p in g["params"]), torch.device("cpu")
+    )
+    lengths = _gather([len(values)], device, group)
+    if len({row[0] for row in lengths}) > 1:
+        raise RuntimeError(f"ranks disagree on the number of parameters: {lengths}")
+    rows = list(zip(_gather(shards, device, group), _gather(values, device, group), strict=True))
+    found = []
+    for place, name in enumerate(names):
+        seen: dict[int, int] = {}  # shard: the first rank that holds it
+        for rank, (shard, value) in enumerate(rows):
+            first = seen.setdefault(shard[place], rank)
+            if rows[first][1][place] != value[place]:
+                found.append(f"{name} (ranks {first} and {rank})")
+                break
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise RuntimeError(f"ranks disagree on {', '.join(found[:5])}{more}")
+
+
+def _size(group: Any) -> int:
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)
+
+
+def _device(device: torch.device, group: Any) -> torch.device:
+    """Where this group's collectives run; off-loaded parameters, on the CPU, know nothing of it."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _gather(row: list[int], device: torch.device, group: Any) -> list[list[int]]:
+    own = torch.tensor(row, dtype=torch.int64, device=_device(device, group))
+    rows = [torch.empty_like(own) for _ in range(_size(group))]
+    dist.all_gather(rows, own, group=group)
+    return [each.tolist() for each in rows]
+
+
+def _bits_of(number: float | None) -> int:
+    """A window's number as 64 bits; None is a NaN, which no number of a window is."""
+    return struct.unpack("<q", struct.pack("<d", math.nan if number is None else number))[0]
+
+
+def _shard_of(param: Any) -> int:
+    """Which piece of a DTensor this rank holds: equal on ranks that hold the same piece."""
+    if not hasattr(param, "placements"):
+        return 0
+    mesh, piece = param.device_mesh, 0
+    for size, place, placement in zip(
+        mesh.shape, mesh.get_coordinate(), param.placements, strict=True
+    ):
+        piece = piece * size + (0 if placement.is_replicate() else place)
+    return piece
+
+
+def _checksum(param: Tensor) -> int:
+    """The sum of the bits, so that one different element is always seen."""
+    local = param.to_local() if hasattr(param, "to_local") else param
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(local.detach().view(kinds[local.element_size()]).sum(dtype=torch.int64))
 
 
 def _finite_or_nan(value: float) -> float:

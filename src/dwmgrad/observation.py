@@ -12,9 +12,6 @@ from torch import Tensor
 
 from .distributed import mean_over_ranks
 
-BACKWARD = "accelerator.backward()"
-"""The route of a loss that Accelerate brings, together with its gradients."""
-
 
 class Observation:
     """Collects the micro-batch losses that belong to one optimizer step.
@@ -46,12 +43,18 @@ class Observation:
         self._total = value if self._count == 0 else self._total + value
         self._count += 1
 
-    def settle(self, device: torch.device) -> float | None:
-        """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once."""
-        if not self.settled:
-            total = self._total / self._count if self._average else self._total
-            self._mean = mean_over_ranks(total, device)
-            self.settled = True
+    def settle(
+        self, device: torch.device, group: Any = None, fault: Tensor | float = 0.0
+    ) -> float | None:
+        """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once.
+
+        A fault found after that, in a later call of the same logical step, stops that call alone.
+        """
+        if self.settled:
+            return math.nan if math.isnan(float(fault)) else self._mean
+        total = self._total / self._count if self._average else self._total
+        self._mean = mean_over_ranks(total, device, group, fault)
+        self.settled = True
         return self._mean
 
     def repeats(self, groups: list[dict[str, Any]]) -> bool:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from . import arguments, checkpoint, kernels
-from .distributed import mean_over_ranks
-from .observation import BACKWARD, Observation
+from .distributed import group_of, mean_over_ranks
+from .gradients import fault_of
+from .loss_feed import BACKWARD, OBSERVE, LossFeed
+from .observation import Observation
 from .window import Window
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class DWMGrad(Optimizer):
@@ -36,7 +42,8 @@ class DWMGrad(Optimizer):
     The loss reaches the optimizer on one of these routes, the same one throughout a step:
     `accelerator.backward(loss)` and the Hugging Face Trainer bring it by themselves;
     `observe_loss(loss)` before `step()`; `step(closure)`; `step(loss=loss)`. A loss that is not
-    finite skips the whole step: parameters, state and window stay as they are.
+    finite, on any rank, skips the whole step, as does a gradient that is not finite or whose
+    square is not: parameters, state and window stay as they are.
 
     Args:
         params: parameters, or dicts of parameter groups. A group may have its own lr,
@@ -57,13 +64,17 @@ class DWMGrad(Optimizer):
             `"hold"`: holds it in silence. `"error"`: raises, before anything has changed. Where
             every lr and every gradient is 0, a step without a loss holds the window in silence:
             that is how `torch.distributed.checkpoint` creates the state.
+        loss_group: the process group, or the one-dimensional device mesh, over whose ranks the
+            loss is averaged. None: the default group, which is right for data, tensor and context
+            parallelism alike; a group of its own is for ranks that do not all have a loss
+            (pipelines) or that train different models. Not part of the state dict.
 
     Raises:
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
-    _observation: Observation | None
-    _step_tried: bool
+    loss_group: Any
+    _feed: LossFeed
     _said: set[str]
 
     def __init__(
@@ -81,6 +92,7 @@ class DWMGrad(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         missing_loss: str = "warn",
+        loss_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -100,6 +112,7 @@ class DWMGrad(Optimizer):
         # The window lives as plain numbers in every group: nothing else survives all the ways in
         # which state dicts are sharded, flattened and reloaded.
         defaults |= checkpoint.initial_progress(initial_window)
+        self.loss_group = group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
 
@@ -137,45 +150,22 @@ class DWMGrad(Optimizer):
             TypeError, ValueError: if it is not one real number.
             RuntimeError: if this step's loss comes on another route already.
         """
-        self._observe(loss, route="observe_loss()")
+        self._feed.observe(loss, route=OBSERVE)
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
 
         Not needed where a gradient scaler skips the step: the optimizer notices that by itself.
         """
-        if self._observation is not None and not self._observation.settled:
-            self._observation = None
-
-    def _observe(self, loss: Tensor | float, route: str, average: bool = False) -> None:
-        if self._step_tried:  # and skipped by a gradient scaler, or refused
-            self._step_tried = False
-            self.discard_loss()
-        observation = self._observation
-        if observation is None or observation.settled:
-            observation = Observation(route, average)
-        elif observation.route != route:
-            raise RuntimeError(
-                f"this step's loss came through {observation.route} already and now comes through "
-                f"{route} too: keep one of the two"
-            )
-        observation.add(loss)
-        self._observation = observation
+        self._feed.discard()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler.step() reads this name just before it either calls step() or skips it, which
         # is the only trace that a skipped step leaves here.
         if isinstance(sys._getframe(1).f_locals.get("self"), torch.amp.GradScaler):
-            if self._step_tried:  # skipped before, and no loss has come since
-                self.discard_loss()
-            self._step_tried = True
+            self._feed.scaler_asks()
         return False
-
-    def _forget_losses(self) -> None:
-        self._observation = None
-        self._step_tried = False
-        self._said = set()
 
     # ---- the step ----
 
@@ -202,20 +192,24 @@ class DWMGrad(Optimizer):
 
         Whatever it raises, parameters, state and window are as before.
         """
-        scaled, self._step_tried = self._step_tried, False
+        feed = self._feed
+        scaled, feed.step_tried = feed.step_tried, False
         brings_loss = closure is not None or loss is not None
-        pending = self._observation
+        pending = feed.observation
         try:
             if brings_loss:
-                loss = self._loss_of_call(closure, loss, scaled)
+                loss = feed.take(closure, loss, scaled, self._params())
             self._check_before_change()
             observation, value = self._settle()
         except BaseException:
-            self._observation = pending
-            self._step_tried = not brings_loss  # the next loss belongs to another step
+            feed.observation = pending
+            feed.step_tried = not brings_loss  # the next loss belongs to another step
             raise
         if value is not None and math.isnan(value):
-            self._say_once("the loss is not finite: this step is skipped, nothing has changed")
+            self._say_once(
+                "the loss or a gradient (or the square of one) is not finite: this step is "
+                "skipped, nothing has changed"
+            )
             return loss
         for group in self.param_groups:
             window = _window_of(group)
@@ -230,77 +224,39 @@ class DWMGrad(Optimizer):
             )
         return loss
 
-    def _loss_of_call(
-        self, closure: Callable[[], Any] | None, loss: Any, scaled: bool
-    ) -> Tensor | float:
-        """Makes the observation of `step(closure)` or `step(loss=loss)`; returns the loss."""
-        route = "step(loss=...)" if closure is None else "step(closure)"
-        if closure is not None and loss is not None:
-            raise RuntimeError("step() got both a closure and loss=: keep one of the two")
-        pending = self._observation
-        if pending is not None and not pending.settled:
-            raise RuntimeError(
-                f"this step's loss came through {pending.route} already and now comes through "
-                f"{route} too: keep one of the two"
-            )
-        if closure is not None:
-            versions = self._gradient_versions() if scaled else None
-            with torch.enable_grad():
-                loss = closure()
-            if loss is None:
-                raise TypeError("step(closure): the closure must return the loss, got None")
-            if versions is not None and versions != self._gradient_versions():
-                raise RuntimeError(
-                    "step(closure): the closure ran backward() under a gradient scaler, so its "
-                    "gradients are scaled. Run forward and backward before scaler.step() and let "
-                    "the closure return the loss alone, or call observe_loss()"
-                )
-            inner = self._observation
-            if inner is not None and inner is not pending:  # fed by accelerator.backward() in there
-                if inner.route != "observe_loss()":
-                    return loss
-                raise RuntimeError(f"the loss came through {route} and, inside it, {inner.route}")
-        observation = Observation(route)
-        observation.add(loss)
-        self._observation = observation
-        return loss
-
-    def _gradient_versions(self) -> list[tuple[int, int]]:
-        grads = (p.grad for group in self.param_groups for p in group["params"])
-        return [(id(grad), grad._version) for grad in grads if grad is not None]
-
     def _settle(self) -> tuple[Observation | None, float | None]:
         """The step's observation and loss, the same on every rank.
 
-        The loss is None without one and NaN if it is not finite.
+        The loss is None without one, and NaN if the step must not be made.
         """
-        observation: Observation | None = self._observation
+        observation = self._feed.observation
         if observation is not None and observation.repeats(self.param_groups):
             observation = None  # it belonged to the step before
-        device = next(
-            (p.device for g in self.param_groups for p in g["params"]), torch.device("cpu")
-        )
-        value = None
-        if observation is not None:
-            value = observation.settle(device)
-            observation.mark_stepped(self.param_groups)
-        elif self._creates_state():
+        if observation is None and self._creates_state():
             return None, None  # a rank may do that alone, so no all-reduce
+        device = next((p.device for p in self._params()), torch.device("cpu"))
+        fault = fault_of(self._grads(), whole=self.loss_group is not None)
+        if observation is None:
+            value = mean_over_ranks(None, device, self.loss_group, fault)
         else:
-            value = mean_over_ranks(None, device)
+            value = observation.settle(device, self.loss_group, fault)
+            observation.mark_stepped(self.param_groups)
         if value is None:
             self._go_without_loss()
         return observation, value
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+    def _grads(self) -> Iterator[Tensor]:
+        return (p.grad for p in self._params() if p.grad is not None)
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        grads = (p.grad for group in self.param_groups for p in group["params"])
         return not any(
-            (grad.to_local() if hasattr(grad, "to_local") else grad).any()
-            for grad in grads
-            if grad is not None
+            (grad.to_local() if hasattr(grad, "to_local") else grad).any() for grad in self._grads()
         )
 
     def _go_without_loss(self) -> None:
@@ -384,9 +340,7 @@ class DWMGrad(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. A loss that Accelerate brought with these gradients goes with them."""
-        observation = self._observation
-        if observation is not None and observation.route == BACKWARD:
-            self.discard_loss()
+        self._feed.discard(BACKWARD)
         super().zero_grad(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -398,11 +352,22 @@ class DWMGrad(Optimizer):
         """
         checkpoint.check(state_dict, self)
         super().load_state_dict(state_dict)
+        checkpoint.restore_dtypes(state_dict, self)
         self._forget_losses()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.loss_group is not None:
+            raise TypeError("a DWMGrad with loss_group= cannot be copied: copy its state_dict()")
+        return super().__getstate__()  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.loss_group = None
         self._forget_losses()
+
+    def _forget_losses(self) -> None:
+        self._feed = LossFeed()
+        self._said = set()
 
 
 def _window_of(group: dict[str, Any]) -> Window:

@@ -16,7 +16,7 @@ from accelerate.accelerator import Accelerator  # the package may still be half 
 from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
-from ..observation import BACKWARD
+from ..loss_feed import BACKWARD
 from ..optimizer import DWMGrad
 
 
@@ -101,5 +101,5 @@ def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any
         and backward_arguments.get("scale_wrt_gas") is not False
     )
     for optimizer in optimizers:
-        optimizer._observe(loss, route=BACKWARD, average=divides)
+        optimizer._feed.observe(loss, route=BACKWARD, average=divides)
     return optimizers

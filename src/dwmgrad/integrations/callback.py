@@ -11,6 +11,7 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from ..distributed import assert_ranks_agree
 from ..optimizer import DWMGrad
 from .accelerate import innermost
 
@@ -88,6 +89,37 @@ class DWMGradCallback(TrainerCallback):
         logs.update(numbers)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(numbers)
+
+
+class RanksAgreeCallback(TrainerCallback):
+    """Checks every N steps, and at the end, that all ranks have one window and one set of weights.
+
+        Trainer(..., callbacks=[RanksAgreeCallback(every=100)])
+
+    See `dwmgrad.distributed.assert_ranks_agree`, which it calls; it raises RuntimeError where the
+    ranks differ. With another optimizer it does nothing.
+
+    Args:
+        every: the number of optimizer steps between two checks.
+    """
+
+    def __init__(self, every: int) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of steps, at least 1; got {every!r}")
+        self.every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every == 0:
+            self.on_train_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = kwargs.get("optimizer")
+        if isinstance(innermost(optimizer), DWMGrad):
+            assert_ranks_agree(optimizer)
 
 
 def attach() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .coefficients import Coefficients
@@ -14,12 +15,13 @@ def update(
     square_avgs: list[Tensor],
     c: Coefficients,
 ) -> None:
-    """Steps 3, 5 and 6 of the rule, in place, for tensors of any dtype and strides.
+    """Steps 3, 5 and 6 of the rule, in place, for tensors of any dtypes and strides.
 
-    16-bit tensors are computed in float32 and rounded once a buffer, as the fused kernels do.
+    Where one of the four has 16 bits, or they differ, the rule is computed in the parameter's
+    precision, in float32 at least, and rounded once a buffer, as the fused kernels do.
     """
     for param, grad, v, s in zip(params, grads, momentum_buffers, square_avgs, strict=True):
-        if param.element_size() < 4:
+        if param.element_size() < 4 or not param.dtype == grad.dtype == v.dtype == s.dtype:
             _update_rounded(param, grad, v, s, c)
         else:
             _update(param, grad, v, s, c)
@@ -35,9 +37,10 @@ def _update(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Coefficients) 
 
 
 def _update_rounded(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Coefficients) -> None:
-    wide_v, wide_s = v.float(), s.float()
-    _update(param.float(), grad.float(), wide_v, wide_s, c)
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    wide_v, wide_s = v.to(dtype, copy=True), s.to(dtype, copy=True)
+    _update(param.to(dtype, copy=True), grad.to(dtype), wide_v, wide_s, c)
     s.copy_(wide_s)
     v.copy_(wide_v)
-    wide = param.float()
-    param.copy_(wide.add_(wide, alpha=-c.shrink).sub_(v.float()))
+    wide = param.to(dtype, copy=True)
+    param.copy_(wide.add_(wide, alpha=-c.shrink).sub_(v))
