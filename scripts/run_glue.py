@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import dwmgrad
+from dwmgrad.glue.checkpoints import FinishCheckpoints, steps_done
 from dwmgrad.glue.errors import UsageError, run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import compute_metrics, predictions_of
-from dwmgrad.glue.output import NOTHING_LEFT, steps_done
+from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
 from dwmgrad.glue.parsing import Arguments, parse
 from dwmgrad.glue.preprocess import collator
 from dwmgrad.glue.setup import Run, prepare
 from dwmgrad.glue.submission import write_submission
 from dwmgrad.glue.summary import plot, summary
+from dwmgrad.integrations.callback import RanksAgreeCallback
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -30,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     dwmgrad.register()
     args = parse(argv, __doc__)
     run = prepare(args, "run_glue.py")
+    with clear_write_errors(run.folder):
+        return work(args, run)
+
+
+def work(args: Arguments, run: Run) -> dict[str, float]:
     training = args.training
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
@@ -42,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         compute_metrics=compute_metrics(run.task),
         data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
         processing_class=run.tokenizer,
+        callbacks=callbacks(args),
     )
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
@@ -59,13 +67,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     return results
 
 
+def callbacks(args: Arguments) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [FinishCheckpoints(args.training)]
+    if args.report.check_ranks_steps:
+        found.append(RanksAgreeCallback(args.report.check_ranks_steps))
+    return found
+
+
 def train(trainer: Trainer, run: Run) -> dict[str, float]:
     if run.checkpoint and "batches_done" in (run.checkpoint / "trainer_state.json").read_text():
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     checkpoint = str(run.checkpoint) if run.checkpoint else None
+    done = steps_done(run.checkpoint)  # before the checkpoint makes room for newer ones
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    if checkpoint and trainer.state.global_step <= steps_done(run.checkpoint):
+    if checkpoint and trainer.state.global_step <= done:
         print(NOTHING_LEFT)
+        trainer.save_model()  # it may have been killed before it did
+        trainer.save_state()
         return {}
     metrics["train_samples"] = len(run.train)
     trainer.save_model()

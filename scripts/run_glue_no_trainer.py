@@ -26,17 +26,18 @@ from dwmgrad.glue.bare import (
     Every,
     State,
     check_honoured,
+    check_ranks,
     loader,
-    remove_old_checkpoints,
     train_sampler,
     window_of,
     write_json,
 )
+from dwmgrad.glue.checkpoints import finish
 from dwmgrad.glue.errors import run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
 from dwmgrad.glue.optim import build_optimizer
-from dwmgrad.glue.output import NOTHING_LEFT
+from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
 from dwmgrad.glue.parsing import parse
 from dwmgrad.glue.preprocess import collator
 from dwmgrad.glue.setup import Run, prepare
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     check_honoured(args.training, args.given)
     if args.training.full_determinism:
         enable_full_determinism(args.training.seed)
-    return Loop(prepare(args, "run_glue_no_trainer.py"), args).run()
+    run = prepare(args, "run_glue_no_trainer.py")
+    with clear_write_errors(run.folder):
+        return Loop(run, args).run()
 
 
 class Loop:
@@ -142,6 +145,8 @@ class Loop:
         seconds, steps = time.perf_counter() - start, state.global_step - first_step
         if self.job.checkpoint is not None and steps == 0:
             print(NOTHING_LEFT)
+            if accelerator.is_main_process:
+                state.save(self.folder)  # it may have been killed before it did
             return {}
         examples = steps / per_epoch * len(data)
         metrics = {
@@ -200,6 +205,7 @@ class Loop:
     def after_step(self, loss: torch.Tensor, norm: Any, epoch_ended: bool, bar: Any) -> None:
         """Log, evaluate and save where it is time to."""
         accelerator, state, training = self.accelerator, self.state, self.training
+        check_ranks(self.optimizer, state.global_step, self.args.report.check_ranks_steps)
         mean = accelerator.reduce(loss, "mean").item()
         state.loss_since_log += mean
         state.loss_total += mean
@@ -221,7 +227,7 @@ class Loop:
             accelerator.save_state(str(folder))
             if accelerator.is_main_process:
                 state.save(folder)
-                remove_old_checkpoints(self.folder, training.save_total_limit)
+            finish(folder, training.save_total_limit)
 
     def show(self, bar: Any, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

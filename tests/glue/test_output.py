@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from dwmgrad.glue.checkpoints import checkpoints
 from dwmgrad.glue.errors import UsageError
-from dwmgrad.glue.output import checkpoints
 
 from .conftest import load_script, read_json
 
@@ -52,8 +52,9 @@ def test_the_scripts_do_not_read_each_others_checkpoints(words, tmp_path):
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
     for name, whole in (("checkpoint-5", True), ("checkpoint-10", False), ("checkpoint-x", True)):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({}))
         if whole:
-            (tmp_path / name / "trainer_state.json").write_text(json.dumps({}))
+            (tmp_path / name / ".whole").touch()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5"]
 
 
@@ -72,3 +73,26 @@ def test_flags_that_switch_off_and_the_no_of_yaml(script, words, tmp_path):
     script([str(config), *words, "--no_plot"])
     assert not (tmp_path / "out" / "window.png").exists()
     assert checkpoints(tmp_path / "out") == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(script, words, tmp_path):
+    out = tmp_path / "out"
+    script(words)
+    for path in out.iterdir():
+        if path.name.startswith("checkpoint-"):
+            (path / ".whole").unlink()  # half written, for all that is known
+        elif path.name != ".run_arguments.json":
+            path.unlink() if path.is_file() else None
+    with pytest.raises(UsageError, match="seed 42 there, 1 here"):
+        script([*words, "--seed", "1"])
+    script(words)
+    assert (out / "all_results.json").is_file() and len(checkpoints(out)) == 1
+
+
+def test_checkpoints_of_an_overwritten_run_no_longer_count(script, words, tmp_path):
+    out = tmp_path / "out"
+    script(words)
+    [last] = checkpoints(out)
+    last = last.rename(out / "checkpoint-999")  # of a longer run, once
+    script([*words, "--overwrite_output_dir"])
+    assert last not in checkpoints(out) and len(checkpoints(out)) == 1

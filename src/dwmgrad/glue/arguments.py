@@ -128,13 +128,20 @@ class LoraArguments:
 
 @dataclass
 class ReportArguments:
-    """What is written at the end."""
+    """What is checked on the way and drawn at the end."""
 
     _argument_group_name = "report"
 
     plot: bool = field(
         default=True,
         metadata={"help": "Draw loss, learning rate, window and momentum as a PNG at the end."},
+    )
+    check_ranks_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Check every N optimizer steps that all ranks have one window and, bit by "
+            "bit, one set of weights, and end with an error if not."
+        },
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dwmgrad import DWMGrad
+from dwmgrad.distributed import assert_ranks_agree
 from dwmgrad.glue.errors import UsageError
-from dwmgrad.glue.output import checkpoints
 from dwmgrad.integrations.accelerate import innermost
 
 # Every other name of TrainingArguments is refused when the user set it.
@@ -223,11 +222,10 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=4, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def remove_old_checkpoints(folder: Path, keep: int | None) -> None:
-    """Keep the `keep` newest `checkpoint-STEP` folders; all for None."""
-    found = checkpoints(folder)
-    for path in found[: max(0, len(found) - keep)] if keep else ():
-        shutil.rmtree(path)
+def check_ranks(optimizer: Any, step: int, every: int | None) -> None:
+    """Every `every` steps, if asked: raises RuntimeError where ranks of a DWMGrad differ."""
+    if every and step % every == 0 and isinstance(innermost(optimizer), DWMGrad):
+        assert_ranks_agree(optimizer)
 
 
 def window_of(optimizer: Any) -> dict[str, float]:

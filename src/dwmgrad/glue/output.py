@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
+from dwmgrad.glue.checkpoints import checkpoints
 from dwmgrad.glue.errors import UsageError
 
 _RECORD = ".run_arguments.json"
@@ -36,22 +40,34 @@ def check_output(folder: str | None) -> Path:
     return path
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole `checkpoint-STEP` folders, by step: both scripts write trainer_state.json last."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-        and (path / "trainer_state.json").is_file()
-    ]
-    return [path for _, path in sorted(found)]
+@contextlib.contextmanager
+def clear_write_errors(folder: Path) -> Iterator[None]:
+    """A full disk or a folder that turned read-only ends the run with one line.
+
+    Raises:
+        UsageError: names the folder, the cause, and what the run goes on from.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if not _is_about_writing(error):
+            raise
+        whole = checkpoints(folder)
+        rest = f"from {whole[-1].name}" if whole else "from the start: no checkpoint is whole yet"
+        free = shutil.disk_usage(folder).free / 2**20
+        raise UsageError(
+            f"--output_dir {folder}: writing failed, with {free:,.1f} MiB free on its disk "
+            f"({error}); make room or take another folder, and the same command goes on {rest}"
+        ) from error
 
 
-def steps_done(checkpoint: Path | None) -> int:
-    """The optimizer steps behind a checkpoint; 0 without one."""
-    if checkpoint is None:
-        return 0
-    return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+def _is_about_writing(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    text = str(error)  # torch and safetensors have their own errors, without a number
+    return any(part in text for part in ("inline_container.cc", "PytorchStreamWriter", "os error"))
 
 
 def identity(training: TrainingArguments, script: str) -> dict[str, Any]:
@@ -69,12 +85,15 @@ def identity(training: TrainingArguments, script: str) -> dict[str, Any]:
         "seed",
     )
     values = {name: getattr(training, name) for name in names}
+    values["world_size"] = training.world_size  # more ranks, larger batches
     return {"script": script} | {k: getattr(v, "value", v) for k, v in values.items()}
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Leaves a run's identity in its folder."""
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    """Leaves a run's identity in its folder, in one step."""
+    draft = folder / f"{_RECORD}.draft"
+    draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    draft.replace(folder / _RECORD)
 
 
 def checkpoint_to_resume(
@@ -97,20 +116,23 @@ def checkpoint_to_resume(
     ):
         return None
     checkpoint = next(reversed(checkpoints(folder)), None)
-    if checkpoint is not None and (folder / _RECORD).is_file():
+    recorded = (folder / _RECORD).is_file()
+    # killed before its first checkpoint was whole: there is nothing to lose
+    just_begun = recorded and checkpoint is None and not (folder / "train_results.json").exists()
+    if recorded and (checkpoint is not None or just_begun):
         there = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         changed = [
-            f"{k} {there.get(k)} there, {v} here" for k, v in record.items() if there.get(k) != v
+            f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v
         ]
         if changed:
             raise UsageError(
                 f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}); "
                 "give another folder, or --overwrite_output_dir to train afresh, or "
-                f"--resume_from_checkpoint {checkpoint} to go on from it all the same"
+                f"--resume_from_checkpoint {checkpoint or 'FOLDER'} to go on from one all the same"
             )
     if checkpoint is None and wants_last:
         raise UsageError(f"--resume_from_checkpoint {given}: no checkpoint-* folder in {folder}")
-    if checkpoint is None and training.process_index == 0:
+    if checkpoint is None and not just_begun and training.process_index == 0:
         # files that begin with a dot may be another rank's write test
         files = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if files:

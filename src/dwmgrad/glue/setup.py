@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from dwmgrad.glue.checkpoints import forget_later, steps_done
 from dwmgrad.glue.data import ax_of, load_splits
 from dwmgrad.glue.errors import UsageError
 from dwmgrad.glue.lora import add_lora, check_lora, print_trainable
@@ -75,8 +76,10 @@ def prepare(args: Arguments, script: str) -> Run:
     if data.task_name is None:
         raise UsageError("--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ...")
     task = get_task(data.task_name)
-    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
-        value = getattr(data, name)
+    counts = {
+        f"max_{n}_samples": getattr(data, f"max_{n}_samples") for n in ("train", "eval", "predict")
+    }
+    for name, value in {**counts, "check_ranks_steps": args.report.check_ranks_steps}.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: must be at least 1")
     if data.use_sample and data.data_dir:
@@ -110,5 +113,6 @@ def prepare(args: Arguments, script: str) -> Run:
     if training.process_index == 0:
         print_trainable(model)
         if training.do_train:
+            forget_later(folder, steps_done(checkpoint))
             write_record(folder, record)
     return Run(task, splits, tokenizer, model, order, checkpoint, folder)
