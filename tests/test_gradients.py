@@ -66,7 +66,7 @@ def test_a_bad_gradient_changes_nothing_and_its_loss_is_dropped(loss, kernel: di
 
 
 def one_rank_is_bad(rank: int) -> list:
-    """In steps 3 and 4 the second rank alone has a bad gradient; in step 4 the first has no loss."""
+    """In steps 3 and 4 the second rank has a bad gradient; in step 4 the first has no loss."""
     param = torch.ones(3, requires_grad=True)
     optimizer = DWMGrad([param], missing_loss="hold")
     seen = []

@@ -16,6 +16,7 @@ MISSING_LOSS = ("warn", "hold", "error")
 
 _NUMBERS = ("lr", "momentum", "eps", "weight_decay")
 _COUNTS = ("initial_window", "max_window")
+MOST_STEPS = 2**53  # up to which a float64 holds every whole number
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def check(settings: dict[str, Any]) -> None:
     if not isinstance(settings["maximize"], bool):
         raise TypeError(f"maximize must be True or False, got {settings['maximize']!r}")
     for name in ("foreach", "fused"):
-        if settings[name] not in (None, True, False):
+        if settings[name] is not None and not isinstance(settings[name], bool):
             raise TypeError(f"{name} must be True, False or None, got {settings[name]!r}")
     if settings["foreach"] and settings["fused"]:
         raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
@@ -69,7 +70,11 @@ def check(settings: dict[str, Any]) -> None:
 def _check_number(name: str, value: Any, below: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not 0 <= float(value) < below:
+    try:
+        within = 0 <= float(value) < below
+    except OverflowError:  # a whole number beyond float64
+        within = False
+    if not within:
         raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
 
 
@@ -78,8 +83,10 @@ def _check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if int(value) > MOST_STEPS:
+        raise ValueError(f"{name} must be at most {MOST_STEPS}, got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from . import arguments
@@ -56,6 +57,11 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
     groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, list) or not isinstance(state, dict):
+        raise TypeError(
+            "state_dict['param_groups'] must be a list and state_dict['state'] a dict, got "
+            f"{type(groups).__name__} and {type(state).__name__}"
+        )
     if len(groups) != len(optimizer.param_groups):
         raise ValueError(
             f"state_dict has {len(groups)} parameter groups, "
@@ -65,6 +71,8 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
     for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
         _check_group(index, group, current, groups[0])
         params |= zip(group["params"], current["params"], strict=True)
+    if len(params) != sum(len(group["params"]) for group in groups):
+        raise ValueError("state_dict['param_groups'] names a parameter twice")
     for key, buffers in state.items():
         if key not in params:
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
@@ -89,8 +97,10 @@ def _check_group(
     index: int, group: dict[str, Any], current: dict[str, Any], first: dict[str, Any]
 ) -> None:
     where = f"state_dict['param_groups'][{index}]"
+    if not isinstance(group, dict):
+        raise TypeError(f"{where} must be a dict, got {type(group).__name__}")
     schema = group.get("schema", SCHEMA)
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise ValueError(
             f"{where}['schema'] is {schema!r}, this version of dwmgrad reads 1 to {SCHEMA}: "
             "update dwmgrad"
@@ -100,8 +110,11 @@ def _check_group(
     if missing or unknown:
         raise ValueError(
             f"{where} is not a group of this DWMGrad: missing keys {sorted(missing)}, "
-            f"unknown keys {sorted(unknown)}"
+            f"unknown keys {sorted(unknown, key=repr)}"
         )
+    keys = group["params"]
+    if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):
+        raise TypeError(f"{where}['params'] must be a list of numbers or names")
     if len(group["params"]) != len(current["params"]):
         raise ValueError(
             f"{where} has {len(group['params'])} parameters, the optimizer's group has "
@@ -125,8 +138,9 @@ def _check_progress(group: dict[str, Any]) -> None:
         value = group[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        if not least <= value <= arguments.MOST_STEPS:
+            bound = f"at least {least}" if value < least else f"at most {arguments.MOST_STEPS}"
+            raise ValueError(f"{name} must be {bound}, got {value!r}")
     if group["window"] > group["max_window"]:
         raise ValueError(f"window must be at most {group['max_window']}, got {group['window']!r}")
     if group["increases"] > group["observations"]:
@@ -136,14 +150,18 @@ def _check_progress(group: dict[str, Any]) -> None:
         return
     if isinstance(last_loss, bool) or not isinstance(last_loss, (int, float)):
         raise TypeError(f"last_loss must be a number or None, got {last_loss!r}")
-    if not math.isfinite(last_loss):
+    try:
+        finite = math.isfinite(last_loss)
+    except OverflowError:
+        finite = False
+    if not finite:
         raise ValueError(f"last_loss must be finite, got {last_loss!r}")
 
 
 def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
     where = f"state_dict['state'][{key!r}]"
     if not isinstance(buffers, dict) or set(buffers) != BUFFERS:
-        found = sorted(buffers) if isinstance(buffers, dict) else type(buffers).__name__
+        found = sorted(buffers, key=repr) if isinstance(buffers, dict) else type(buffers).__name__
         raise ValueError(f"{where} must have the keys {sorted(BUFFERS)}, got {found}")
     for name, buffer in buffers.items():
         if not isinstance(buffer, Tensor) or not buffer.is_floating_point():
@@ -153,3 +171,10 @@ def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
                 f"{where}[{name!r}] has the shape {tuple(buffer.shape)}, "
                 f"its parameter {tuple(param.shape)}"
             )
+        if buffer.layout is not torch.strided or buffer.is_meta:
+            raise TypeError(f"{where}[{name!r}] must be a dense tensor with its data")
+        values: Any = buffer.detach()
+        values = values.to_local() if hasattr(values, "to_local") else values
+        if not values.isfinite().all() or (name == "square_avg" and (values < 0).any()):
+            least = " at least 0 and" if name == "square_avg" else ""
+            raise ValueError(f"{where}[{name!r}] must be{least} finite everywhere")

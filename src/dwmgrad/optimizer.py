@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -322,11 +323,15 @@ class DWMGrad(Optimizer):
         # not the defaults alone: a loaded state dict may have brought another window
         common = self.param_groups[0] if self.param_groups else self.defaults
         for name in checkpoint.COMMON:
-            if param_group.get(name, common[name]) != common[name]:
+            asked = param_group.get(name, common[name])
+            if not isinstance(asked, (Number, str, type(None))) or asked != common[name]:
                 raise ValueError(
                     f"{name} is one for the whole optimizer: it is {common[name]!r} and a group "
-                    f"asks for {param_group[name]!r}"
+                    f"asks for {asked!r}"
                 )
+        params = param_group.get("params")
+        if not isinstance(params, Iterable):
+            raise TypeError(f"params must be tensors or (name, tensor) pairs, got {params!r}")
         added = {**param_group, **{name: common[name] for name in checkpoint.COMMON}}
         arguments.check({**self.defaults, **added})
         super().add_param_group(arguments.plain(added))
