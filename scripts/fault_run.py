@@ -1,6 +1,6 @@
 """Kill a real training with SIGKILL at random moments, resume it, and compare the two ends.
 
-    python scripts/fault_run.py                           # 50 kills, about 10 minutes on 2 cores
+    python scripts/fault_run.py                           # 50 kills, about 3 minutes on 2 cores
     python scripts/fault_run.py --kills 4 --seed 1
 
 The trainings are those of run_glue.py and run_glue_no_trainer.py on the SST-2 sample, with a
@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
+import transformers
 from transformers import HfArgumentParser
 
 from dwmgrad.glue.checkpoints import checkpoints
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "inside_checkpoint_writing": sum(row["inside_checkpoint_writing"] for row in rows),
         "equal_ends": sum(row["equal_ends"] for row in rows),
     }
-    found = {"seed": args.seed, "steps": STEPS, "torch": torch.__version__, "cases": rows, **total}
+    versions = {each.__name__: each.__version__ for each in (torch, transformers, accelerate)}
+    found = {"seed": args.seed, "steps": STEPS, "versions": versions, "cases": rows, **total}
     print(
         f"{total['kills']} kills, {total['inside_checkpoint_writing']} of them while a checkpoint "
         f"was written: {total['equal_ends']} ends equal to that of a run never killed"

@@ -1,12 +1,15 @@
 """Style, types and tests in one command; makes a virtual environment first.
 
-  python3 scripts/test.py            what every change must pass
-  python3 scripts/test.py --slow     the slow tests, too
-  python3 scripts/test.py --oldest   the tests with the oldest supported versions
+  python3 scripts/test.py               what every change must pass
+  python3 scripts/test.py --slow        the slow tests, too
+  python3 scripts/test.py --oldest      the tests with the oldest supported versions
+  python3 scripts/test.py --ecosystem   the tests with DeepSpeed, TRL, Sentence Transformers and
+                                        the tests that ship with torch and Accelerate
 
 Other arguments go to pytest.
 """
 
+import os
 import sys
 
 from environment import ROOT, prepare, run, say
@@ -17,9 +20,13 @@ SOURCES = ["src", "scripts", "tests"]
 
 def main(arguments: list[str]) -> None:
     """Runs the checks one by one and stops at the first that fails."""
+    marked = "not ecosystem"
     if "--oldest" in arguments:
         arguments.remove("--oldest")
         python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))
+    elif "--ecosystem" in arguments:
+        arguments.remove("--ecosystem")
+        python, marked = str(prepare("ecosystem")), "ecosystem"
     else:
         python = str(prepare("test"))
         say("style: ruff")
@@ -28,7 +35,9 @@ def main(arguments: list[str]) -> None:
         say("types: mypy")
         run([python, "-m", "mypy"])
     say("tests: pytest")
-    run([python, "-m", "pytest", *arguments])
+    # a file stays on one worker: its fixtures train on several ranks
+    workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+    run([python, "-m", "pytest", "-m", marked, *workers, *arguments])
 
 
 if __name__ == "__main__":

@@ -8,10 +8,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wai
 
 import pytest
 import torch
+from hypothesis import settings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("default", max_examples=3000 if config.getoption("--slow") else 500)
+    settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Real processes for tests of several ranks, joined by gloo."""
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Each rank is a fork of one process that has imported these already.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.tensor.parallel",
+        "dwmgrad",
+    ]
+)
+
 
 def run(worker: Callable[[int], Any], tmp_path: Path, ranks: int = 2) -> list:
     """Runs `worker(rank)` in that many processes; returns what each returned."""
-    mp.start_processes(_enter, (worker, str(tmp_path), ranks), nprocs=ranks, start_method="spawn")
+    mp.start_processes(
+        _enter, (worker, str(tmp_path), ranks), nprocs=ranks, start_method="forkserver"
+    )
     return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

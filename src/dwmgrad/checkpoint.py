@@ -48,14 +48,19 @@ def progress_of(window: Window) -> dict[str, Any]:
     }
 
 
+def check_form(state_dict: Any) -> None:
+    """Raises ValueError unless it has the two parts of a state dict."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
+
+
 def check(state_dict: Any, optimizer: DWMGrad) -> None:
     """Raises unless the optimizer can continue from the state dict.
 
     Raises:
         TypeError, ValueError: naming the key, what it holds and what was expected.
     """
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
+    check_form(state_dict)
     groups, state = state_dict["param_groups"], state_dict["state"]
     if not isinstance(groups, list) or not isinstance(state, dict):
         raise TypeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -77,6 +78,29 @@ def mean_over_ranks(
     dist.all_reduce(total, group=group)
     mean = float(total) / _size(group)
     return None if mean == -math.inf else _finite_or_nan(mean)
+
+
+def shared_by_shards(fault: Tensor | float, grads: Iterable[Any]) -> Tensor | float:
+    """A fault of any shard becomes one of all shards: one 4-byte all-reduce per sharded dimension.
+
+    Needed where the loss is not averaged over all of those ranks, so that `mean_over_ranks` alone
+    would leave some of them stepping.
+
+    Args:
+        fault: NaN if a shard of this rank has one, else 0.
+        grads: the gradients; those that are no DTensor do not matter.
+    """
+    meshes: dict[str, Any] = {}
+    for grad in grads:
+        for dimension, placement in enumerate(getattr(grad, "placements", ())):
+            if placement.is_shard():
+                group = grad.device_mesh.get_group(dimension)
+                meshes.setdefault(group.group_name, group)
+    for group in meshes.values():
+        device = _device(torch.device("cpu"), group)
+        fault = torch.as_tensor(fault, dtype=torch.float32).to(device)
+        dist.all_reduce(fault, group=group)
+    return fault
 
 
 @torch.no_grad()

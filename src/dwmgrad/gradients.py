@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def fault_of(grads: Iterable[Tensor], whole: bool = False) -> Tensor | float:
+def fault_of(grads: Iterable[Tensor]) -> Tensor | float:
     """0 if every gradient can be squared, NaN if one is not finite or its square is not.
 
     It looks at each gradient's norm: one that is beyond the root of the dtype's largest number
     (1.8e19 in float32) counts as a gradient that cannot be squared.
 
     Args:
-        grads: dense gradients on any devices.
-        whole: whether a sharded gradient is judged as a whole, by a collective of its mesh, and
-            not by this rank's shard alone.
+        grads: dense gradients on any devices; of a DTensor this rank's shard is judged.
 
     Returns:
         A float for gradients on the CPU, else a 0-dim float32 tensor on an accelerator.
@@ -28,8 +25,7 @@ def fault_of(grads: Iterable[Tensor], whole: bool = False) -> Tensor | float:
     buckets: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for grad in grads:
         if hasattr(grad, "to_local"):  # a DTensor
-            shard: Any = grad.detach()
-            grad = shard.abs().amax().full_tensor() if whole else shard.to_local()
+            grad = grad.to_local()
         if grad.numel() > 0:
             buckets[grad.device, grad.dtype].append(grad)
     fault: Tensor | float = 0.0

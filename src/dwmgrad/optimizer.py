@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import arguments, checkpoint, kernels
-from .distributed import group_of, mean_over_ranks
+from .distributed import group_of, mean_over_ranks, shared_by_shards
 from .gradients import fault_of
 from .loss_feed import BACKWARD, OBSERVE, LossFeed
 from .observation import Observation
@@ -112,7 +112,7 @@ class DWMGrad(Optimizer):
         defaults = arguments.plain(defaults)
         # The window lives as plain numbers in every group: nothing else survives all the ways in
         # which state dicts are sharded, flattened and reloaded.
-        defaults |= checkpoint.initial_progress(initial_window)
+        defaults |= checkpoint.initial_progress(defaults["initial_window"])
         self.loss_group = group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
@@ -170,6 +170,7 @@ class DWMGrad(Optimizer):
 
     # ---- the step ----
 
+    @torch._disable_dynamo  # a compiled train step calls this one as it is
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,
@@ -236,7 +237,9 @@ class DWMGrad(Optimizer):
         if observation is None and self._creates_state():
             return None, None  # a rank may do that alone, so no all-reduce
         device = next((p.device for p in self._params()), torch.device("cpu"))
-        fault = fault_of(self._grads(), whole=self.loss_group is not None)
+        fault = fault_of(self._grads())
+        if self.loss_group is not None:
+            fault = shared_by_shards(fault, self._grads())
         if observation is None:
             value = mean_over_ranks(None, device, self.loss_group, fault)
         else:
@@ -355,8 +358,19 @@ class DWMGrad(Optimizer):
             TypeError, ValueError: if it is not one of DWMGrad with these parameters; the message
                 names the key.
         """
-        checkpoint.check(state_dict, self)
-        super().load_state_dict(state_dict)
+        checkpoint.check_form(state_dict)
+
+        def check(_: Optimizer, adapted: dict[str, Any]) -> None:
+            nonlocal state_dict
+            checkpoint.check(adapted, self)
+            state_dict = adapted
+
+        # As the last pre-hook: the others are there to make a state dict fit that does not.
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
         checkpoint.restore_dtypes(state_dict, self)
         self._forget_losses()
 

@@ -1,6 +1,6 @@
 """Writes a checkpoint of the present schema, to be committed once per released schema.
 
-    python tests/checkpoints/make.py tests/checkpoints/schema-1.pt
+python tests/checkpoints/make.py tests/checkpoints/schema-1.pt
 """
 
 import sys

@@ -78,3 +78,23 @@ def test_a_folder_that_is_no_checkpoint_of_this_loop(words, tmp_path):
         load_script("run_glue_no_trainer").main(
             [*words, "--resume_from_checkpoint", str(tmp_path / "none")]
         )
+
+
+class Hostile:
+    """A pickle that leaves a file behind when it is loaded."""
+
+    def __init__(self, trace) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")
+
+
+def test_a_hostile_checkpoint_is_not_run(script, words, tmp_path):
+    script(words)
+    checkpoint = tmp_path / "out" / "checkpoint-7"
+    name = "optimizer.pt" if script.name == "run_glue" else "optimizer.bin"
+    torch.save({"state": Hostile(tmp_path / "trace"), "param_groups": []}, checkpoint / name)
+    with pytest.raises(Exception, match="[Ww]eights[_ ]only"):
+        script([*words, "--resume_from_checkpoint", str(checkpoint)])
+    assert not (tmp_path / "trace").exists()

@@ -103,7 +103,7 @@ import neighbour
 class Thing: pass
 def f(x: int): pass
 sys.stdout.write(repr((
-    sys.argv, sys.path[0], __name__, __file__, sys.modules["__main__"].__dict__ is globals(),
+    sys.argv, sys.path, __name__, __file__, sys.modules["__main__"].__dict__ is globals(),
     type(pickle.loads(pickle.dumps(Thing()))).__module__, f.__annotations__,
 )))
 """

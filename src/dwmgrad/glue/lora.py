@@ -78,8 +78,9 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
 
 def print_trainable(model: nn.Module) -> None:
     """One line: how many parameters are trained, of how many."""
-    every = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    every = sum(size for size, _ in sizes)  # ZeRO-3 leaves parameters of size 0 behind
+    trained = sum(size for size, trains in sizes if trains)
     print(f"Trainable parameters: {trained:,} of {every:,} ({trained / every:.2%})")
 
 

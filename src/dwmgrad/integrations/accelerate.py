@@ -35,12 +35,11 @@ def attach() -> None:
         given = inside(o for o in objects if isinstance(o, Optimizer))  # a scheduler has one, too
         if given and self.distributed_type == DistributedType.MEGATRON_LM:
             raise RuntimeError("Megatron-LM builds its own optimizer: DWMGrad cannot be used there")
+        if given and self.distributed_type == DistributedType.DEEPSPEED:
+            _refuse_replacement(self.state.deepspeed_plugin.deepspeed_config)
         prepared = prepare(self, *objects, **kwargs)
         if given and not inside(self._optimizers):
-            raise RuntimeError(
-                "Accelerate put another optimizer in DWMGrad's place. Under DeepSpeed with "
-                'off-load, set "zero_force_ds_cpu_optimizer": false in its configuration'
-            )
+            raise RuntimeError("Accelerate put another optimizer in DWMGrad's place")
         return prepared
 
     @functools.wraps(backward)
@@ -69,6 +68,21 @@ def attach() -> None:
     Accelerator.backward = backward_with_loss
     Accelerator.free_memory = free_memory_and_losses
     Accelerator.prepare = prepare_and_check
+
+
+def _refuse_replacement(config: dict[str, Any]) -> None:
+    """Accelerate takes DeepSpeedCPUAdam for an off-loaded optimizer, after minutes of building it.
+
+    Raises:
+        RuntimeError: if it would, with this configuration of DeepSpeed.
+    """
+    offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none" and config.get("zero_force_ds_cpu_optimizer", True):
+        raise RuntimeError(
+            "with the optimizer off-loaded, Accelerate would put DeepSpeedCPUAdam in DWMGrad's "
+            'place: set "zero_force_ds_cpu_optimizer": false in DeepSpeed\'s configuration (a JSON '
+            "file of its own, which an accelerate configuration names as deepspeed_config_file)"
+        )
 
 
 def inside(optimizers: Iterable[Any]) -> list[DWMGrad]:

@@ -33,6 +33,11 @@ class DWMGradCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._given = innermost(kwargs.get("optimizer"))
+        if isinstance(self._given, DWMGrad) and args.deepspeed_plugin is not None:
+            raise RuntimeError(
+                "DeepSpeed drops Trainer(optimizers=...), so AdamW would train in DWMGrad's place: "
+                "use --optim dwmgrad or optimizer_cls_and_kwargs"
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,9 +47,9 @@ class DWMGradCallback(TrainerCallback):
             asked = args.optim == "dwmgrad" if self._given is None else self._given
             if asked is True or isinstance(asked, DWMGrad):
                 raise RuntimeError(
-                    f"DWMGrad was asked for and {type(optimizer).__name__} trains in its place. "
-                    "DeepSpeed drops Trainer(optimizers=...): use --optim dwmgrad or "
-                    "optimizer_cls_and_kwargs"
+                    f"DWMGrad was asked for and {type(optimizer).__name__} trains in its place: "
+                    'leave "optimizer" out of DeepSpeed\'s configuration, and give DWMGrad as '
+                    "--optim dwmgrad or optimizer_cls_and_kwargs"
                 )
             return
         self._seen = _counts(optimizer)
@@ -155,7 +160,8 @@ def ignores_items_in_batch(model: Any) -> bool:
         return False
     # a forward that hands its labels on leaves the loss, and the division, to another one
     users = ("loss_function", "num_items_in_batch", "labels=labels")
-    return not any(name in source for name in users)
+    # without labels the Trainer counts no items, and divides: Sentence Transformers has none
+    return "labels" in source and not any(name in source for name in users)
 
 
 def _unwrapped(model: Any) -> Any:
