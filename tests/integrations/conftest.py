@@ -1,13 +1,27 @@
 """A tiny model, a data set and arguments, made on the spot."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from tiny import tiny_roberta
 from transformers import RobertaForSequenceClassification, TrainingArguments
 
 import dwmgrad
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """TrainingArguments leave their precision behind, in the environment and in Accelerate."""
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        yield
 
 
 @pytest.fixture

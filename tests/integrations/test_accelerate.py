@@ -3,19 +3,12 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 
 from dwmgrad import DWMGrad
 
 BATCHES = torch.Generator().manual_seed(1)
 DATA = torch.randn(10, 4, 6, generator=BATCHES)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def prepared(accelerator: Accelerator, **arguments):
