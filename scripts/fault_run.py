@@ -104,7 +104,7 @@ class _Case:
         span = time.time() - (whole / _BEGUN).stat().st_mtime
         expected = end_of(whole)
         equal = inside = done = 0
-        for attempt in range(3 * kills):
+        for attempt in range(20 + 3 * kills):
             parted = self.folder / f"killed-{attempt}"
             processes = self.start(parted)
             while not (parted / _BEGUN).exists() and processes[0].is_alive():
@@ -112,7 +112,8 @@ class _Case:
             moment = draw.uniform(0, span)
             time.sleep(moment)
             if not all(process.is_alive() for process in processes):
-                _end(processes)  # it was over before; another moment
+                _end(processes)
+                span *= 0.9  # it was over before; an earlier moment
                 continue
             processes[draw.randrange(self.ranks)].kill()
             _end(processes)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 import dwmgrad
-from dwmgrad.glue.checkpoints import FinishCheckpoints, steps_done
+from dwmgrad.glue.checkpoints import WholeCheckpointTrainer, steps_done
 from dwmgrad.glue.errors import UsageError, run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import compute_metrics, predictions_of
@@ -41,7 +42,7 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    trainer = Trainer(
+    trainer = WholeCheckpointTrainer(
         model=run.model,
         args=training,
         train_dataset=run.train if training.do_train else None,
@@ -49,7 +50,7 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
         compute_metrics=compute_metrics(run.task),
         data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
         processing_class=run.tokenizer,
-        callbacks=callbacks(args),
+        callbacks=callbacks(args, run),
     )
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
@@ -67,8 +68,18 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
     return results
 
 
-def callbacks(args: Arguments) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [FinishCheckpoints(args.training)]
+class Begin(TrainerCallback):
+    """Leaves the run's record once its model, and its checkpoint if any, are loaded."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.begin()
+
+
+def callbacks(args: Arguments, run: Run) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [Begin(run)]
     if args.report.check_ranks_steps:
         found.append(RanksAgreeCallback(args.report.check_ranks_steps))
     return found

@@ -32,7 +32,7 @@ from dwmgrad.glue.bare import (
     window_of,
     write_json,
 )
-from dwmgrad.glue.checkpoints import finish
+from dwmgrad.glue.checkpoints import begin, finish
 from dwmgrad.glue.errors import run_cli
 from dwmgrad.glue.lora import save_merged
 from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
@@ -131,6 +131,7 @@ class Loop:
         if self.job.checkpoint is not None:
             state = self.state = State.load(self.job.checkpoint)
             accelerator.load_state(str(self.job.checkpoint))
+        self.job.begin()
         state.max_steps = total
         first_step, start = state.global_step, time.perf_counter()
         bar = tqdm(
@@ -224,6 +225,7 @@ class Loop:
             self.show(bar, state.log(**self.evaluate(first_only=True)))
         if self.saves(step, epoch_ended) or (last and self.saves.strategy != "no"):
             folder = self.folder / f"checkpoint-{step}"
+            begin(folder)
             accelerator.save_state(str(folder))
             if accelerator.is_main_process:
                 state.save(folder)

@@ -21,6 +21,8 @@ SOURCES = ["src", "scripts", "tests"]
 def main(arguments: list[str]) -> None:
     """Runs the checks one by one and stops at the first that fails."""
     marked = "not ecosystem"
+    if {"--oldest", "--ecosystem"} <= set(arguments):
+        sys.exit("--oldest and --ecosystem exclude each other: the others need newer versions")
     if "--oldest" in arguments:
         arguments.remove("--oldest")
         python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))

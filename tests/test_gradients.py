@@ -115,3 +115,62 @@ def test_never_a_nan_in_the_state(kernel: dict) -> None:
             assert all(buffer.isfinite().all() for buffer in optimizer.state[param].values())
         assert math.isfinite(optimizer.last_loss or 0.0)
     assert 100 < skipped < 400
+
+
+@pytest.mark.filterwarnings("ignore:the loss or a gradient")
+def test_a_fault_in_a_later_call_of_a_step_holds_its_tensors_back_and_no_window() -> None:
+    """As DeepSpeed steps: once per group, each time with that group alone."""
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer = DWMGrad([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    groups = optimizer.param_groups
+    for step, bad in enumerate((1.0, math.nan, 1.0)):
+        optimizer.observe_loss(1.0 / (step + 1))
+        before = [p.detach().clone() for p in params]
+        for index, group in enumerate(groups):
+            params[index].grad = torch.tensor([1.0, bad if index == 1 else 1.0])
+            optimizer.param_groups = [group]
+            optimizer.step()
+        optimizer.param_groups = groups
+        assert [torch.equal(*pair) for pair in zip(before, params, strict=True)] == [
+            False,
+            math.isnan(bad),
+        ]
+        assert [group["observations"] for group in groups] == [step + 1] * 2
+    assert len({group["window"] for group in groups}) == 1
+    DWMGrad([{"params": params[:1]}, {"params": params[1:]}]).load_state_dict(
+        optimizer.state_dict()
+    )
+
+
+def test_a_frozen_parameters_old_gradient_does_not_matter() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones(2)
+    params[1].grad[0] = math.nan
+    params[1].requires_grad_(False)
+    optimizer = DWMGrad(params, lr=0.1)
+    optimizer.step(loss=1.0)
+    assert optimizer.param_groups[0]["observations"] == 1 and (params[0] != 1).all()
+
+
+def test_memory_that_runs_out_at_the_first_step_leaves_nothing_behind(monkeypatch) -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(3)]
+    optimizer = DWMGrad(params, lr=0.1)
+    for param in params:
+        param.grad = torch.ones(2)
+    zeros_like, left = torch.zeros_like, [3]
+
+    def with_little_memory(*args, **options) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return zeros_like(*args, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", with_little_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step(loss=1.0)
+    assert optimizer.window == 5 and optimizer.param_groups[0]["observations"] == 0
+    assert all((param == 1).all() for param in params)
+    monkeypatch.undo()
+    optimizer.step(loss=1.0)
+    assert optimizer.window == 4 and optimizer.param_groups[0]["observations"] == 1

@@ -335,3 +335,18 @@ def test_two_optimizers_share_nothing() -> None:
     second.step()
     assert (first.last_loss, second.last_loss) == (1.0, 3.0)
     assert (first.window, second.window) == (5, 3)
+
+
+def test_a_refused_step_is_not_taken_for_a_gradient_scalers() -> None:
+    param, optimizer = make(missing_loss="error")
+    with pytest.raises(RuntimeError, match="got no loss"):
+        optimizer.step()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["observations"] == 2

@@ -84,6 +84,25 @@ def test_two_ranks_equal_one_process_with_every_kernel(tmp_path: Path) -> None:
             assert furthest(found, alone) < ROUNDING
 
 
+def divided_loss(rank: int) -> list[float | None]:
+    """Losses that are DTensors themselves: replicated, and a sum of which each rank has a part."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = init_device_mesh("cpu", (2,))
+    param = torch.ones(2, requires_grad=True)
+    optimizer = DWMGrad([param])
+    seen = []
+    for placement, value in ((Replicate(), 3.0), (Partial(), 1.0 + rank)):
+        param.grad = torch.ones(2)
+        optimizer.step(loss=DTensor.from_local(torch.tensor(value), mesh, [placement]))
+        seen.append(optimizer.last_loss)
+    return seen
+
+
+def test_a_loss_that_is_a_dtensor(tmp_path: Path) -> None:
+    assert run(divided_loss, tmp_path) == [[3.0, 3.0]] * 2
+
+
 def beside_fsdp2(rank: int, outputs: int) -> dict[str, dict[str, Any]]:
     from torch.distributed.fsdp import fully_shard
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 PROGRESS = ("window", "last_loss", "observations", "increases", "schema")
 """The window's numbers, equal in every parameter group: plain int, float or None."""
-BUFFERS = {"momentum_buffer", "square_avg"}
+BUFFERS = ("momentum_buffer", "square_avg")
 """The state of a parameter: two tensors of its shape and dtype."""
 COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
@@ -165,7 +165,7 @@ def _check_progress(group: dict[str, Any]) -> None:
 
 def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
     where = f"state_dict['state'][{key!r}]"
-    if not isinstance(buffers, dict) or set(buffers) != BUFFERS:
+    if not isinstance(buffers, dict) or set(buffers) != set(BUFFERS):
         found = sorted(buffers, key=repr) if isinstance(buffers, dict) else type(buffers).__name__
         raise ValueError(f"{where} must have the keys {sorted(BUFFERS)}, got {found}")
     for name, buffer in buffers.items():

@@ -80,7 +80,7 @@ def mean_over_ranks(
     return None if mean == -math.inf else _finite_or_nan(mean)
 
 
-def shared_by_shards(fault: Tensor | float, grads: Iterable[Any]) -> Tensor | float:
+def shared_by_shards(fault: Tensor | float, params: Iterable[Any]) -> Tensor | float:
     """A fault of any shard becomes one of all shards: one 4-byte all-reduce per sharded dimension.
 
     Needed where the loss is not averaged over all of those ranks, so that `mean_over_ranks` alone
@@ -88,13 +88,13 @@ def shared_by_shards(fault: Tensor | float, grads: Iterable[Any]) -> Tensor | fl
 
     Args:
         fault: NaN if a shard of this rank has one, else 0.
-        grads: the gradients; those that are no DTensor do not matter.
+        params: the parameters, the same on all ranks; those that are no DTensor do not matter.
     """
     meshes: dict[str, Any] = {}
-    for grad in grads:
-        for dimension, placement in enumerate(getattr(grad, "placements", ())):
-            if placement.is_shard():
-                group = grad.device_mesh.get_group(dimension)
+    for param in params:
+        for dimension, placement in enumerate(getattr(param, "placements", ())):
+            if not placement.is_replicate():
+                group = param.device_mesh.get_group(dimension)
                 meshes.setdefault(group.group_name, group)
     for group in meshes.values():
         device = _device(torch.device("cpu"), group)
@@ -130,6 +130,7 @@ def assert_ranks_agree(optimizer: Any) -> None:
     if _size(group) < 2:
         return
     names, values = ["the number of parameter groups"], [len(optimizer.param_groups)]
+    sums: list[Tensor] = []
     for index, settings in enumerate(optimizer.param_groups):
         for key in PROGRESS:
             names.append(f"{key} of group {index}")
@@ -142,7 +143,9 @@ def assert_ranks_agree(optimizer: Any) -> None:
                 continue
             names.append(f"parameter {label} of group {index}")
             shards.append(_shard_of(param))
-            values.append(_checksum(param))
+            sums.append(_checksum(param))
+    if sums:  # one transfer from an accelerator, not one per parameter
+        values += torch.stack([each.to(sums[0].device) for each in sums]).tolist()
     device = next(
         (p.device for g in optimizer.param_groups for p in g["params"]), torch.device("cpu")
     )
@@ -200,11 +203,11 @@ def _shard_of(param: Any) -> int:
     return piece
 
 
-def _checksum(param: Tensor) -> int:
+def _checksum(param: Tensor) -> Tensor:
     """The sum of the bits, so that one different element is always seen."""
     local = param.to_local() if hasattr(param, "to_local") else param
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(local.detach().view(kinds[local.element_size()]).sum(dtype=torch.int64))
+    return local.detach().view(kinds[local.element_size()]).sum(dtype=torch.int64)
 
 
 def _finite_or_nan(value: float) -> float:

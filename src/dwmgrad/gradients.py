@@ -37,6 +37,6 @@ def fault_of(grads: Iterable[Tensor]) -> Tensor | float:
         if device.type == "cpu":
             fault += 0.0 if bool((norms <= limit).all()) else math.nan
         else:
-            found = torch.where((norms <= limit).all(), 0.0, math.nan)
+            found = torch.where((norms <= limit).all(), 0.0, math.nan).float()
             fault = found + (fault.to(device) if isinstance(fault, Tensor) else fault)
     return fault

@@ -23,11 +23,13 @@ class LossFeed:
     Attributes:
         observation: the latest one, settled or still open; None without one.
         step_tried: whether a gradient scaler has asked for a step that has not come since.
+        refused: whether the last step raised; the next loss belongs to another one.
     """
 
     def __init__(self) -> None:
         self.observation: Observation | None = None
         self.step_tried = False
+        self.refused = False
 
     @property
     def is_open(self) -> bool:
@@ -41,8 +43,8 @@ class LossFeed:
             TypeError, ValueError: if it is not one real number.
             RuntimeError: if this step's loss comes on another route already.
         """
-        if self.step_tried:  # and skipped by a gradient scaler, or refused
-            self.step_tried = False
+        if self.step_tried or self.refused:  # skipped by a gradient scaler, or raised
+            self.step_tried = self.refused = False
             self.discard()
         observation = self.observation
         if observation is None or observation.settled:

@@ -28,6 +28,7 @@ class Observation:
     def __init__(self, route: str, average: bool = False) -> None:
         self.route = route
         self.settled = False
+        self.late_fault = False
         self._average = average
         self._total: Tensor | float = 0.0
         self._count = 0
@@ -48,10 +49,12 @@ class Observation:
     ) -> float | None:
         """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once.
 
-        A fault found after that, in a later call of the same logical step, stops that call alone.
+        A fault found after that, in a later call of the same logical step, is kept as
+        `late_fault`: the window must move all the same, as it does on the other ranks.
         """
         if self.settled:
-            return math.nan if math.isnan(float(fault)) else self._mean
+            self.late_fault = math.isnan(float(fault))
+            return self._mean
         total = self._total / self._count if self._average else self._total
         self._mean = mean_over_ranks(total, device, group, fault)
         self.settled = True
@@ -96,7 +99,10 @@ def checked_loss(loss: Any) -> Tensor | float:
                 "window. Compute the loss in float32 (autocast does).",
                 stacklevel=4,
             )
-        loss = loss.detach().reshape(())
+        loss = loss.detach()
+        if hasattr(loss, "full_tensor"):  # a DTensor, which every rank of its mesh brings
+            loss = loss.full_tensor()
+        loss = loss.reshape(())
         return loss if loss.dtype == torch.float64 else loss.float()
     if isinstance(loss, bool) or not isinstance(loss, Real):
         raise TypeError(f"loss must be a tensor or a number, got {loss!r} ({type(loss).__name__})")

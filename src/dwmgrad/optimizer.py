@@ -192,10 +192,10 @@ class DWMGrad(Optimizer):
                 `missing_loss="error"`, or if a gradient is sparse.
             TypeError, ValueError: if the loss is not one real number, or a lr is not finite.
 
-        Whatever it raises, parameters, state and window are as before.
+        Whatever of these it raises, parameters, state and window are as before.
         """
         feed = self._feed
-        scaled, feed.step_tried = feed.step_tried, False
+        scaled, feed.step_tried, feed.refused = feed.step_tried, False, False
         brings_loss = closure is not None or loss is not None
         pending = feed.observation
         try:
@@ -203,23 +203,26 @@ class DWMGrad(Optimizer):
                 loss = feed.take(closure, loss, scaled, self._params())
             self._check_before_change()
             observation, value = self._settle()
+            skips = value is not None and math.isnan(value)
+            # all memory first: where it runs out, nothing has moved yet
+            tensors = [] if skips else [self._tensors_of(group) for group in self.param_groups]
         except BaseException:
             feed.observation = pending
-            feed.step_tried = not brings_loss  # the next loss belongs to another step
+            feed.refused = not brings_loss  # the next loss belongs to another step
             raise
-        if value is not None and math.isnan(value):
-            self._say_once(
-                "the loss or a gradient (or the square of one) is not finite: this step is "
-                "skipped, nothing has changed"
-            )
+        if skips:
+            self._say_once(_NOT_FINITE)
             return loss
-        for group in self.param_groups:
+        for group, own in zip(self.param_groups, tensors, strict=True):
             window = _window_of(group)
             if value is not None and observation is not None and observation.moves(group):
                 window.observe(value)
                 group.update(checkpoint.progress_of(window))
+            if observation is not None and observation.late_fault:
+                self._say_once(_NOT_FINITE)
+                continue  # of this call alone: the window moves on every rank
             kernels.update(
-                *self._tensors_of(group),
+                *own,
                 _coefficients(group, window),
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],
@@ -239,7 +242,7 @@ class DWMGrad(Optimizer):
         device = next((p.device for p in self._params()), torch.device("cpu"))
         fault = fault_of(self._grads())
         if self.loss_group is not None:
-            fault = shared_by_shards(fault, self._grads())
+            fault = shared_by_shards(fault, self._params())
         if observation is None:
             value = mean_over_ranks(None, device, self.loss_group, fault)
         else:
@@ -253,11 +256,11 @@ class DWMGrad(Optimizer):
         return (p for group in self.param_groups for p in group["params"])
 
     def _grads(self) -> Iterator[Tensor]:
-        return (p.grad for p in self._params() if p.grad is not None)
+        return (p.grad for p in self._params() if p.requires_grad and p.grad is not None)
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
-        if any(float(group["lr"]) != 0 for group in self.param_groups):
+        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
         return not any(
             (grad.to_local() if hasattr(grad, "to_local") else grad).any() for grad in self._grads()
@@ -305,8 +308,8 @@ class DWMGrad(Optimizer):
                 continue
             state = self.state[param]
             if not state:  # also without a gradient, so that every rank has the same keys
-                state["momentum_buffer"] = torch.zeros_like(param)
-                state["square_avg"] = torch.zeros_like(param)
+                buffers = {name: torch.zeros_like(param) for name in checkpoint.BUFFERS}
+                state.update(buffers)  # both or, where the memory runs out, none
             if param.grad is not None and param.numel() > 0:
                 params.append(param)
                 grads.append(param.grad)
@@ -381,12 +384,18 @@ class DWMGrad(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.loss_group = None
+        self.__dict__.setdefault("loss_group", None)  # load_state_dict() comes by here, too
         self._forget_losses()
 
     def _forget_losses(self) -> None:
         self._feed = LossFeed()
         self._said = set()
+
+
+_NOT_FINITE = (
+    "the loss or a gradient (or the square of one) is not finite: this step is skipped, nothing "
+    "has changed"
+)
 
 
 def _window_of(group: dict[str, Any]) -> Window:

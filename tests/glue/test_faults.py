@@ -75,7 +75,10 @@ def test_a_disk_that_turns_read_only(script, words, disk):
     full = [*words, "--num_train_epochs", "20", "--output_dir", str(folder / "out")]
 
     def turn() -> None:
-        while not checkpoints(folder / "out") or not remount("ro"):  # busy while a file is written
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if checkpoints(folder / "out") and remount("ro"):  # it is busy while a file is written
+                return
             time.sleep(0.02)
 
     thread = threading.Thread(target=turn, daemon=True)

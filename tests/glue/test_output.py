@@ -96,3 +96,19 @@ def test_checkpoints_of_an_overwritten_run_no_longer_count(script, words, tmp_pa
     last = last.rename(out / "checkpoint-999")  # of a longer run, once
     script([*words, "--overwrite_output_dir"])
     assert last not in checkpoints(out) and len(checkpoints(out)) == 1
+
+
+def test_a_refused_command_changes_nothing(words, tmp_path):
+    out = tmp_path / "out"
+    words = [*words, "--num_train_epochs", "2"]
+    load_script("run_glue_no_trainer").main(words)
+    before = [path.name for path in checkpoints(out)], (out / ".run_arguments.json").read_text()
+    assert len(before[0]) == 2
+    first = str(checkpoints(out)[0])
+    with pytest.raises(UsageError, match="is a checkpoint of run_glue_no_trainer.py"):
+        load_script("run_glue").main([*words, "--resume_from_checkpoint", first])
+    (out / before[0][0] / "optimizer.bin").write_bytes(b"spoilt")
+    with pytest.raises(Exception):  # noqa: B017 - torch's, which differs from version to version
+        load_script("run_glue_no_trainer").main([*words, "--resume_from_checkpoint", first])
+    after = [path.name for path in checkpoints(out)], (out / ".run_arguments.json").read_text()
+    assert after == before

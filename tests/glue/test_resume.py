@@ -100,3 +100,13 @@ def test_a_hostile_checkpoint_is_not_run(script, words, tmp_path):
     with pytest.raises(Exception, match="[Ww]eights[_ ]only"):
         script([*words, "--resume_from_checkpoint", str(checkpoint)])
     assert not (tmp_path / "trace").exists()
+
+
+def test_what_an_overwritten_run_left_is_not_resumed(script, words, tmp_path):
+    """A full model's checkpoint in the folder where an adapter's is written next."""
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    script(words)
+    script([*words, "--overwrite_output_dir", "--lora_r", "2"])
+    script([*words, "--output_dir", str(clean), "--lora_r", "2"])
+    names = [{p.name for p in (folder / "checkpoint-7").iterdir()} for folder in (out, clean)]
+    assert names[0] == names[1]

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run cannot spoil: one counts once every rank has written all of it."""
+"""Checkpoints that a kill cannot spoil: one counts once every rank has written all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import Trainer
 
 from dwmgrad.glue.errors import UsageError
 
@@ -38,54 +38,67 @@ def steps_done(checkpoint: Path | None) -> int:
         ) from error
 
 
+def begin(checkpoint: Path) -> None:
+    """Every rank calls it before its first file: what an older run left in the folder goes."""
+    state = PartialState()
+    if state.is_local_main_process:
+        forget_later(checkpoint.parent, _step(checkpoint) - 1)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    state.wait_for_everyone()
+
+
 def forget_later(folder: Path, steps: int) -> None:
-    """A run starts after `steps` steps: what an older run left beyond them does not count."""
+    """A run goes on after `steps` steps: what an older run left beyond them does not count."""
     for path in _all(folder):
         if _step(path) > steps:
             (path / _WHOLE).unlink(missing_ok=True)
 
 
-def finish(checkpoint: Path, keep: int | None = None, best: Path | None = None) -> None:
+def finish(
+    checkpoint: Path, keep: int | None = None, best: Path | None = None, each_node: bool = False
+) -> None:
     """Every rank calls it after its last file: the checkpoint counts, older ones go.
 
     Args:
         checkpoint: its folder.
         keep: how many whole checkpoints stay, the newest; None: all.
         best: one that stays in any case.
+        each_node: whether every machine has a folder of its own.
     """
     state = PartialState()
     state.wait_for_everyone()
-    if not state.is_main_process:
+    if not (state.is_local_main_process if each_node else state.is_main_process):
         return
     (checkpoint / _WHOLE).touch()
+    stays = {checkpoint.resolve(), *([best.resolve()] if best else [])}
     found = checkpoints(checkpoint.parent)
-    for path in found[: max(0, len(found) - keep)] if keep else ():
-        if path != best:
-            (path / _WHOLE).unlink()  # first, lest half a checkpoint counts
-            shutil.rmtree(path)
+    surplus = len(found) - max(keep, len(stays)) if keep else 0
+    for path in [path for path in found if path.resolve() not in stays][: max(0, surplus)]:
+        (path / _WHOLE).unlink()  # first, lest half a checkpoint counts
+        shutil.rmtree(path, ignore_errors=True)
 
 
-class FinishCheckpoints(TrainerCallback):
-    """The Trainer's checkpoints count once they are whole, and old ones go only then.
+class WholeCheckpointTrainer(Trainer):
+    """The Trainer, whose checkpoints count once they are whole; old ones go only then.
 
     The Trainer itself removes old ones before other ranks have written all of the new one, so its
-    `save_total_limit` is taken over.
+    `save_total_limit` is taken over here.
     """
 
-    def __init__(self, training: Any) -> None:
-        self._keep, training.save_total_limit = training.save_total_limit, None
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._keep, self.args.save_total_limit = self.args.save_total_limit, None
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        best = state.best_model_checkpoint
-        finish(
-            Path(args.output_dir) / f"checkpoint-{state.global_step}",
-            self._keep,
-            Path(best) if best else None,
-        )
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"
+        begin(folder)
+        super()._save_checkpoint(model, trial)
+        best = self.state.best_model_checkpoint
+        finish(folder, self._keep, Path(best) if best else None, self.args.save_on_each_node)
 
 
 def _all(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("checkpoint-*"))
+    found = folder.glob("checkpoint-*")
     return sorted((p for p in found if re.fullmatch(r"checkpoint-\d+", p.name)), key=_step)
 
 

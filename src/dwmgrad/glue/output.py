@@ -31,8 +31,9 @@ def check_output(folder: str | None) -> Path:
         raise UsageError("--output_dir is missing: give a folder for the results")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path, prefix=".write-test"):
-            pass
+        with tempfile.TemporaryFile(dir=path, prefix=".write-test") as file:
+            file.write(bytes(2**16))  # on a full disk, an empty file can still be made
+            file.flush()
     except OSError as error:
         raise UsageError(
             f"--output_dir {folder}: cannot be written: {error.strerror or error}"
@@ -52,22 +53,30 @@ def clear_write_errors(folder: Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        if not _is_about_writing(error):
+        if not _is_about_writing(error, folder):
             raise
-        whole = checkpoints(folder)
+        try:
+            whole, free = checkpoints(folder), f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB"
+        except OSError:
+            whole, free = [], "an unknown space"
         rest = f"from {whole[-1].name}" if whole else "from the start: no checkpoint is whole yet"
-        free = shutil.disk_usage(folder).free / 2**20
         raise UsageError(
-            f"--output_dir {folder}: writing failed, with {free:,.1f} MiB free on its disk "
-            f"({error}); make room or take another folder, and the same command goes on {rest}"
+            f"--output_dir {folder}: writing failed, with {free} free on its disk ({error}); make "
+            f"it writable or make room, and the same command goes on {rest}"
         ) from error
 
 
-def _is_about_writing(error: Exception) -> bool:
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+
+
+def _is_about_writing(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-    text = str(error)  # torch and safetensors have their own errors, without a number
-    return any(part in text for part in ("inline_container.cc", "PytorchStreamWriter", "os error"))
+        name = error.filename
+        inside = name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
+        return inside and error.errno in _NUMBERS
+    text = str(error)  # torch and safetensors have their own errors
+    ours = ("inline_container.cc", "PytorchStreamWriter")
+    return any(part in text for part in (*ours, *(f"os error {each})" for each in _NUMBERS)))
 
 
 def identity(training: TrainingArguments, script: str) -> dict[str, Any]:

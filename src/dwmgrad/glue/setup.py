@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -27,7 +30,8 @@ class Run:
     """A task with its tokenized splits, model and tokenizer, ready to train.
 
     `order` is the model's number of each class of the task, where they differ.
-    `checkpoint` is where training goes on from, if anywhere; `folder` takes all results.
+    `checkpoint` is where training goes on from, if anywhere; `folder` takes all results; `record`
+    says which run it is.
     """
 
     task: Task
@@ -37,6 +41,25 @@ class Run:
     order: tuple[int, ...] | None
     checkpoint: Path | None
     folder: Path
+    record: dict[str, Any]
+
+    def begin(self) -> None:
+        """Training starts: every rank calls it when all is loaded.
+
+        Raises:
+            UsageError: if the ranks go on from different checkpoints.
+        """
+        state = PartialState()
+        steps = torch.tensor([steps_done(self.checkpoint)], device=state.device)
+        found = gather(steps).tolist()
+        if len(set(found)) > 1:
+            raise UsageError(
+                f"--output_dir {self.folder}: the ranks find checkpoints of different steps "
+                f"({found}); copy the folder to every machine, or share it"
+            )
+        if state.is_local_main_process:
+            forget_later(self.folder, found[0])
+            write_record(self.folder, self.record)
 
     @property
     def train(self) -> Dataset:
@@ -112,7 +135,4 @@ def prepare(args: Arguments, script: str) -> Run:
         model = add_lora(model, args.lora)
     if training.process_index == 0:
         print_trainable(model)
-        if training.do_train:
-            forget_later(folder, steps_done(checkpoint))
-            write_record(folder, record)
-    return Run(task, splits, tokenizer, model, order, checkpoint, folder)
+    return Run(task, splits, tokenizer, model, order, checkpoint, folder, record)

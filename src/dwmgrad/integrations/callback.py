@@ -117,14 +117,17 @@ class RanksAgreeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0:
-            self.on_train_end(args, state, control, **kwargs)
+            _check_ranks(kwargs.get("optimizer"))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        optimizer = kwargs.get("optimizer")
-        if isinstance(innermost(optimizer), DWMGrad):
-            assert_ranks_agree(optimizer)
+        _check_ranks(kwargs.get("optimizer"))
+
+
+def _check_ranks(optimizer: Any) -> None:
+    if isinstance(innermost(optimizer), DWMGrad):
+        assert_ranks_agree(optimizer)
 
 
 def attach() -> None:
