@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .state import STATE_DTYPES
 from .window import SIGNALS
 
 MISSING_LOSS = ("warn", "hold", "error")
@@ -20,12 +21,18 @@ MOST_STEPS = 2**53  # up to which a float64 holds every whole number
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with NumPy's numbers as Python's own, which alone survive a checkpoint."""
+    """The settings with NumPy's numbers and torch's dtypes as plain values.
+
+    Those alone survive every kind of checkpoint.
+    """
     kinds: dict[str, type] = {**dict.fromkeys(_NUMBERS, float), **dict.fromkeys(_COUNTS, int)}
-    return {
+    settings = {
         name: kinds[name](value) if name in kinds and isinstance(value, Number) else value
         for name, value in settings.items()
     }
+    if isinstance(settings.get("state_dtype"), torch.dtype):
+        settings["state_dtype"] = str(settings["state_dtype"]).removeprefix("torch.")
+    return settings
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -58,8 +65,14 @@ def check(settings: dict[str, Any]) -> None:
         )
     _check_choice("window_signal", settings["window_signal"], SIGNALS)
     _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
-    if not isinstance(settings["maximize"], bool):
-        raise TypeError(f"maximize must be True or False, got {settings['maximize']!r}")
+    for name in ("maximize", "stochastic_rounding"):
+        if not isinstance(settings[name], bool):
+            raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
+    if plain(settings)["state_dtype"] not in (None, *STATE_DTYPES):
+        raise ValueError(
+            "state_dtype must be None, torch.float32, torch.bfloat16 or 'int8', got "
+            f"{settings['state_dtype']!r}"
+        )
     for name in ("foreach", "fused"):
         if settings[name] is not None and not isinstance(settings[name], bool):
             raise TypeError(f"{name} must be True, False or None, got {settings[name]!r}")

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from . import arguments
+from .kernels import narrow
+from .state import BUFFERS, SCALES, convert, local_part
 from .window import Window
 
 if TYPE_CHECKING:
     from .optimizer import DWMGrad
 
-SCHEMA = 1
-PROGRESS = ("window", "last_loss", "observations", "increases", "schema")
-"""The window's numbers, equal in every parameter group: plain int, float or None."""
-BUFFERS = ("momentum_buffer", "square_avg")
-"""The state of a parameter: two tensors of its shape and dtype."""
+SCHEMA = 2
+PROGRESS = ("window", "last_loss", "observations", "increases", "steps", "schema")
+"""The window's numbers and how many steps there were with a learning rate above 0: plain int, float
+or None, equal in every parameter group."""
+_SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False}
 COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
@@ -34,7 +36,7 @@ _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return progress_of(Window(size=initial_window))
+    return {**progress_of(Window(size=initial_window)), "steps": 0}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -54,8 +56,10 @@ def check_form(state_dict: Any) -> None:
         raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
 
 
-def check(state_dict: Any, optimizer: DWMGrad) -> None:
-    """Raises unless the optimizer can continue from the state dict.
+def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
+    """The state dict in the present schema, if the optimizer can continue from it.
+
+    The optimizer's own `state_dtype`, where it has one, takes the place of the saved one.
 
     Raises:
         TypeError, ValueError: naming the key, what it holds and what was expected.
@@ -72,6 +76,10 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
             f"state_dict has {len(groups)} parameter groups, "
             f"the optimizer has {len(optimizer.param_groups)}"
         )
+    groups = [
+        _upgraded(group, own) if isinstance(group, dict) else group
+        for group, own in zip(groups, optimizer.param_groups, strict=True)
+    ]
     params: dict[Any, Tensor] = {}
     for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
         _check_group(index, group, current, groups[0])
@@ -86,16 +94,34 @@ def check(state_dict: Any, optimizer: DWMGrad) -> None:
         lost = [key for key in group["params"] if params[key].requires_grad and key not in state]
         if lost and any(key in state for key in group["params"]):
             raise ValueError(f"state_dict['state'] has no buffers for the parameters {lost}")
+    return {**state_dict, "param_groups": groups}
 
 
-def restore_dtypes(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
-    """Gives the loaded buffers the dtypes they were saved with; torch casts to the parameter's."""
+def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """A group of an older schema with what is new; with the present optimizer's own precision."""
+    if group.get("schema") == 1:
+        group = {**_SINCE_2, **group, "schema": SCHEMA}
+    if current["state_dtype"] is not None and "state_dtype" in group:
+        group = {**group, "state_dtype": current["state_dtype"]}
+    return group
+
+
+def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
+    """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
+
+    and converts them where the optimizer asks for another precision.
+    """
     saved = (key for group in state_dict["param_groups"] for key in group["params"])
-    params = (param for group in optimizer.param_groups for param in group["params"])
-    for key, param in zip(saved, params, strict=True):
-        for name, buffer in state_dict["state"].get(key, {}).items():
-            if optimizer.state[param][name].dtype != buffer.dtype:
-                optimizer.state[param][name] = buffer.to(device=param.device, copy=True)
+    own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
+    for key, (param, state_dtype) in zip(saved, own, strict=True):
+        buffers = state_dict["state"].get(key)
+        if not buffers:
+            continue
+        state = optimizer.state[param]
+        for name, buffer in buffers.items():
+            if state[name].dtype != buffer.dtype:
+                state[name] = buffer.to(device=param.device, copy=True)
+        optimizer.state[param] = convert(state, param, state_dtype)
 
 
 def _check_group(
@@ -139,7 +165,7 @@ def _check_group(
 
 
 def _check_progress(group: dict[str, Any]) -> None:
-    for name, least in (("window", 1), ("observations", 0), ("increases", 0)):
+    for name, least in (("window", 1), ("observations", 0), ("increases", 0), ("steps", 0)):
         value = group[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
@@ -165,21 +191,41 @@ def _check_progress(group: dict[str, Any]) -> None:
 
 def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
     where = f"state_dict['state'][{key!r}]"
-    if not isinstance(buffers, dict) or set(buffers) != set(BUFFERS):
-        found = sorted(buffers, key=repr) if isinstance(buffers, dict) else type(buffers).__name__
+    keys = set(buffers) if isinstance(buffers, dict) else set()
+    if keys != set(BUFFERS) and keys != {*BUFFERS, *SCALES}:
+        found = sorted(keys, key=repr) if isinstance(buffers, dict) else type(buffers).__name__
         raise ValueError(f"{where} must have the keys {sorted(BUFFERS)}, got {found}")
+    narrows = len(keys) > len(BUFFERS)
     for name, buffer in buffers.items():
-        if not isinstance(buffer, Tensor) or not buffer.is_floating_point():
+        if not isinstance(buffer, Tensor) or buffer.is_complex():
             raise TypeError(f"{where}[{name!r}] must be a real tensor, got {type(buffer).__name__}")
-        if buffer.shape != param.shape:
+        dtypes, shape = _form_of(name, narrows, param)
+        if buffer.dtype not in dtypes:
+            raise TypeError(
+                f"{where}[{name!r}] must be a real tensor of {' or '.join(map(str, dtypes))}, "
+                f"got {buffer.dtype}"
+            )
+        if buffer.shape != shape:
             raise ValueError(
-                f"{where}[{name!r}] has the shape {tuple(buffer.shape)}, "
-                f"its parameter {tuple(param.shape)}"
+                f"{where}[{name!r}] has the shape {tuple(buffer.shape)}, its parameter "
+                f"{tuple(param.shape)}, which asks for {shape}"
             )
         if buffer.layout is not torch.strided or buffer.is_meta:
             raise TypeError(f"{where}[{name!r}] must be a dense tensor with its data")
-        values: Any = buffer.detach()
-        values = values.to_local() if hasattr(values, "to_local") else values
-        if not values.isfinite().all() or (name == "square_avg" and (values < 0).any()):
-            least = " at least 0 and" if name == "square_avg" else ""
+        values = local_part(buffer.detach())
+        positive = name != "momentum_buffer"
+        if not values.isfinite().all() or (positive and (values < 0).any()):
+            least = " at least 0 and" if positive else ""
             raise ValueError(f"{where}[{name!r}] must be{least} finite everywhere")
+
+
+def _form_of(
+    name: str, narrows: bool, param: Tensor
+) -> tuple[tuple[torch.dtype, ...], tuple[int, ...]]:
+    """The dtypes and the shape that a buffer may have."""
+    if name in SCALES:
+        return (torch.float32,), (-(-param.numel() // narrow.BLOCK),)
+    if narrows:
+        return (torch.int8 if name == "momentum_buffer" else torch.uint8,), tuple(param.shape)
+    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return floats, tuple(param.shape)

@@ -46,7 +46,6 @@ def mean_over_ranks(
     loss: Tensor | float | None,
     device: torch.device,
     group: Any = None,
-    fault: Tensor | float = 0.0,
 ) -> float | None:
     """The mean of one loss over the ranks of a group, the same on each of them.
 
@@ -56,51 +55,22 @@ def mean_over_ranks(
         loss: a tensor with one element, a number, or None on a rank to which no loss was given.
         device: where the all-reduce runs, unless the process group needs another one.
         group: the process group; None is the default one.
-        fault: NaN if this rank must not step, else 0.
 
     Returns:
-        NaN if any rank's loss is not finite or any has a fault; else None if any rank has no loss;
-        else the mean, in float32 precision (that of the loss with one process).
+        NaN if any rank's loss is not finite; else None if any rank has no loss; else the mean, in
+        float32 precision (that of the loss with one process).
     """
     if _size(group) < 2:
-        if loss is None:
-            return math.nan if math.isnan(float(fault)) else None
-        if isinstance(fault, Tensor) and isinstance(loss, Tensor):
-            fault = fault.to(loss.device)
-        return _finite_or_nan(float(loss + fault))
+        return None if loss is None else _finite_or_nan(float(loss))
     device = _device(device, group)
     if loss is None:  # minus infinity survives every sum but one with NaN
         total = torch.full((), -math.inf, dtype=torch.float32, device=device)
     else:
         total = torch.as_tensor(loss, dtype=torch.float32, device=device).reshape(()).clone()
         total = torch.where(total.isfinite(), total, torch.nan)
-    total = total + (fault.to(device) if isinstance(fault, Tensor) else fault)
     dist.all_reduce(total, group=group)
     mean = float(total) / _size(group)
     return None if mean == -math.inf else _finite_or_nan(mean)
-
-
-def shared_by_shards(fault: Tensor | float, params: Iterable[Any]) -> Tensor | float:
-    """A fault of any shard becomes one of all shards: one 4-byte all-reduce per sharded dimension.
-
-    Needed where the loss is not averaged over all of those ranks, so that `mean_over_ranks` alone
-    would leave some of them stepping.
-
-    Args:
-        fault: NaN if a shard of this rank has one, else 0.
-        params: the parameters, the same on all ranks; those that are no DTensor do not matter.
-    """
-    meshes: dict[str, Any] = {}
-    for param in params:
-        for dimension, placement in enumerate(getattr(param, "placements", ())):
-            if not placement.is_replicate():
-                group = param.device_mesh.get_group(dimension)
-                meshes.setdefault(group.group_name, group)
-    for group in meshes.values():
-        device = _device(torch.device("cpu"), group)
-        fault = torch.as_tensor(fault, dtype=torch.float32).to(device)
-        dist.all_reduce(fault, group=group)
-    return fault
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ class Observation:
     def __init__(self, route: str, average: bool = False) -> None:
         self.route = route
         self.settled = False
-        self.late_fault = False
         self._average = average
         self._total: Tensor | float = 0.0
         self._count = 0
@@ -44,19 +43,12 @@ class Observation:
         self._total = value if self._count == 0 else self._total + value
         self._count += 1
 
-    def settle(
-        self, device: torch.device, group: Any = None, fault: Tensor | float = 0.0
-    ) -> float | None:
-        """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once.
-
-        A fault found after that, in a later call of the same logical step, is kept as
-        `late_fault`: the window must move all the same, as it does on the other ranks.
-        """
+    def settle(self, device: torch.device, group: Any = None) -> float | None:
+        """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once."""
         if self.settled:
-            self.late_fault = math.isnan(float(fault))
             return self._mean
         total = self._total / self._count if self._average else self._total
-        self._mean = mean_over_ranks(total, device, group, fault)
+        self._mean = mean_over_ranks(total, device, group)
         self.settled = True
         return self._mean
 

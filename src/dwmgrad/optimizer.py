@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import arguments, checkpoint, kernels
-from .distributed import group_of, mean_over_ranks, shared_by_shards
-from .gradients import fault_of
+from . import arguments, checkpoint, kernels, state
+from .distributed import group_of, mean_over_ranks
 from .loss_feed import BACKWARD, OBSERVE, LossFeed
 from .observation import Observation
 from .window import Window
@@ -43,8 +42,9 @@ class DWMGrad(Optimizer):
     The loss reaches the optimizer on one of these routes, the same one throughout a step:
     `accelerator.backward(loss)` and the Hugging Face Trainer bring it by themselves;
     `observe_loss(loss)` before `step()`; `step(closure)`; `step(loss=loss)`. A loss that is not
-    finite, on any rank, skips the whole step, as does a gradient that is not finite or whose
-    square is not: parameters, state and window stay as they are.
+    finite, on any rank, skips the whole step: parameters, state and window stay as they are. An
+    element of a gradient that is not finite, or whose square is not, leaves that element of the
+    parameter and its state as they are.
 
     Args:
         params: parameters, or dicts of parameter groups. A group may have its own lr,
@@ -65,6 +65,12 @@ class DWMGrad(Optimizer):
             `"hold"`: holds it in silence. `"error"`: raises, before anything has changed. Where
             every lr and every gradient is 0, a step without a loss holds the window in silence:
             that is how `torch.distributed.checkpoint` creates the state.
+        state_dtype: the precision of the state. None: the parameters' own (8 bytes a parameter in
+            float32). `torch.bfloat16`: 4 bytes. `"int8"`: about 2, in blocks of 256; tensors of
+            fewer than 4,096 elements, and embeddings marked by `state.keep_in_float32`, stay in
+            float32. The last two round stochastically, with the same noise in every run.
+        stochastic_rounding: round bfloat16 parameters, and their state, stochastically, so that
+            updates below half a unit of the last place are not lost.
         loss_group: the process group, or the one-dimensional device mesh, over whose ranks the
             loss is averaged. None: the default group, which is right for data, tensor and context
             parallelism alike; a group of its own is for ranks that do not all have a loss
@@ -93,6 +99,8 @@ class DWMGrad(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         missing_loss: str = "warn",
+        state_dtype: torch.dtype | str | None = None,
+        stochastic_rounding: bool = False,
         loss_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -107,6 +115,8 @@ class DWMGrad(Optimizer):
             "foreach": foreach,
             "fused": fused,
             "missing_loss": missing_loss,
+            "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding,
         }
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
@@ -211,28 +221,29 @@ class DWMGrad(Optimizer):
             feed.refused = not brings_loss  # the next loss belongs to another step
             raise
         if skips:
-            self._say_once(_NOT_FINITE)
+            self._say_once("the loss is not finite: this step is skipped, nothing has changed")
             return loss
         for group, own in zip(self.param_groups, tensors, strict=True):
             window = _window_of(group)
-            if value is not None and observation is not None and observation.moves(group):
-                window.observe(value)
-                group.update(checkpoint.progress_of(window))
-            if observation is not None and observation.late_fault:
-                self._say_once(_NOT_FINITE)
-                continue  # of this call alone: the window moves on every rank
-            kernels.update(
-                *own,
+            if observation is None or observation.moves(group):
+                group["steps"] += int(float(group["lr"]) != 0)
+                if value is not None:
+                    window.observe(value)
+                    group.update(checkpoint.progress_of(window))
+            held = kernels.update(
+                own,
                 _coefficients(group, window),
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],
             )
+            if held:
+                self._say_once(_HELD)
         return loss
 
     def _settle(self) -> tuple[Observation | None, float | None]:
         """The step's observation and loss, the same on every rank.
 
-        The loss is None without one, and NaN if the step must not be made.
+        The loss is None without one, and NaN if it is not finite on any rank.
         """
         observation = self._feed.observation
         if observation is not None and observation.repeats(self.param_groups):
@@ -240,13 +251,10 @@ class DWMGrad(Optimizer):
         if observation is None and self._creates_state():
             return None, None  # a rank may do that alone, so no all-reduce
         device = next((p.device for p in self._params()), torch.device("cpu"))
-        fault = fault_of(self._grads())
-        if self.loss_group is not None:
-            fault = shared_by_shards(fault, self._params())
         if observation is None:
-            value = mean_over_ranks(None, device, self.loss_group, fault)
+            value = mean_over_ranks(None, device, self.loss_group)
         else:
-            value = observation.settle(device, self.loss_group, fault)
+            value = observation.settle(device, self.loss_group)
             observation.mark_stepped(self.param_groups)
         if value is None:
             self._go_without_loss()
@@ -262,9 +270,7 @@ class DWMGrad(Optimizer):
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
         if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        return not any(
-            (grad.to_local() if hasattr(grad, "to_local") else grad).any() for grad in self._grads()
-        )
+        return not any(state.local_part(grad).any() for grad in self._grads())
 
     def _go_without_loss(self) -> None:
         policy = self.param_groups[0]["missing_loss"]
@@ -298,24 +304,31 @@ class DWMGrad(Optimizer):
                     )
 
     def _tensors_of(self, group: dict[str, Any]) -> kernels.Tensors:
-        """Parameters with a gradient, gradients and both buffers; creates the missing buffers."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        momentum_buffers: list[Tensor] = []
-        square_avgs: list[Tensor] = []
-        for param in group["params"]:
+        """Parameters with a gradient, gradients and both buffers; creates the missing buffers.
+
+        Of a DTensor it gives this rank's shard: the rule has nothing to ask of the others.
+        """
+        tensors = kernels.Tensors.empty()
+        for ordinal, param in enumerate(group["params"]):
             if not param.requires_grad:
                 continue
-            state = self.state[param]
-            if not state:  # also without a gradient, so that every rank has the same keys
-                buffers = {name: torch.zeros_like(param) for name in checkpoint.BUFFERS}
-                state.update(buffers)  # both or, where the memory runs out, none
-            if param.grad is not None and param.numel() > 0:
-                params.append(param)
-                grads.append(param.grad)
-                momentum_buffers.append(state["momentum_buffer"])
-                square_avgs.append(state["square_avg"])
-        return params, grads, momentum_buffers, square_avgs
+            own = self.state[param]
+            if not own:  # also without a gradient, so that every rank has the same keys
+                # all of them or, where the memory runs out, none
+                own.update(state.create(param, group["state_dtype"]))
+            grad = param.grad
+            if grad is None or param.numel() == 0:
+                continue
+            if hasattr(param, "to_local"):
+                if grad.placements != param.placements:
+                    grad = grad.redistribute(placements=param.placements)
+                param, grad = param.to_local(), grad.to_local()
+                if param.numel() == 0:
+                    continue
+            row = (param, grad, *state.buffers_of(own), ordinal)
+            for column, entry in zip(tensors, row, strict=True):
+                column.append(entry)
+        return tensors
 
     # ---- groups and checkpoints ----
 
@@ -357,16 +370,19 @@ class DWMGrad(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but checked as a whole first: a refused state dict changes nothing.
 
+        Where this optimizer has a `state_dtype` of its own, the loaded state is converted to it;
+        else it stays in the precision in which it was saved.
+
         Raises:
             TypeError, ValueError: if it is not one of DWMGrad with these parameters; the message
                 names the key.
         """
         checkpoint.check_form(state_dict)
 
-        def check(_: Optimizer, adapted: dict[str, Any]) -> None:
+        def check(_: Optimizer, adapted: dict[str, Any]) -> dict[str, Any]:
             nonlocal state_dict
-            checkpoint.check(adapted, self)
-            state_dict = adapted
+            state_dict = checkpoint.checked(adapted, self)
+            return state_dict
 
         # As the last pre-hook: the others are there to make a state dict fit that does not.
         handle = self.register_load_state_dict_pre_hook(check)
@@ -374,7 +390,7 @@ class DWMGrad(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        checkpoint.restore_dtypes(state_dict, self)
+        checkpoint.restore_precision(state_dict, self)
         self._forget_losses()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -392,9 +408,9 @@ class DWMGrad(Optimizer):
         self._said = set()
 
 
-_NOT_FINITE = (
-    "the loss or a gradient (or the square of one) is not finite: this step is skipped, nothing "
-    "has changed"
+_HELD = (
+    "a gradient has elements that are not finite, or whose square is not: those elements of the "
+    "parameters and of the state stay as they were, the others have moved"
 )
 
 
@@ -417,4 +433,7 @@ def _coefficients(group: dict[str, Any], window: Window) -> kernels.Coefficients
         momentum=window.momentum(group["momentum"]),
         eps=group["eps"],
         shrink=lr * group["weight_decay"],
+        noise=group["steps"],
+        dither_state=group["stochastic_rounding"] or group["state_dtype"] == "bfloat16",
+        dither_params=group["stochastic_rounding"],
     )

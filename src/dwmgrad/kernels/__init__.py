@@ -2,8 +2,9 @@
 
 | kernel | chosen by default | right for |
 |---|---|---|
-| `fused` | on every device where it agrees with the loop | plain dense tensors, lr > 0 |
-| `foreach` | on accelerators, for what `fused` cannot take | plain dense tensors, 32 bits or more |
+| `native` | on the CPU where there is a C compiler | dense float32 and bfloat16, state of any kind |
+| `fused` | where `native` is not to be had and it agrees with the loop | one dtype throughout, lr > 0 |
+| `foreach` | on accelerators, for what `fused` cannot take | one dtype throughout, 32 bits or more |
 | `reference` | for everything else | every tensor |
 """
 
@@ -15,49 +16,58 @@ from types import ModuleType
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import foreach, fused, reference
-from .coefficients import Coefficients, Tensors
+from . import foreach, fused, native, reference
+from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+from .gradients import can_be_squared
 
-__all__ = ["Coefficients", "Tensors", "update"]
+__all__ = ["Blockwise", "Buffer", "Coefficients", "Tensors", "update"]
 
 
 def update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    square_avgs: list[Tensor],
+    tensors: Tensors,
     coefficients: Coefficients,
     *,
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
-) -> None:
+) -> bool:
     """Applies the rule in place, each tensor with the fastest kernel that is right for it.
 
     Args:
-        params, grads, momentum_buffers, square_avgs: lists of equal length; the tensors of one
-            index have one shape and one device.
+        tensors: parameters, gradients and buffers; those of one index have one shape and device.
         coefficients: the step's numbers.
-        use_foreach, use_fused: True prefers that kernel and False excludes it; None chooses by
-            what was measured. A kernel is never used where it would be wrong.
+        use_foreach, use_fused: True prefers that kernel and False excludes it (`native` counts as
+            fused); None chooses by what was measured. A kernel is never used where it would be
+            wrong.
+
+    Returns:
+        Whether an element was held, because its gradient cannot be squared; see
+        `reference.update`.
     """
-    buckets: dict[tuple, Tensors] = defaultdict(lambda: ([], [], [], []))
-    for tensors in zip(params, grads, momentum_buffers, square_avgs, strict=True):
-        param = tensors[0]
-        key = (param.device, param.dtype, _are_plain(*tensors))
-        for column, tensor in zip(buckets[key], tensors, strict=True):
-            column.append(tensor)
-    for (_, _, plain), bucket in buckets.items():
-        kernel = _choose(bucket[0][0], plain, coefficients, use_foreach, use_fused)
-        kernel.update(*bucket, coefficients)
+    buckets: dict[tuple, Tensors] = defaultdict(Tensors.empty)
+    for row in zip(*tensors, strict=True):
+        param, _, v, _, _ = row
+        kind = v.dtype if isinstance(v, Tensor) else Blockwise
+        bucket = buckets[param.device, param.dtype, kind, _are_flat(*row[:4])]
+        for column, entry in zip(bucket, row, strict=True):
+            column.append(entry)
+    held = False
+    for (*_, flat), bucket in buckets.items():
+        kernel = _choose(bucket, flat, coefficients, use_foreach, use_fused)
+        held |= kernel.update(bucket, coefficients)
+    return held
 
 
-def _are_plain(param: Tensor, grad: Tensor, v: Tensor, s: Tensor) -> bool:
-    """Whether one flat loop over memory visits the same element of all four tensors."""
+def _are_flat(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> bool:
+    """Whether one flat loop over memory visits the same element of all four."""
     if type(param) not in (Tensor, Parameter) or type(grad) is not Tensor:
         return False
-    if not param.dtype == grad.dtype == v.dtype == s.dtype:
+    if param.dtype != grad.dtype:
         return False
-    if all(t.is_contiguous() for t in (param, grad, v, s)):
+    if not (isinstance(v, Tensor) and isinstance(s, Tensor)):  # 8-bit: contiguous codes
+        return param.is_contiguous() and grad.is_contiguous()
+    if v.dtype != s.dtype:
+        return False
+    if param.is_contiguous() and grad.is_contiguous() and v.is_contiguous() and s.is_contiguous():
         return True
     # The state was made by zeros_like, so it is dense, and with it whatever has its strides.
     # torch.optim.AdamW(fused=True) forgets this check on the CPU and mixes the elements up.
@@ -65,15 +75,24 @@ def _are_plain(param: Tensor, grad: Tensor, v: Tensor, s: Tensor) -> bool:
 
 
 def _choose(
-    param: Tensor,
-    plain: bool,
-    coefficients: Coefficients,
+    bucket: Tensors,
+    flat: bool,
+    c: Coefficients,
     use_foreach: bool | None,
     use_fused: bool | None,
 ) -> ModuleType:
-    if not plain:
+    param, buffer = bucket.params[0], bucket.momentum_buffers[0]
+    if not flat:
         return reference
-    if use_fused is not False and not use_foreach and fused.accepts(param, coefficients):
+    may_fuse = use_fused is not False and not use_foreach
+    if may_fuse and native.accepts(param, buffer):
+        return native
+    dithers = c.dither_params or c.dither_state
+    if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype or dithers:
+        return reference
+    if not can_be_squared(bucket.grads):
+        return reference  # which holds those elements
+    if may_fuse and fused.accepts(param, c):
         return fused
     # On the CPU foreach is slower than the loop: it has no launches to save and writes temporaries.
     wanted = param.device.type != "cpu" if use_foreach is None else use_foreach

@@ -7,8 +7,43 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-Tensors = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-"""Parameters, gradients, momentum buffers and mean squares; one index is one parameter."""
+
+class Blockwise(NamedTuple):
+    """A buffer in 8 bits: one code per element and one scale per `narrow.BLOCK` of them.
+
+    Attributes:
+        codes: of the parameter's shape, contiguous; int8 for v, uint8 for s.
+        scales: float32, one per block of the flattened codes; the last block may be short.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+
+Buffer = Tensor | Blockwise
+
+
+class Tensors(NamedTuple):
+    """Five lists of equal length: one index is one parameter.
+
+    Attributes:
+        params: θ, of any shape; changed in place.
+        grads: g, of the parameters' shapes; read only.
+        momentum_buffers: v, in any precision; changed in place.
+        square_avgs: s, in the precision of v; changed in place.
+        ordinals: the parameters' numbers in their group: two of them round with different noise.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    momentum_buffers: list[Buffer]
+    square_avgs: list[Buffer]
+    ordinals: list[int]
+
+    @classmethod
+    def empty(cls) -> Tensors:
+        """No parameters yet."""
+        return cls([], [], [], [], [])
 
 
 class Coefficients(NamedTuple):
@@ -20,6 +55,9 @@ class Coefficients(NamedTuple):
         momentum: μ = γω/δ, the effective momentum.
         eps: ε, added to the root.
         shrink: α·λ, the share of the parameter that decoupled weight decay takes away.
+        noise: the number of the step, from which stochastic rounding takes its random bits.
+        dither_state: whether bfloat16 buffers are rounded stochastically; 8-bit ones always are.
+        dither_params: whether bfloat16 parameters are.
     """
 
     step_size: float
@@ -27,6 +65,9 @@ class Coefficients(NamedTuple):
     momentum: float
     eps: float
     shrink: float
+    noise: int = 0
+    dither_state: bool = False
+    dither_params: bool = False
 
     @property
     def is_divisible(self) -> bool:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from .coefficients import Coefficients
+from .coefficients import Coefficients, Tensors
 
 
-def update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    square_avgs: list[Tensor],
-    c: Coefficients,
-) -> None:
-    """The rule for tensors of one device and one dtype of at least 32 bits."""
+def update(tensors: Tensors, c: Coefficients) -> bool:
+    """The rule for tensors of one device and one dtype of at least 32 bits; holds no element."""
+    params, grads, momentum_buffers, square_avgs, _ = tensors
     torch._foreach_mul_(square_avgs, c.decay)
     torch._foreach_addcmul_(square_avgs, grads, grads, value=1 - c.decay)
     roots = torch._foreach_sqrt(square_avgs)
@@ -25,3 +19,4 @@ def update(
     if c.shrink != 0:
         torch._foreach_add_(params, params, alpha=-c.shrink)
     torch._foreach_sub_(params, momentum_buffers)
+    return False

@@ -22,14 +22,12 @@ from .coefficients import Coefficients, Tensors
 _STEPS_WITHOUT_BIAS = 1e12  # decay ** 1e12 is 0, so both bias corrections are exactly 1
 
 
-def update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    square_avgs: list[Tensor],
-    c: Coefficients,
-) -> None:
-    """The rule for tensors that `accepts` lets through, all of one device and dtype."""
+def update(tensors: Tensors, c: Coefficients) -> bool:
+    """The rule for tensors that `accepts` lets through, all of one device and dtype.
+
+    Holds no element.
+    """
+    params, grads, momentum_buffers, square_avgs, _ = tensors
     steps = torch.full((), _STEPS_WITHOUT_BIAS, device=params[0].device)
     torch._fused_adamw_(
         momentum_buffers,
@@ -48,7 +46,7 @@ def update(
     )
     if _sgd_is_wrong(params[0]):
         torch._foreach_sub_(params, momentum_buffers)
-        return
+        return False
     torch._fused_sgd_(
         params,
         momentum_buffers,
@@ -61,6 +59,7 @@ def update(
         maximize=False,
         is_first_step=False,
     )
+    return False
 
 
 def accepts(param: Tensor, c: Coefficients) -> bool:
@@ -87,17 +86,17 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     def numbers() -> Tensor:
         return torch.rand(64, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    tensors: Tensors = ([numbers()], [numbers()], [numbers()], [numbers()])
+    tensors = Tensors([numbers()], [numbers()], [numbers()], [numbers()], [0])
     expected = copy.deepcopy(tensors)
-    shrink = 0.0 if _sgd_is_wrong(tensors[0][0]) else 1e-2
+    shrink = 0.0 if _sgd_is_wrong(tensors.params[0]) else 1e-2
     c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=shrink)
-    reference.update(*expected, c)
+    reference.update(expected, c)
     try:
-        update(*tensors, c)
+        update(tensors, c)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False  # no such operator for this device or in this torch
     close = torch.finfo(dtype).eps * 4
     return all(
         torch.allclose(a, b, rtol=close, atol=close)
-        for [a], [b] in zip(tensors, expected, strict=True)
+        for [a], [b] in zip(tensors[:4], expected[:4], strict=True)
     )

@@ -1,0 +1,107 @@
+"""State in fewer bits, in plain PyTorch: what the fast kernels do is tested against this.
+
+Stochastic rounding goes up or down with the probability that makes its mean right, so that small
+changes are not lost step after step. Its random bits are a hash of the step, of the parameter's
+number in its group and of the element's index: a run gives the same numbers every time, on every
+data-parallel rank, and after a resume.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .coefficients import Blockwise
+
+BLOCK = 256
+"""Elements that share one scale."""
+SMALLEST = 4096
+"""Tensors with fewer elements keep their state in float32: they cost nothing."""
+_BITS = 0xFFFFFFFF
+
+
+def hash32(numbers: Tensor) -> Tensor:
+    """32 well mixed bits of each number (an int64 tensor in, one out; "lowbias32" by C. Wellons)."""
+    x = numbers & _BITS
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _BITS
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _BITS
+    return x ^ (x >> 16)
+
+
+def random_bits(like: Tensor, noise: int, ordinal: int) -> Tensor:
+    """32 bits for each element of a tensor, in its shape: the low half for v, the high one for s.
+
+    The bits of the parameter itself are `hash32` of these, the low half.
+    """
+    key = hash32(torch.tensor(noise) ^ hash32(torch.tensor(ordinal))).to(like.device)
+    index = torch.arange(like.numel(), device=like.device)
+    return hash32(index + key).reshape(like.shape)
+
+
+def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
+    """Float32 values as bfloat16, rounded up with the probability of their remainder.
+
+    Args:
+        values: finite float32 numbers.
+        bits: int64, of the same shape; the low 16 bits count.
+    """
+    whole = values.contiguous().view(torch.int32).to(torch.int64) + (bits & 0xFFFF)
+    whole = ((whole + (1 << 31)) % (1 << 32) - (1 << 31)) & ~0xFFFF
+    return whole.to(torch.int32).view(torch.float32).bfloat16()
+
+
+def zeros(like: Tensor) -> tuple[Blockwise, Blockwise]:
+    """Empty 8-bit buffers, v and s, for a parameter."""
+    blocks = -(-like.numel() // BLOCK)
+
+    def buffer(dtype: torch.dtype) -> Blockwise:
+        codes = torch.zeros(like.shape, dtype=dtype, device=like.device)
+        return Blockwise(codes, torch.zeros(blocks, dtype=torch.float32, device=like.device))
+
+    return buffer(torch.int8), buffer(torch.uint8)
+
+
+def decode(buffer: Blockwise) -> Tensor:
+    """The buffer in float32: v = scale·(code/127)²·sign, s = scale·(code/255)⁴.
+
+    The powers give small numbers more levels than large ones: within a block, v spans four orders
+    of magnitude and s, of which the root is used, nine.
+    """
+    codes, scales = buffer
+    scale = scales.repeat_interleave(BLOCK)[: codes.numel()].reshape(codes.shape)
+    x = codes.float()
+    if codes.dtype == torch.uint8:
+        x = x * (1 / 255)
+        x = x * x
+        return x * x * scale
+    x = x * (1 / 127)
+    return x * x.abs() * scale
+
+
+def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
+    """Writes finite float32 values into the buffer, rounded stochastically between two levels.
+
+    Args:
+        buffer: codes and scales, overwritten.
+        values: of the codes' shape; at least 0 for uint8 codes.
+        bits: int64, of the same shape; the low 16 bits count.
+    """
+    codes, scales = buffer
+    flat = values.reshape(-1)
+    padded = torch.nn.functional.pad(flat.abs(), (0, scales.numel() * BLOCK - flat.numel()))
+    largest = padded.view(-1, BLOCK).amax(1)
+    # where the inverse of the largest would not be a normal number, the block is 0
+    scales.copy_(torch.where(largest < 2.0**-120, 0.0, largest))
+    inverse = torch.where(scales > 0, 1 / scales, 0.0)
+    share = flat.abs() * inverse.repeat_interleave(BLOCK)[: flat.numel()]
+    chance = (bits.reshape(-1) & 0xFFFF).float() * (1 / 65536)
+    if codes.dtype == torch.uint8:
+        level = (share.sqrt().sqrt() * 255).floor().clamp_max(254.0)
+        low, high = (level * (1 / 255)).square().square(), ((level + 1) * (1 / 255)).square().square()
+    else:
+        level = (share.sqrt() * 127).floor().clamp_max(126.0)
+        low, high = (level * (1 / 127)).square(), ((level + 1) * (1 / 127)).square()
+    level = level + (share - low > chance * (high - low))
+    if codes.dtype == torch.int8:
+        level = torch.where(flat < 0, -level, level)
+    codes.copy_(level.reshape(codes.shape))

@@ -1,0 +1,219 @@
+/* The rule for all tensors of one pair of dtypes in one pass over memory, for CPUs.
+ *
+ * Compiled on the user's machine by native.py. No Python and no PyTorch in here: it gets addresses
+ * and numbers. What it must compute is defined by reference.py and narrow.py.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum { BLOCK = 256, CHUNK = 1024, PIECE = 16 * CHUNK };
+
+typedef struct {
+    float step_size, decay, keep, momentum, eps, shrink;
+    uint32_t noise;
+    int32_t dither_state, dither_params;
+} numbers;
+
+typedef struct {
+    void *param;
+    const void *grad;
+    void *v, *s;
+    float *v_scales, *s_scales; /* of 8-bit buffers */
+    int64_t size;               /* elements */
+    int64_t first_piece;        /* pieces of the tensors before this one */
+    uint64_t ordinal;
+} tensor;
+
+static inline uint32_t hash32(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+static inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+
+/* Elements that may all be squared take the first loop; it is the one that counts. */
+static int rule(int64_t n, float *restrict p, const float *restrict g, float *restrict v,
+                float *restrict s, const numbers *c) {
+    const float step_size = c->step_size, decay = c->decay, keep = c->keep;
+    const float momentum = c->momentum, eps = c->eps, shrink = c->shrink;
+    uint32_t largest = 0; /* as bits, so that infinities and NaN are large */
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = bits_of(g[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    if (largest < 0x5f000000u) { /* 2^63 */
+        for (int64_t i = 0; i < n; i++) {
+            float si = s[i] * decay + keep * g[i] * g[i];
+            float vi = v[i] * momentum + step_size * g[i] / (sqrtf(si) + eps);
+            s[i] = si;
+            v[i] = vi;
+            p[i] = p[i] - shrink * p[i] - vi;
+        }
+        return 0;
+    }
+    int held = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (!(g[i] * g[i] <= FLT_MAX)) {
+            held = 1;
+            continue;
+        }
+        s[i] = s[i] * decay + keep * g[i] * g[i];
+        v[i] = v[i] * momentum + step_size * g[i] / (sqrtf(s[i]) + eps);
+        p[i] = p[i] - shrink * p[i] - v[i];
+    }
+    return held;
+}
+
+static void load_bfloat16(int64_t n, const uint16_t *restrict from, float *restrict to) {
+    for (int64_t i = 0; i < n; i++) to[i] = float_of((uint32_t)from[i] << 16);
+}
+
+static void store_bfloat16(int64_t n, const float *restrict from, uint16_t *restrict to) {
+    for (int64_t i = 0; i < n; i++) { /* to nearest, ties to even */
+        uint32_t u = bits_of(from[i]);
+        to[i] = (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+    }
+}
+
+static void dither_bfloat16(int64_t n, const float *restrict from, uint16_t *restrict to,
+                            const uint32_t *restrict random, int shift) {
+    for (int64_t i = 0; i < n; i++)
+        to[i] = (uint16_t)((bits_of(from[i]) + ((random[i] >> shift) & 0xffffu)) >> 16);
+}
+
+static void load_v(int64_t n, const int8_t *restrict codes, float scale, float *restrict to) {
+    for (int64_t i = 0; i < n; i++) {
+        float x = codes[i] * (1.0f / 127);
+        to[i] = x * fabsf(x) * scale;
+    }
+}
+
+static void load_s(int64_t n, const uint8_t *restrict codes, float scale, float *restrict to) {
+    for (int64_t i = 0; i < n; i++) {
+        float x = codes[i] * (1.0f / 255);
+        x = x * x;
+        to[i] = x * x * scale;
+    }
+}
+
+/* The largest magnitude; 0 where its inverse would not be a normal number. */
+static float scale_of(int64_t n, const float *restrict x) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return float_of(largest) < 0x1p-120f ? 0 : float_of(largest);
+}
+
+static float store_v(int64_t n, const float *restrict from, int8_t *restrict codes,
+                     const uint32_t *restrict random) {
+    float scale = scale_of(n, from), inverse = scale > 0 ? 1 / scale : 0;
+    for (int64_t i = 0; i < n; i++) {
+        float share = fabsf(from[i]) * inverse;
+        float level = floorf(sqrtf(share) * 127);
+        level = level < 126 ? level : 126;
+        float low = level * (1.0f / 127), high = (level + 1) * (1.0f / 127);
+        float chance = (float)(int32_t)(random[i] & 0xffffu) * (1.0f / 65536);
+        low = low * low;
+        high = high * high;
+        level += share - low > chance * (high - low) ? 1.0f : 0.0f;
+        codes[i] = (int8_t)(from[i] < 0 ? -level : level);
+    }
+    return scale;
+}
+
+static float store_s(int64_t n, const float *restrict from, uint8_t *restrict codes,
+                     const uint32_t *restrict random) {
+    float scale = scale_of(n, from), inverse = scale > 0 ? 1 / scale : 0;
+    for (int64_t i = 0; i < n; i++) {
+        float share = from[i] * inverse;
+        float level = floorf(sqrtf(sqrtf(share)) * 255);
+        level = level < 254 ? level : 254;
+        float low = level * (1.0f / 255), high = (level + 1) * (1.0f / 255);
+        float chance = (float)(int32_t)(random[i] >> 16) * (1.0f / 65536);
+        low = low * low, low = low * low;
+        high = high * high, high = high * high;
+        level += share - low > chance * (high - low) ? 1.0f : 0.0f;
+        codes[i] = (uint8_t)(int32_t)level;
+    }
+    return scale;
+}
+
+/* One chunk: into float32 where it is not, the rule, and back. All of it stays in the L1 cache. */
+static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int state_type,
+                 const numbers *c) {
+    float wide_p[CHUNK], wide_g[CHUNK], wide_v[CHUNK], wide_s[CHUNK];
+    uint32_t random[CHUNK];
+    float *p = (float *)t->param + at, *v = (float *)t->v + at, *s = (float *)t->s + at;
+    const float *g = (const float *)t->grad + at;
+    if (param_type == BFLOAT16) {
+        load_bfloat16(n, (const uint16_t *)t->param + at, p = wide_p);
+        load_bfloat16(n, (const uint16_t *)t->grad + at, wide_g);
+        g = wide_g;
+    }
+    if (state_type == BFLOAT16) {
+        load_bfloat16(n, (const uint16_t *)t->v + at, v = wide_v);
+        load_bfloat16(n, (const uint16_t *)t->s + at, s = wide_s);
+    } else if (state_type == INT8) {
+        v = wide_v, s = wide_s;
+        for (int64_t i = 0; i < n; i += BLOCK) {
+            int64_t m = n - i < BLOCK ? n - i : BLOCK;
+            load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], v + i);
+            load_s(m, (const uint8_t *)t->s + at + i, t->s_scales[(at + i) / BLOCK], s + i);
+        }
+    }
+    int held = rule(n, p, g, v, s, c);
+    int dither_params = param_type == BFLOAT16 && c->dither_params;
+    int dither_state = state_type == INT8 || (state_type == BFLOAT16 && c->dither_state);
+    if (dither_params || dither_state) {
+        uint32_t key = hash32(c->noise ^ hash32((uint32_t)t->ordinal)) + (uint32_t)at;
+        for (int64_t i = 0; i < n; i++) random[i] = hash32(key + (uint32_t)i);
+    }
+    if (state_type == BFLOAT16 && dither_state) {
+        dither_bfloat16(n, v, (uint16_t *)t->v + at, random, 0);
+        dither_bfloat16(n, s, (uint16_t *)t->s + at, random, 16);
+    } else if (state_type == BFLOAT16) {
+        store_bfloat16(n, v, (uint16_t *)t->v + at);
+        store_bfloat16(n, s, (uint16_t *)t->s + at);
+    } else if (state_type == INT8) {
+        for (int64_t i = 0; i < n; i += BLOCK) {
+            int64_t m = n - i < BLOCK ? n - i : BLOCK;
+            t->v_scales[(at + i) / BLOCK] = store_v(m, v + i, (int8_t *)t->v + at + i, random + i);
+            t->s_scales[(at + i) / BLOCK] = store_s(m, s + i, (uint8_t *)t->s + at + i, random + i);
+        }
+    }
+    if (dither_params) {
+        for (int64_t i = 0; i < n; i++) random[i] = hash32(random[i]);
+        dither_bfloat16(n, p, (uint16_t *)t->param + at, random, 0);
+    } else if (param_type == BFLOAT16) {
+        store_bfloat16(n, p, (uint16_t *)t->param + at);
+    }
+    return held;
+}
+
+/* Returns whether an element was held. `pieces` is the number of pieces of all tensors. */
+int dwmgrad_update(const tensor *tensors, int64_t count, int64_t pieces, int param_type,
+                   int state_type, const numbers *c, int threads) {
+    int held = 0;
+#pragma omp parallel for schedule(static) reduction(| : held) num_threads(threads)
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        int64_t low = 0, high = count; /* the last tensor that begins at or before this piece */
+        while (high - low > 1) {
+            int64_t middle = (low + high) / 2;
+            if (tensors[middle].first_piece <= piece) low = middle;
+            else high = middle;
+        }
+        const tensor *t = tensors + low;
+        int64_t at = (piece - t->first_piece) * PIECE;
+        int64_t end = at + PIECE < t->size ? at + PIECE : t->size;
+        for (; at < end; at += CHUNK)
+            held |= chunk(t, at, end - at < CHUNK ? end - at : CHUNK, param_type, state_type, c);
+    }
+    return held;
+}

@@ -1,0 +1,94 @@
+"""What the optimizer keeps per parameter, in the precision that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import narrow
+from .kernels.coefficients import Blockwise, Buffer
+
+STATE_DTYPES = ("float32", "bfloat16", "int8")
+BUFFERS = ("momentum_buffer", "square_avg")
+"""v and s, of the parameter's shape."""
+SCALES = ("momentum_scale", "square_scale")
+"""The scales of 8-bit buffers, one per block of 256 elements."""
+_MARK = "_dwmgrad_state_dtype"
+
+
+def keep_in_float32(module: torch.nn.Module) -> None:
+    """Marks the embeddings of a model: `state_dtype="int8"` leaves their state in float32.
+
+    The rows of an embedding get gradients of very different sizes, many of them none. The Trainer's
+    `dwmgrad_8bit` calls this by itself; elsewhere call it before the optimizer's first step, or
+    give the embeddings a parameter group with `state_dtype=torch.float32`.
+    """
+    for part in module.modules():
+        if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag)):
+            setattr(part.weight, _MARK, "float32")
+
+
+def create(param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
+    """Empty buffers for a parameter.
+
+    Args:
+        param: of any shape; a DTensor gets DTensors.
+        state_dtype: one of `STATE_DTYPES`; None is the parameter's own dtype.
+
+    Raises:
+        ValueError: for 8-bit state of a parameter that is cut into shards.
+    """
+    kind = _kind(param, state_dtype)
+    if kind != "int8":
+        dtype = None if kind is None else getattr(torch, kind)
+        return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS}
+    if hasattr(param, "to_local") or getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            'state_dtype="int8" does not take parameters that are cut into shards (FSDP, tensor '
+            "parallelism), as its blocks would not be those of the whole tensor: use "
+            "state_dtype=torch.bfloat16"
+        )
+    v, s = narrow.zeros(param)
+    return dict(zip(BUFFERS + SCALES, (v.codes, s.codes, v.scales, s.scales), strict=True))
+
+
+def buffers_of(state: dict[str, Tensor]) -> tuple[Buffer, Buffer]:
+    """v and s of a parameter's state, of this rank's shard."""
+    v, s = state[BUFFERS[0]], state[BUFFERS[1]]
+    if SCALES[0] in state:
+        return Blockwise(v, state[SCALES[0]]), Blockwise(s, state[SCALES[1]])
+    return local_part(v), local_part(s)
+
+
+def local_part(tensor: Any) -> Tensor:
+    """The shard of a DTensor that this rank holds; a plain tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def convert(state: dict[str, Tensor], param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
+    """The same state in another precision; None leaves it as it is."""
+    kind = _kind(param, state_dtype)
+    held = "int8" if SCALES[0] in state else str(state[BUFFERS[0]].dtype).removeprefix("torch.")
+    if kind is None or kind == held:
+        return state
+    wide = {
+        name: narrow.decode(buffer) if isinstance(buffer, Blockwise) else state[name]
+        for name, buffer in zip(BUFFERS, buffers_of(state), strict=True)
+    }
+    if kind != "int8":
+        return {name: buffer.to(getattr(torch, kind)) for name, buffer in wide.items()}
+    new = create(param, state_dtype)
+    half = torch.full(param.shape, 0x8000, dtype=torch.int64, device=param.device)
+    for name, buffer in zip(BUFFERS, buffers_of(new), strict=True):
+        assert isinstance(buffer, Blockwise)
+        narrow.encode(buffer, wide[name].float(), half)  # half way up is the nearest level
+    return new
+
+
+def _kind(param: Tensor, state_dtype: str | None) -> str | None:
+    if state_dtype == "int8":
+        marked = getattr(param, _MARK, None)
+        return marked or ("float32" if param.numel() < narrow.SMALLEST else "int8")
+    return state_dtype
