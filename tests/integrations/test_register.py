@@ -15,6 +15,7 @@ from transformers.training_args import OptimizerNames
 
 import dwmgrad
 from dwmgrad import DWMGrad
+from dwmgrad.integrations.names import NAMES
 from dwmgrad.integrations.optim_args import OPTIM_ARGS, parse_optim_args
 
 COMMAND_LINE = ["--output_dir", "x", "--optim", "dwmgrad", "--report_to", "none"]
@@ -50,11 +51,12 @@ def test_unregister_leaves_no_trace_and_both_may_be_repeated() -> None:
 
 @pytest.mark.usefixtures("registered")
 class TestTheName:
-    def test_is_a_member_like_the_others(self) -> None:
-        member = OptimizerNames.DWMGRAD
+    @pytest.mark.parametrize("name", NAMES)
+    def test_is_a_member_like_the_others(self, name: str) -> None:
+        member = getattr(OptimizerNames, name.upper())
         assert member in list(OptimizerNames)
-        assert member is OptimizerNames("dwmgrad") is OptimizerNames["DWMGRAD"]
-        assert (member.name, member.value, member == "dwmgrad") == ("DWMGRAD", "dwmgrad", True)
+        assert member is OptimizerNames(name) is OptimizerNames[name.upper()]
+        assert (member.name, member.value, member == name) == (name.upper(), name, True)
         assert copy.deepcopy(member) == member
         assert pickle.loads(pickle.dumps(OptimizerNames.SGD)) is OptimizerNames.SGD
 
@@ -104,6 +106,30 @@ class TestTheName:
         expected = {"lr": 0.25, "eps": 1e-6, "max_window": 100, "window_signal": "loss"}
         expected |= {"momentum": 0.5, "fused": False}
         assert Trainer.get_optimizer_cls_and_kwargs(args, None) == (DWMGrad, expected)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_name_is_known_and_sets_what_it_stands_for(self, name: str) -> None:
+        args = TrainingArguments("x", optim=name, learning_rate=0.25, report_to="none")
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Linear(2, 2))
+        assert kind is DWMGrad and kwargs == {"lr": 0.25, "eps": 1e-8, **NAMES[name]}
+        kind(torch.nn.Linear(2, 2).parameters(), **kwargs)
+
+    def test_a_name_and_an_argument_that_exclude_each_other(self) -> None:
+        args = TrainingArguments(
+            "x", optim="dwmgrad_8bit", optim_args="state_dtype=bfloat16", report_to="none"
+        )
+        with pytest.raises(ValueError, match="state_dtype=bfloat16 and --optim dwmgrad_8bit"):
+            Trainer.get_optimizer_cls_and_kwargs(args)
+
+    def test_eight_bits_leave_embeddings_in_float32(self) -> None:
+        model = torch.nn.Sequential(torch.nn.Embedding(500, 64), torch.nn.Linear(64, 500))
+        args = TrainingArguments("x", optim="dwmgrad_8bit", report_to="none")
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        optimizer = kind(model.parameters(), **kwargs)
+        model(torch.arange(9)).sum().backward()
+        optimizer.step(loss=1.0)
+        dtypes = [optimizer.state[p]["momentum_buffer"].dtype for p in model.parameters()]
+        assert dtypes == [torch.float32, torch.int8, torch.float32]  # the bias is small
 
     def test_leaves_other_names_to_transformers(self) -> None:
         args = TrainingArguments("x", optim="sgd", report_to="none")

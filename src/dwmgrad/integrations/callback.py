@@ -14,6 +14,7 @@ from transformers.training_args import TrainingArguments
 from ..distributed import assert_ranks_agree
 from ..optimizer import DWMGrad
 from .accelerate import innermost
+from .names import preset_of
 
 _CALLBACKS: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
 
@@ -44,7 +45,7 @@ class DWMGradCallback(TrainerCallback):
     ) -> None:
         optimizer = innermost(kwargs.get("optimizer"))
         if not isinstance(optimizer, DWMGrad):
-            asked = args.optim == "dwmgrad" if self._given is None else self._given
+            asked = preset_of(args.optim) is not None if self._given is None else self._given
             if asked is True or isinstance(asked, DWMGrad):
                 raise RuntimeError(
                     f"DWMGrad was asked for and {type(optimizer).__name__} trains in its place: "

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..arguments import MISSING_LOSS
+from ..state import STATE_DTYPES
 from ..window import SIGNALS
 
 
@@ -38,6 +39,8 @@ OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
     "maximize": _boolean,
     "foreach": _optional_boolean,
     "fused": _optional_boolean,
+    "state_dtype": _choice(*STATE_DTYPES),
+    "stochastic_rounding": _boolean,
 }
 """What `--optim_args` may name, and how each value is read."""
 

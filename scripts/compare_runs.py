@@ -1,0 +1,88 @@
+"""The same GLUE work with several optimizers and seeds, side by side.
+
+  python scripts/compare_runs.py configs/demo.yaml --output docs/results/demo.json
+  python scripts/compare_runs.py configs/demo.yaml --contenders state --seeds 0 1 2
+  python scripts/compare_runs.py configs/glue/cola.yaml --metric matthews_correlation \
+      --model_name_or_path my/roberta --data_dir my/glue
+
+Arguments that are not named below go to run_glue.py. Prints a Markdown table: the metric on the
+development set for each seed, the mean, and the median training time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from run_glue import main as run_glue
+
+from dwmgrad.integrations.names import NAMES
+
+WINDOW = "max_window=100"
+CONTENDERS: dict[str, dict[str, list[str]]] = {
+    "optimizer": {
+        f"DWMGrad, {WINDOW}": ["--optim", "dwmgrad", "--optim_args", WINDOW],
+        "AdamW (fused)": ["--optim", "adamw_torch_fused", "--optim_args", ""],
+    },
+    "state": {f"{name}, {WINDOW}": ["--optim", name, "--optim_args", WINDOW] for name in NAMES},
+}
+
+
+def windows(folder: Path) -> list[int]:
+    """The window at each log of a run; none for other optimizers."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["window"] for entry in history if "window" in entry]
+
+
+def main() -> None:
+    """Runs each contender with each seed and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="a file of run_glue.py's arguments")
+    parser.add_argument("--contenders", choices=CONTENDERS, default="optimizer")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--metric", default="accuracy")
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="runs go here")
+    parser.add_argument("--output", type=Path, help="also write every result as JSON")
+    options, passed_on = parser.parse_known_args()
+    contenders = CONTENDERS[options.contenders]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for seed in options.seeds:
+        for name, arguments in contenders.items():  # in turn, so that all see the same machine
+            folder = options.work / f"{arguments[1]}-{seed}"
+            own = ["--seed", str(seed), "--output_dir", str(folder), "--plot", "false"]
+            results = run_glue([options.config, *passed_on, *arguments, *own])
+            rows[name].append({"seed": seed, **results, "window": windows(folder)})
+    seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
+    print(f"\n| optimizer | {seeds} | mean {options.metric} | training time |")
+    print("|---|" + "---|" * (len(options.seeds) + 2))
+    for name, results_of in rows.items():
+        scores = [100 * row[f"eval_{options.metric}"] for row in results_of]
+        cells = " | ".join(f"{score:.1f}" for score in scores)
+        seconds = statistics.median(row["train_runtime"] for row in results_of)
+        print(f"| {name} | {cells} | {statistics.mean(scores):.1f} % | {seconds:.0f} s |")
+    if options.output:
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        record = {"machine": machine, "config": options.config, "arguments": passed_on}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

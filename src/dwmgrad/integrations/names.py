@@ -1,0 +1,21 @@
+"""The names that `--optim` takes, and what each sets; everything else reads them here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES: dict[str, dict[str, Any]] = {
+    "dwmgrad": {},
+    "dwmgrad_bf16": {"state_dtype": "bfloat16"},
+    "dwmgrad_8bit": {"state_dtype": "int8"},
+}
+"""Name: the arguments of DWMGrad that it stands for."""
+
+
+def preset_of(optim: Any) -> dict[str, Any] | None:
+    """What the name stands for; None if it is not one of ours.
+
+    Args:
+        optim: the Trainer's argument, a member of its enum (whose hash is not its text's) or text.
+    """
+    return NAMES.get(getattr(optim, "value", optim))
