@@ -97,7 +97,10 @@ def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
     chance = (bits.reshape(-1) & 0xFFFF).float() * (1 / 65536)
     if codes.dtype == torch.uint8:
         level = (share.sqrt().sqrt() * 255).floor().clamp_max(254.0)
-        low, high = (level * (1 / 255)).square().square(), ((level + 1) * (1 / 255)).square().square()
+        low, high = (
+            (level * (1 / 255)).square().square(),
+            ((level + 1) * (1 / 255)).square().square(),
+        )
     else:
         level = (share.sqrt() * 127).floor().clamp_max(126.0)
         low, high = (level * (1 / 127)).square(), ((level + 1) * (1 / 127)).square()

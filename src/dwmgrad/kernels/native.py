@@ -68,7 +68,12 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     for p, g, v, s, ordinal in zip(*tensors, strict=True):
         size = p.numel()
         if isinstance(v, Blockwise):
-            states = [v.codes.data_ptr(), s.codes.data_ptr(), v.scales.data_ptr(), s.scales.data_ptr()]
+            states = [
+                v.codes.data_ptr(),
+                s.codes.data_ptr(),
+                v.scales.data_ptr(),
+                s.scales.data_ptr(),
+            ]
         else:
             states = [v.data_ptr(), s.data_ptr(), 0, 0]
         rows += [p.data_ptr(), g.data_ptr(), *states, size, pieces, ordinal]

@@ -1,0 +1,268 @@
+"""The compiled kernel and the narrow state: what they compute, how they are built and refused."""
+
+import copy
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dwmgrad import DWMGrad, kernels, state
+from dwmgrad.kernels import Blockwise, Coefficients, Tensors, narrow, native, reference
+
+SHAPES = [(33, 70), (5000,), (), (3,), (64, 100), (40000,)]
+STATES = [None, "float32", "bfloat16", "int8"]
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+
+
+def tensors_of(dtype: torch.dtype, state_dtype: str | None) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+    tensors = Tensors.empty()
+    for ordinal, shape in enumerate(SHAPES):
+        param = torch.randn(shape, generator=generator).to(dtype)
+        buffers = state.buffers_of(state.create(param, state_dtype))
+        for column, entry in zip(tensors, (param, None, *buffers, ordinal), strict=True):
+            column.append(entry)
+    return tensors
+
+
+def wide(buffer) -> torch.Tensor:
+    return (narrow.decode(buffer) if isinstance(buffer, Blockwise) else buffer).float()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dithers", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_equals_the_loop_bit_by_bit_but_for_the_last_place(
+    dtype: torch.dtype, state_dtype: str | None, dithers: bool
+) -> None:
+    actual, expected = tensors_of(dtype, state_dtype), tensors_of(dtype, state_dtype)
+    for step in range(40):
+        grads = [torch.randn(param.shape).to(dtype) for param in actual.params]
+        if step % 7 == 3:
+            grads[1][1029], grads[4][3, 3] = float("nan"), 1e30
+        c = Coefficients(
+            1e-3, step % 10 / 10, 0.09 * (step % 10), 1e-8, 1e-4, step, dithers, dithers
+        )
+        held = kernels.update(actual._replace(grads=grads), c)
+        assert held == (step % 7 == 3) == reference.update(expected._replace(grads=grads), c)
+    for column in (0, 2, 3):
+        a, b = (torch.cat([wide(t).flatten() for t in each[column]]) for each in (actual, expected))
+        off = ~torch.isclose(a, b, rtol=1e-5, atol=1e-6)
+        # a rounding in the last place may tip a code or a 16-bit number to its neighbour
+        assert off.float().mean() <= (
+            0.0 if state_dtype in (None, "float32") and dtype == torch.float32 else 2e-3
+        )
+        assert torch.isclose(a, b, rtol=0.2, atol=1e-2).all()
+
+
+def test_the_bits_of_the_step_the_parameter_and_the_element_are_the_noise() -> None:
+    like = torch.empty(1000)
+    bits = narrow.random_bits(like, 3, 5)
+    assert torch.equal(bits, narrow.random_bits(like, 3, 5))
+    for other in (narrow.random_bits(like, 4, 5), narrow.random_bits(like, 3, 6)):
+        assert (bits != other).float().mean() > 0.99
+    for half in (bits & 0xFFFF, bits >> 16):  # uniform: mean 1/2, standard error 0.009
+        assert 0.46 < (half.float() / 65536).mean() < 0.54
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "v", "s"])
+def test_stochastic_rounding_is_right_in_the_mean(kind: str) -> None:
+    """4,000 roundings of the same numbers: their mean is nearer than a rounding could be."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(256, generator=generator)
+    values = {"bfloat16": values, "v": values * 2 - 1, "s": values.pow(3)}[kind]
+    total = torch.zeros(256, dtype=torch.float64)
+    for noise in range(4000):
+        bits = narrow.random_bits(values, noise, 0)
+        if kind == "bfloat16":
+            total += narrow.round_to_bfloat16(values, bits).double()
+        else:
+            buffer = narrow.zeros(values)[kind == "s"]
+            narrow.encode(buffer, values, bits)
+            total += narrow.decode(buffer).double()
+    step = {"bfloat16": 2**-8, "v": 2 / 127, "s": 4 / 255}[kind]  # between levels, at most
+    assert ((total / 4000 - values).abs() < 6 * step / 4000**0.5 / 2).all()
+
+
+def test_a_slow_decay_is_not_lost_in_8_bits() -> None:
+    """A mean square whose gradient has become 0 fades, though one step is less than a level."""
+    buffer = narrow.zeros(torch.empty(256))[1]
+    values = torch.ones(256)
+    for noise in range(300):
+        narrow.encode(buffer, values, narrow.random_bits(values, noise, 0) >> 16)
+        values = narrow.decode(buffer)
+        values[1:] *= 0.99  # the first element keeps the block's scale
+    assert 0.6 * 0.99**299 < values[1:].mean() < 1.6 * 0.99**299
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "most"), [(None, 8.0), ("float32", 8.0), (torch.bfloat16, 4.0), ("int8", 2.04)]
+)
+def test_bytes_of_state_per_parameter(state_dtype, most: float) -> None:
+    params = [torch.randn(512, 512).requires_grad_() for _ in range(4)]
+    optimizer = DWMGrad(params, state_dtype=state_dtype)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer.step(loss=1.0)
+    total = sum(t.nbytes for each in optimizer.state.values() for t in each.values())
+    assert total / sum(p.numel() for p in params) <= most
+
+
+def train(optimizer: DWMGrad, params: list[torch.Tensor], begin: int, end: int) -> None:
+    for step in range(begin, end):
+        for index, param in enumerate(params):
+            wave = torch.arange(param.numel()) * 0.37 + step * (index + 1)
+            param.grad = torch.sin(wave.double()).to(param.dtype).reshape(param.shape)
+        optimizer.step(loss=2.0 + (step * 7 % 5 - 0.25 * step) / 4)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_resumed_run_is_bit_equal_in_every_precision(
+    dtype: torch.dtype, state_dtype: str | None, rounds: bool, tmp_path: Path
+) -> None:
+    def make() -> tuple[list[torch.Tensor], DWMGrad]:
+        params = [torch.linspace(-1, 1, n, dtype=dtype).requires_grad_() for n in (5000, 7)]
+        return params, DWMGrad(params, state_dtype=state_dtype, stochastic_rounding=rounds)
+
+    params, optimizer = make()
+    train(optimizer, params, 0, 10)
+    torch.save([params, optimizer.state_dict()], tmp_path / "saved.pt")
+    train(optimizer, params, 10, 20)
+    others, resumed = make()
+    saved, state_dict = torch.load(tmp_path / "saved.pt", weights_only=True)
+    for param, value in zip(others, saved, strict=True):
+        param.data.copy_(value)
+    resumed.load_state_dict(state_dict)
+    train(resumed, others, 10, 20)
+    assert all(map(torch.equal, params, others))
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.permutations(STATES[1:], 2))
+def test_a_run_goes_on_in_another_precision(first: str, second: str) -> None:
+    params = [torch.linspace(-1, 1, n).requires_grad_() for n in (5000, 7)]
+    optimizer = DWMGrad(params, state_dtype=first)
+    train(optimizer, params, 0, 10)
+    before = {p: [wide(b) for b in state.buffers_of(optimizer.state[p])] for p in params}
+    other = DWMGrad(params, state_dtype=second)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.param_groups[0]["state_dtype"] == second and other.window == optimizer.window
+    for param in params:
+        for kept, buffer in zip(before[param], state.buffers_of(other.state[param]), strict=True):
+            levels = {"float32": 0.0, "bfloat16": 2**-8, "int8": 2 / 127}[second]
+            if param.numel() < narrow.SMALLEST and second == "int8":
+                levels = 0.0
+            assert ((wide(buffer) - kept).abs() <= levels * kept.abs().max()).all()
+    train(other, params, 10, 20)
+    plain = DWMGrad(params)  # without a wish of its own it goes on as the checkpoint was
+    plain.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert plain.param_groups[0]["state_dtype"] == second
+
+
+def test_one_group_may_have_a_precision_of_its_own() -> None:
+    params = [torch.randn(64, 100).requires_grad_() for _ in range(2)]
+    groups = [{"params": params[:1]}, {"params": params[1:], "state_dtype": torch.float32}]
+    optimizer = DWMGrad(groups, state_dtype="int8")
+    train(optimizer, params, 0, 2)
+    dtypes = [optimizer.state[p]["momentum_buffer"].dtype for p in params]
+    assert dtypes == [torch.int8, torch.float32]
+
+
+def test_hostile_8_bit_state_is_refused() -> None:
+    params = [torch.randn(64, 100).requires_grad_()]
+    optimizer = DWMGrad(params, state_dtype="int8")
+    train(optimizer, params, 0, 2)
+    good = optimizer.state_dict()
+    for name, value in {
+        "momentum_scale": torch.full((25,), float("inf")),
+        "square_scale": torch.full((25,), -1.0),
+        "momentum_buffer": torch.zeros(64, 100),
+        "square_avg": torch.zeros(64, 100, dtype=torch.int8),
+    }.items():
+        bad = copy.deepcopy(good)
+        bad["state"][0][name] = value
+        with pytest.raises((TypeError, ValueError), match=name):
+            optimizer.load_state_dict(bad)
+    bad = copy.deepcopy(good)
+    bad["state"][0]["square_scale"] = torch.zeros(24)
+    with pytest.raises(ValueError, match=r"has the shape \(24,\)"):
+        optimizer.load_state_dict(bad)
+
+
+@needs_compiler
+def test_no_parameter_sized_temporaries_and_nothing_left_behind() -> None:
+    params = [torch.randn(1000, 1000).requires_grad_() for _ in range(2)]
+    optimizer = DWMGrad(params, lr=1e-3)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer.step(loss=1.0)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for step in range(500):
+            optimizer.step(loss=float(step % 2))
+    allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
+    assert max(allocated, default=0) < 4096
+    assert sum(e.self_cpu_memory_usage for e in profile.events()) < 4096
+
+
+@needs_compiler
+def test_autograd_sees_that_the_parameters_have_changed() -> None:
+    param = torch.ones(3, requires_grad=True)
+    loss = (param * param).sum()
+    param.grad = torch.ones(3)
+    DWMGrad([param], lr=0.1).step(loss=1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+STEP = """
+import warnings, torch
+from dwmgrad import DWMGrad
+param = torch.ones(5000, requires_grad=True)
+optimizer = DWMGrad([param], lr=0.1)
+param.grad = torch.ones(5000)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    optimizer.step(loss=1.0)
+    optimizer.step(loss=0.5)
+print(len(caught), [str(w.message) for w in caught], float(param[0]))
+"""
+
+
+def in_a_process(folder: Path, **environment: str) -> str:
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder), **environment}
+    done = subprocess.run([sys.executable, "-c", STEP], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_kept(tmp_path: Path) -> None:
+    assert in_a_process(tmp_path).startswith("0 []")
+    (built,) = (tmp_path / "dwmgrad").glob("*")
+    first = built.stat().st_mtime_ns
+    assert in_a_process(tmp_path).startswith("0 []")
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "dwmgrad").glob("*")] == [first]
+
+
+def test_without_a_compiler_it_says_so_once_and_steps_all_the_same(tmp_path: Path) -> None:
+    with_kernel = in_a_process(tmp_path / "a").split()[-1]
+    for folder, compiler in (("b", "no-such-compiler"), ("c", "false")):
+        found = in_a_process(tmp_path / folder, CC=compiler)
+        assert found.startswith("1 [") and "Install gcc, or set DWMGRAD_NATIVE=0" in found
+        assert abs(float(found.split()[-1]) - float(with_kernel)) < 1e-6
+    assert in_a_process(tmp_path / "d", CC="false", DWMGRAD_NATIVE="0").startswith("0 []")
+
+
+@needs_compiler
+def test_a_cache_that_others_may_write_into_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "dwmgrad").mkdir()
+    (tmp_path / "dwmgrad").chmod(0o777)
+    found = in_a_process(tmp_path)
+    assert found.startswith("1 [") and "others may write into" in found and "chmod go-w" in found
+    assert not list((tmp_path / "dwmgrad").iterdir())
