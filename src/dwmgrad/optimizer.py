@@ -325,9 +325,7 @@ class DWMGrad(Optimizer):
                 param, grad = param.to_local(), grad.to_local()
                 if param.numel() == 0:
                     continue
-            row = (param, grad, *state.buffers_of(own), ordinal)
-            for column, entry in zip(tensors, row, strict=True):
-                column.append(entry)
+            tensors.add(param, grad, *state.buffers_of(own), ordinal)
         return tensors
 
     # ---- groups and checkpoints ----

@@ -2,9 +2,9 @@
 
 | kernel | chosen by default | right for |
 |---|---|---|
-| `native` | on the CPU where there is a C compiler | dense float32 and bfloat16, state of any kind |
-| `fused` | where `native` is not to be had and it agrees with the loop | one dtype throughout, lr > 0 |
-| `foreach` | on accelerators, for what `fused` cannot take | one dtype throughout, 32 bits or more |
+| `native` | on the CPU where there is a C compiler | float32 and bfloat16, any state |
+| `fused` | where `native` is not to be had, if it agrees with the loop | one dtype, lr > 0 |
+| `foreach` | on accelerators, for what `fused` cannot take | one dtype, 32 bits or more |
 | `reference` | for everything else | every tensor |
 """
 
@@ -47,9 +47,7 @@ def update(
     for row in zip(*tensors, strict=True):
         param, _, v, _, _ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        bucket = buckets[param.device, param.dtype, kind, _are_flat(*row[:4])]
-        for column, entry in zip(bucket, row, strict=True):
-            column.append(entry)
+        buckets[param.device, param.dtype, kind, _are_flat(*row[:4])].add(*row)
     held = False
     for (*_, flat), bucket in buckets.items():
         kernel = _choose(bucket, flat, coefficients, use_foreach, use_fused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,21 +29,29 @@ class Tensors(NamedTuple):
     Attributes:
         params: θ, of any shape; changed in place.
         grads: g, of the parameters' shapes; read only.
-        momentum_buffers: v, in any precision; changed in place.
-        square_avgs: s, in the precision of v; changed in place.
+        momentum_buffers: v, each a `Buffer`, in any precision; changed in place.
+        square_avgs: s, each in the precision of its v; changed in place.
         ordinals: the parameters' numbers in their group: two of them round with different noise.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
-    momentum_buffers: list[Buffer]
-    square_avgs: list[Buffer]
+    momentum_buffers: list[Any]
+    square_avgs: list[Any]
     ordinals: list[int]
 
     @classmethod
     def empty(cls) -> Tensors:
         """No parameters yet."""
         return cls([], [], [], [], [])
+
+    def add(self, param: Tensor, grad: Tensor, v: Buffer, s: Buffer, ordinal: int) -> None:
+        """Appends one parameter."""
+        self.params.append(param)
+        self.grads.append(grad)
+        self.momentum_buffers.append(v)
+        self.square_avgs.append(s)
+        self.ordinals.append(ordinal)
 
 
 class Coefficients(NamedTuple):

@@ -96,7 +96,5 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False  # no such operator for this device or in this torch
     close = torch.finfo(dtype).eps * 4
-    return all(
-        torch.allclose(a, b, rtol=close, atol=close)
-        for [a], [b] in zip(tensors[:4], expected[:4], strict=True)
-    )
+    pairs = zip(tensors[:4], expected[:4], strict=True)
+    return all(torch.allclose(a[0], b[0], rtol=close, atol=close) for a, b in pairs)

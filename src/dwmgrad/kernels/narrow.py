@@ -21,7 +21,7 @@ _BITS = 0xFFFFFFFF
 
 
 def hash32(numbers: Tensor) -> Tensor:
-    """32 well mixed bits of each number (an int64 tensor in, one out; "lowbias32" by C. Wellons)."""
+    """32 well mixed bits of each number, int64 in and out ("lowbias32" by C. Wellons)."""
     x = numbers & _BITS
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _BITS
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _BITS
