@@ -82,6 +82,7 @@ class DWMGrad(Optimizer):
 
     loss_group: Any
     _feed: LossFeed
+    _held: list[bool | Tensor]
     _said: set[str]
 
     def __init__(
@@ -230,14 +231,14 @@ class DWMGrad(Optimizer):
                 if value is not None:
                     window.observe(value)
                     group.update(checkpoint.progress_of(window))
-            held = kernels.update(
+            self._held += kernels.update(
                 own,
                 _coefficients(group, window),
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],
             )
-            if held:
-                self._say_once(_HELD)
+        if self._held and all(isinstance(held, bool) for held in self._held):
+            self._tell_of_held()
         return loss
 
     def _settle(self) -> tuple[Observation | None, float | None]:
@@ -258,7 +259,14 @@ class DWMGrad(Optimizer):
             observation.mark_stepped(self.param_groups)
         if value is None:
             self._go_without_loss()
+        self._tell_of_held()
         return observation, value
+
+    def _tell_of_held(self) -> None:
+        """Warns once if elements were held; what an accelerator says is read with the next loss."""
+        if _HELD not in self._said and any(self._held):
+            self._say_once(_HELD)
+        self._held.clear()
 
     def _params(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
@@ -403,6 +411,7 @@ class DWMGrad(Optimizer):
 
     def _forget_losses(self) -> None:
         self._feed = LossFeed()
+        self._held = []
         self._said = set()
 
 

@@ -3,7 +3,8 @@
 | kernel | chosen by default | right for |
 |---|---|---|
 | `native` | on the CPU where there is a C compiler | float32 and bfloat16, any state |
-| `fused` | where `native` is not to be had, if it agrees with the loop | one dtype, lr > 0 |
+| `one_launch` | on GPUs where there is Triton | 16 and 32 bits, any state |
+| `fused` | where neither is to be had, if it agrees with the loop | one dtype, lr > 0 |
 | `foreach` | on accelerators, for what `fused` cannot take | one dtype, 32 bits or more |
 | `reference` | for everything else | every tensor |
 """
@@ -16,7 +17,7 @@ from types import ModuleType
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import foreach, fused, native, reference
+from . import foreach, fused, native, one_launch, reference
 from .coefficients import Blockwise, Buffer, Coefficients, Tensors
 from .gradients import can_be_squared
 
@@ -29,30 +30,30 @@ def update(
     *,
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
-) -> bool:
+) -> list[bool | Tensor]:
     """Applies the rule in place, each tensor with the fastest kernel that is right for it.
 
     Args:
         tensors: parameters, gradients and buffers; those of one index have one shape and device.
         coefficients: the step's numbers.
-        use_foreach, use_fused: True prefers that kernel and False excludes it (`native` counts as
-            fused); None chooses by what was measured. A kernel is never used where it would be
-            wrong.
+        use_foreach, use_fused: True prefers that kernel and False excludes it (`native` and
+            `one_launch` count as fused); None chooses by what was measured. A kernel is never used
+            where it would be wrong.
 
     Returns:
-        Whether an element was held, because its gradient cannot be squared; see
-        `reference.update`.
+        For each kernel that ran, whether it held an element because its gradient cannot be
+        squared (see `reference.update`): a bool or, so that nobody waits for an accelerator, a
+        number on it.
     """
     buckets: dict[tuple, Tensors] = defaultdict(Tensors.empty)
     for row in zip(*tensors, strict=True):
         param, _, v, _, _ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
         buckets[param.device, param.dtype, kind, _are_flat(*row[:4])].add(*row)
-    held = False
-    for (*_, flat), bucket in buckets.items():
-        kernel = _choose(bucket, flat, coefficients, use_foreach, use_fused)
-        held |= kernel.update(bucket, coefficients)
-    return held
+    return [
+        _choose(bucket, flat, coefficients, use_foreach, use_fused).update(bucket, coefficients)
+        for (*_, flat), bucket in buckets.items()
+    ]
 
 
 def _are_flat(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> bool:
@@ -85,6 +86,8 @@ def _choose(
     may_fuse = use_fused is not False and not use_foreach
     if may_fuse and native.accepts(param, buffer):
         return native
+    if may_fuse and one_launch.accepts(param, buffer):
+        return one_launch
     dithers = c.dither_params or c.dither_state
     if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype or dithers:
         return reference

@@ -38,7 +38,7 @@ static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x;
 
 /* Elements that may all be squared take the first loop; it is the one that counts. */
 static int rule(int64_t n, float *restrict p, const float *restrict g, float *restrict v,
-                float *restrict s, const numbers *c) {
+                float *restrict s, float most, const numbers *c) {
     const float step_size = c->step_size, decay = c->decay, keep = c->keep;
     const float momentum = c->momentum, eps = c->eps, shrink = c->shrink;
     uint32_t largest = 0; /* as bits, so that infinities and NaN are large */
@@ -58,11 +58,12 @@ static int rule(int64_t n, float *restrict p, const float *restrict g, float *re
     }
     int held = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (!(g[i] * g[i] <= FLT_MAX)) {
+        float si = s[i] * decay + keep * g[i] * g[i];
+        if (!(g[i] * g[i] <= FLT_MAX && si <= most)) {
             held = 1;
             continue;
         }
-        s[i] = s[i] * decay + keep * g[i] * g[i];
+        s[i] = si;
         v[i] = v[i] * momentum + step_size * g[i] / (sqrtf(s[i]) + eps);
         p[i] = p[i] - shrink * p[i] - v[i];
     }
@@ -168,7 +169,9 @@ static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int sta
             load_s(m, (const uint8_t *)t->s + at + i, t->s_scales[(at + i) / BLOCK], s + i);
         }
     }
-    int held = rule(n, p, g, v, s, c);
+    /* bfloat16's largest number is smaller than float32's */
+    float most = state_type == BFLOAT16 ? 0x1.fep127f : FLT_MAX;
+    int held = rule(n, p, g, v, s, most, c);
     int dither_params = param_type == BFLOAT16 && c->dither_params;
     int dither_state = state_type == INT8 || (state_type == BFLOAT16 && c->dither_state);
     if (dither_params || dither_state) {

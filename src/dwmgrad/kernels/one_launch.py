@@ -1,0 +1,222 @@
+"""The rule for all tensors of one kind in one launch of a Triton kernel: what GPUs run.
+
+The kernel finds the tensors through a table of their addresses, and the step's numbers in a vector,
+both on the device. So it is compiled once for each combination of dtypes, however the window and
+the learning rate move, and neither the host nor the device waits for the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import warnings
+from functools import cache
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import narrow, reference
+from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS · ROWS · SCALED
+
+
+def accepts(param: Tensor, buffer: Buffer) -> bool:
+    """Whether this kernel is there, and takes this parameter with a buffer of this kind.
+
+    `DWMGRAD_TRITON=0` turns it off. On the CPU, whose own kernel is `native`, it runs with
+    `DWMGRAD_TRITON=1` and `TRITON_INTERPRET=1` alone: in Triton's interpreter, for tests.
+    """
+    kind = _kind(buffer)
+    if param.dtype not in _FLOATS or kind not in (*_FLOATS, torch.int8):
+        return False
+    asked = os.environ.get("DWMGRAD_TRITON")
+    if param.device.type == "cpu":
+        if asked != "1" or os.environ.get("TRITON_INTERPRET") != "1":
+            return False
+    elif param.device.type not in ("cuda", "xpu") or asked == "0":
+        return False
+    return is_right(param.device, param.dtype, kind)
+
+
+def update(tensors: Tensors, c: Coefficients) -> Tensor:
+    """The rule for dense tensors of one device and dtype, with buffers of one kind.
+
+    Returns:
+        Whether an element was held (see `reference.update`): 1 or 0, int32, 0-dim, on the device,
+        so that nobody waits for it who does not read it.
+    """
+    device = tensors.params[0].device
+    held = torch.zeros((), dtype=torch.int32, device=device)
+    vector = _uploaded(numbers_of(c), torch.float32, device)
+    launch(tensors, vector, held, c.dither_state, c.dither_params, _addresses)
+    return held
+
+
+def numbers_of(c: Coefficients) -> list[float]:
+    """The 10 numbers that `launch` reads, for a step that happens, of gradients as they are."""
+    inverse = active = 1.0
+    halves = float(c.noise & 0xFFFF), float(c.noise >> 16 & 0xFFFF)
+    rates = [c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink]
+    return [*rates, inverse, active, *halves]
+
+
+def launch(
+    tensors: Tensors,
+    vector: Tensor,
+    held: Tensor,
+    dither_state: bool,
+    dither_params: bool,
+    addresses: Addresses,
+) -> None:
+    """The launch alone: all numbers are on the device already.
+
+    Args:
+        tensors: dense tensors of one device and dtype, with buffers of one kind.
+        vector: float32, 10 numbers: step size, decay, 1 - decay, momentum, eps, shrink, the factor
+            that the gradients are multiplied by first, whether anything happens (0: not a byte is
+            written), and the lower and the upper 16 bits of `noise`.
+        held: one int32; becomes 1 if an element is held.
+        dither_state, dither_params: see `Coefficients`.
+        addresses: where the table of addresses is kept.
+    """
+    params, grads, momentum_buffers, square_avgs, ordinals = tensors
+    device, kind = params[0].device, _kind(momentum_buffers[0])
+    sizes = [param.numel() for param in params]
+    first_pieces = list(accumulate((-(-size // _PIECE) for size in sizes), initial=0))
+    pieces = first_pieces.pop()
+    if pieces == 0:
+        return
+    columns = (params, momentum_buffers, square_avgs, sizes, first_pieces, ordinals)
+    entries = (
+        (param.data_ptr(), *_pointers(v, s), size, first, ordinal)
+        for param, v, s, size, first, ordinal in zip(*columns, strict=True)
+    )
+    table = addresses.on(device, tuple(chain.from_iterable(entries)))
+    grad_row = addresses.on(device, tuple([grad.data_ptr() for grad in grads]))
+    kernel, language = _triton()
+    types = {
+        torch.float32: language.float32,
+        torch.bfloat16: language.bfloat16,
+        torch.float16: language.float16,
+        torch.int8: language.int8,
+    }
+    # Triton launches on the present device, whichever that is
+    is_cpu = device.type == "cpu"
+    with contextlib.nullcontext() if is_cpu else getattr(torch, device.type).device(device):
+        kernel[(pieces,)](
+            table,
+            grad_row,
+            vector,
+            held,
+            len(sizes),
+            PARAM=types[params[0].dtype],
+            STATE=types[kind],
+            DITHER_STATE=dither_state and kind == torch.bfloat16,
+            DITHER_PARAMS=dither_params and params[0].dtype == torch.bfloat16,
+            num_warps=8,
+            enable_fp_fusion=False,  # the same numbers as on the CPU
+        )
+    # autograd does not see writes through addresses
+    torch.autograd.graph.increment_version(params)
+
+
+class Addresses:
+    """Rows of whole numbers on the device, kept between steps by what is in them.
+
+    A row is found again by its content alone, so it is right whatever has happened to the tensors
+    since, and keeps none of them alive.
+
+    Args:
+        most: how many rows are kept: two for each bucket of a step.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._rows: dict[tuple, Tensor] = {}  # in the order of their last use
+        self._in_graphs: dict[tuple, Tensor] = {}
+
+    def on(self, device: torch.device, numbers: tuple[int, ...]) -> Tensor:
+        """The numbers as an int64 tensor on the device; uploaded only if they are new."""
+        key = (device, numbers)
+        row = self._rows.pop(key, None)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if row is None:  # as kernel arguments: a captured copy would read host memory later
+                row = torch.zeros(len(numbers), dtype=torch.int64, device=device)
+                torch._foreach_add_(list(row.unbind()), list(numbers))
+                return row  # which holds the numbers only once the graph runs
+            self._in_graphs[key] = row  # a graph reads it for as long as it lives
+        elif row is None:
+            row = _uploaded(numbers, torch.int64, device)
+        self._rows[key] = row
+        if len(self._rows) > self._most:
+            del self._rows[next(iter(self._rows))]
+        return row
+
+
+_addresses = Addresses()
+
+
+def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    row = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return row.to(device, non_blocking=True)
+
+
+def _kind(buffer: Buffer) -> torch.dtype:
+    return torch.int8 if isinstance(buffer, Blockwise) else buffer.dtype
+
+
+def _pointers(v: Buffer, s: Buffer) -> tuple[int, int, int, int]:
+    if isinstance(v, Blockwise) and isinstance(s, Blockwise):
+        return v.codes.data_ptr(), s.codes.data_ptr(), v.scales.data_ptr(), s.scales.data_ptr()
+    assert isinstance(v, Tensor) and isinstance(s, Tensor)
+    return v.data_ptr(), s.data_ptr(), 0, 0
+
+
+@cache
+def _triton() -> tuple[Any, Any]:
+    """The kernel and Triton's language. This takes a moment, so it waits until it is needed."""
+    import triton.language
+
+    from .one_launch_triton import update
+
+    return update, triton.language
+
+
+@cache
+def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> bool:
+    """Whether the kernel can be compiled and does here what the plain loop does.
+
+    Triton needs a recent enough device, driver and C compiler, so each combination is tried once,
+    on 9,300 numbers, before it is trusted with a model. The only place that waits for the device.
+
+    Args:
+        kind: of the state; int8 stands for `Blockwise`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    param = torch.rand(9300, generator=generator).to(device, dtype)
+    grad = torch.rand(9300, generator=generator).to(device, dtype)
+    buffers: tuple[Buffer, Buffer] = narrow.zeros(param)
+    if kind != torch.int8:
+        buffers = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
+    actual = Tensors([param], [grad], [buffers[0]], [buffers[1]], [0])
+    expected = copy.deepcopy(actual)
+    c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=1e-2)
+    try:
+        for _ in range(2):  # the second shows what the first has left in the state
+            reference.update(expected, c)
+            update(actual, c)
+        off = (actual.params[0].float() - expected.params[0].float()).abs().mean()
+        return bool(off < 1e-3)
+    except Exception as error:  # whatever compilers and drivers raise
+        if not isinstance(error, ImportError):
+            warnings.warn(
+                f"DWMGrad's Triton kernel does not run on {device} ({error}), so its step runs on "
+                "PyTorch's operators: equal, but slower. DWMGRAD_TRITON=0 silences this.",
+                stacklevel=2,
+            )
+        return False

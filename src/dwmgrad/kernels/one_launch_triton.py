@@ -1,0 +1,182 @@
+"""The kernel of `one_launch.py`, in Triton's language. Imported only where Triton is installed.
+
+What it must compute is defined by reference.py and narrow.py; native.c does the same on the CPU.
+"""
+
+import triton
+import triton.language as tl
+
+COLUMNS = tl.constexpr(8)
+"""Of the table, for each tensor: the addresses of p, v, s and of the scales of v and s, its number
+of elements, the number of pieces of the tensors before it, and its ordinal."""
+SCALED = tl.constexpr(256)
+"""Elements that share one scale: narrow.BLOCK."""
+ROWS = tl.constexpr(4)
+"""Rows of that many elements in a block, which is worked on at once."""
+BLOCKS = tl.constexpr(8)
+"""Blocks in a piece, which is one program instance's share."""
+
+
+@triton.jit
+def _hash32(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _pointer(address, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
+    pointer = address.to(tl.pointer_type(DTYPE))
+    if WHOLE:  # so that wide loads are right
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def _store(pointers, x, bits, mask, DTYPE: tl.constexpr, DITHER: tl.constexpr):
+    if DTYPE == tl.bfloat16:  # by hand, as the interpreter cuts off what it should round
+        whole = x.to(tl.uint32, bitcast=True)
+        if DITHER:  # up, with the probability of the remainder
+            whole += bits & 0xFFFF
+        else:  # to the nearest, ties to even
+            whole += 0x7FFF + ((whole >> 16) & 1)
+        tl.store(pointers, (whole >> 16).to(tl.uint16).to(DTYPE, bitcast=True), mask=mask)
+    else:
+        tl.store(pointers, x.to(DTYPE), mask=mask)
+
+
+@triton.jit
+def _scale(x):
+    """The largest magnitude; 0 where its inverse would not be a normal number; and that inverse."""
+    largest = tl.max(tl.abs(x), axis=1)
+    scale = tl.where(largest < 7.52316384526264e-37, 0.0, largest)  # 2 ** -120
+    inverse = tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)
+    return scale, inverse
+
+
+@triton.jit
+def _round(share, level, low, high, bits):
+    chance = (bits & 0xFFFF).to(tl.int32).to(tl.float32) * (1 / 65536)
+    return level + tl.where(share - low > chance * (high - low), 1.0, 0.0)
+
+
+@triton.jit
+def _store_v(codes, scales, x, bits, mask, has_scale):
+    scale, inverse = _scale(x)
+    share = tl.abs(x) * inverse[:, None]
+    level = tl.minimum(tl.floor(tl.sqrt_rn(share) * 127), 126.0)
+    low, high = level * (1 / 127), (level + 1) * (1 / 127)
+    level = _round(share, level, low * low, high * high, bits)
+    tl.store(codes, tl.where(x < 0, -level, level).to(tl.int8), mask=mask)
+    tl.store(scales, scale, mask=has_scale)
+
+
+@triton.jit
+def _store_s(codes, scales, x, bits, mask, has_scale):
+    scale, inverse = _scale(x)
+    share = x * inverse[:, None]
+    level = tl.minimum(tl.floor(tl.sqrt_rn(tl.sqrt_rn(share)) * 255), 254.0)
+    low, high = level * (1 / 255), (level + 1) * (1 / 255)
+    low, high = low * low, high * high
+    level = _round(share, level, low * low, high * high, bits)
+    tl.store(codes, level.to(tl.int32).to(tl.uint8), mask=mask)
+    tl.store(scales, scale, mask=has_scale)
+
+
+@triton.jit
+def _block(
+    entry, grad, at, size, vector, held,
+    PARAM: tl.constexpr, STATE: tl.constexpr,
+    DITHER_STATE: tl.constexpr, DITHER_PARAMS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The rule for the elements from `at` on. WHOLE: a block has no end, and all is aligned."""
+    EIGHT_BITS: tl.constexpr = STATE == tl.int8
+    SQUARES: tl.constexpr = tl.uint8 if EIGHT_BITS else STATE
+    row = tl.arange(0, ROWS)
+    index = row[:, None] * SCALED + tl.arange(0, SCALED)[None, :]
+    left = tl.minimum(size - at, ROWS * SCALED).to(tl.int32)
+    mask = tl.full([ROWS, SCALED], True, tl.int1) if WHOLE else index < left
+    has_scale = row * SCALED < left
+
+    p_at = _pointer(tl.load(entry), PARAM, WHOLE) + at + index
+    g_at = _pointer(grad, PARAM, WHOLE) + at + index
+    v_at = _pointer(tl.load(entry + 1), STATE, WHOLE) + at + index
+    s_at = _pointer(tl.load(entry + 2), SQUARES, WHOLE) + at + index
+    old_p = tl.load(p_at, mask=mask, other=0).to(tl.float32)
+    g = tl.load(g_at, mask=mask, other=0).to(tl.float32)
+    old_v = tl.load(v_at, mask=mask, other=0).to(tl.float32)
+    old_s = tl.load(s_at, mask=mask, other=0).to(tl.float32)
+    if EIGHT_BITS:
+        v_scales = _pointer(tl.load(entry + 3), tl.float32, False) + at // SCALED + row
+        s_scales = _pointer(tl.load(entry + 4), tl.float32, False) + at // SCALED + row
+        x = old_v * (1 / 127)
+        old_v = x * tl.abs(x) * tl.load(v_scales, mask=has_scale, other=0)[:, None]
+        x = old_s * (1 / 255)
+        x = x * x
+        old_s = x * x * tl.load(s_scales, mask=has_scale, other=0)[:, None]
+
+    step_size, decay, keep = tl.load(vector), tl.load(vector + 1), tl.load(vector + 2)
+    momentum, eps, shrink = tl.load(vector + 3), tl.load(vector + 4), tl.load(vector + 5)
+    g = g * tl.load(vector + 6)
+    s = old_s * decay + keep * g * g
+    v = old_v * momentum + tl.div_rn(step_size * g, tl.sqrt_rn(s) + eps)
+    p = old_p - shrink * old_p - v
+    takes = (g * g < float("inf")) & (s < float("inf"))
+    if STATE == tl.bfloat16:  # the largest numbers of these
+        takes = takes & (s <= 3.3895313892515355e38)
+    elif STATE == tl.float16:
+        takes = takes & (s <= 65504.0)
+    p = tl.where(takes, p, old_p)
+    v = tl.where(takes, v, old_v)
+    s = tl.where(takes, s, old_s)
+    tl.store(held, 1, mask=tl.max(tl.where(mask & (takes == 0), 1, 0)) > 0)
+
+    # whole numbers of 32 bits; the noise comes in two halves, which float32 holds exactly
+    noise = tl.load(vector + 8).to(tl.int32) + (tl.load(vector + 9).to(tl.int32) << 16)
+    key = _hash32(tl.load(entry + 7).to(tl.uint32))
+    key = _hash32(noise.to(tl.uint32, bitcast=True) ^ key) + at.to(tl.uint32)
+    bits = _hash32(index.to(tl.uint32) + key)
+    if EIGHT_BITS:
+        _store_v(v_at, v_scales, v, bits, mask, has_scale)
+        _store_s(s_at, s_scales, s, bits >> 16, mask, has_scale)
+    else:
+        _store(v_at, v, bits, mask, STATE, DITHER_STATE)
+        _store(s_at, s, bits >> 16, mask, STATE, DITHER_STATE)
+    _store(p_at, p, _hash32(bits), mask, PARAM, DITHER_PARAMS)
+
+
+@triton.jit(do_not_specialize=["count"])
+def update(
+    table, grads, vector, held, count,
+    PARAM: tl.constexpr, STATE: tl.constexpr,
+    DITHER_STATE: tl.constexpr, DITHER_PARAMS: tl.constexpr,
+):  # fmt: skip
+    """One piece of one of `count` tensors; for the arguments see `one_launch.launch`."""
+    BLOCK: tl.constexpr = ROWS * SCALED
+    piece = tl.program_id(0)
+    low, high = 0, count  # the last tensor that begins at or before this piece
+    while high - low > 1:
+        middle = (low + high) // 2
+        begins = tl.load(table + middle * COLUMNS + 6) <= piece
+        low = tl.where(begins, middle, low)
+        high = tl.where(begins, high, middle)
+    entry = table + low * COLUMNS
+    grad = tl.load(grads + low)
+    size = tl.load(entry + 5)
+    begin = (piece - tl.load(entry + 6)) * (BLOCKS * BLOCK)
+    end = tl.minimum(begin + BLOCKS * BLOCK, size)
+    end = tl.where(tl.load(vector + 7) != 0, end, begin)  # an inactive step touches nothing
+    used = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | grad
+    at = begin
+    while at < end:
+        if (used % 16 == 0) & (at + BLOCK <= size):
+            _block(
+                entry, grad, at, size, vector, held,
+                PARAM, STATE, DITHER_STATE, DITHER_PARAMS, WHOLE=True,
+            )  # fmt: skip
+        else:
+            _block(
+                entry, grad, at, size, vector, held,
+                PARAM, STATE, DITHER_STATE, DITHER_PARAMS, WHOLE=False,
+            )  # fmt: skip
+        at += BLOCK
