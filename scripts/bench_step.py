@@ -1,134 +1,157 @@
 """Times the optimizer's step against torch's fused AdamW, in pairs in one process.
 
-  python scripts/bench_step.py --shapes demo 100m --output bench.json
+  python scripts/bench_step.py --output bench.json --plot bench.png
+  python scripts/bench_step.py --shapes 100m lora --kernels native --states float32 --peers
+  python scripts/bench_step.py --shapes --end_to_end --output training.json
 
-Each pair steps both optimizers once on the same gradients, in alternating order; the ratio of a
-pair is DWMGrad / AdamW. Prints a Markdown table.
+Each pair makes both steps once, each optimizer on parameters and gradients of its own, in
+alternating order; the ratio of a pair is that of the two times. Prints a Markdown table, row by
+row. Bytes moved are those of the parameters (read and written), gradients (read) and state (read
+and written), each once; "of copy_" and "of add_" are their rate as a share of what these operations
+reach on 256 MiB in the same run. What fits into the processor's caches goes beyond 100 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import sys
 from typing import Any
 
-import torch
-
-from dwmgrad import DWMGrad, __version__
-
-
-def demo() -> list[tuple[int, ...]]:
-    """The shapes of the demo's model, read from the config inside the package."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    import dwmgrad.glue
-
-    sample = Path(dwmgrad.glue.__file__).parent / "sample"
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(sample))
-    return [tuple(p.shape) for p in model.parameters()]
+from bench import output
+from bench.contenders import KERNELS, PEERS, REFERENCE, STATES, Contender, dwmgrad_with
+from bench.end_to_end import end_to_end
+from bench.probes import extra_memory, launches, state_bytes, syncs
+from bench.rows import add_common, attempt, check_common, compare, run
+from bench.shapes import SHAPES, Shapes, count
+from bench.timing import Bandwidth
 
 
-def roberta_base() -> list[tuple[int, ...]]:
-    """RoBERTa-base: 12 layers of 768, 124.6 M parameters."""
-    layer = [(768, 768), (768,)] * 4 + [(3072, 768), (3072,), (768, 3072), (768,)] + [(768,)] * 4
-    head = [(768, 768), (768,), (2, 768), (2,)]
-    return [(50265, 768), (514, 768), (1, 768), (768,), (768,), *(layer * 12), *head]
-
-
-Shapes = list[tuple[int, ...]]
-SHAPES: dict[str, Callable[[], Shapes]] = {
-    "demo": demo,
-    "100m": lambda: [(2500, 1000)] * 40,
-    "roberta-base": roberta_base,
-    "lora": lambda: [(8, 768), (768, 8)] * 200,
-}
-KERNELS: dict[str, dict[str, Any]] = {
-    "fused": {},
-    "loop": {"fused": False, "foreach": False},
-    "foreach": {"foreach": True},
-}
-
-
-def compare(shapes: Shapes, kernel: str, pairs: int, device: str) -> dict:
-    """Times `pairs` pairs of steps; milliseconds, and the median ratio with its quartiles."""
-
-    def parameters() -> list[torch.Tensor]:
-        params = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
-        for param in params:
-            param.grad = torch.randn_like(param)
-        return params
-
-    ours = DWMGrad(parameters(), lr=1e-6, weight_decay=0.01, **KERNELS[kernel])
-    adamw = torch.optim.AdamW(parameters(), lr=1e-6, fused=True)
-    loss = itertools.cycle([0.0, 1.0])  # any loss will do; two values keep the window moving
-    steps = [lambda: ours.step(loss=next(loss)), adamw.step]
-    times: list[list[float]] = [[], []]
-    for pair in range(-3, pairs):
-        for which in (0, 1) if pair % 2 else (1, 0):
-            synchronize(device)
-            start = time.perf_counter()
-            steps[which]()
-            synchronize(device)
-            if pair >= 0:
-                times[which].append(1e3 * (time.perf_counter() - start))
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+def measure(contender: Contender, shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
+    """Times a contender against the reference, then looks at single steps."""
+    device, parameters = options.device, count(shapes)
+    optimizer, step = contender.start(shapes, device)
+    _, reference_step = REFERENCE.start(shapes, device)
+    times = compare(step, reference_step, options)
+    state = state_bytes(optimizer)
     return {
-        "dwmgrad_ms": statistics.median(times[0]),
-        "adamw_fused_ms": statistics.median(times[1]),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [low, high],
+        **times,
+        "bytes_moved": 3 * 4 * parameters + 2 * state,  # parameters and gradients are float32
+        "state_bytes_per_parameter": state / parameters,
+        "extra_memory": extra_memory(step, device),
+        "launches": launches(step, device),
+        "syncs": syncs(step, device),
     }
 
 
-def synchronize(device: str) -> None:
-    """Waits for the device, so that a step's time is its own."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def contenders(options: argparse.Namespace) -> list[Contender]:
+    """What the command line asks for."""
+    ours = [dwmgrad_with(kernel, state) for kernel in options.kernels for state in options.states]
+    return ours + [PEERS[name] for name in options.peers]
 
 
-def main() -> None:
-    """Runs the chosen rows and prints them."""
+def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Measures all rows; each is printed and written as it comes."""
+    if options.shapes:
+        bandwidth = Bandwidth(options.device)
+        print(output.header(), flush=True)
+    for name in options.shapes:
+        shapes, rates = SHAPES[name](), bandwidth.measured()
+        for contender in contenders(options):
+            row: dict[str, Any] = {
+                "shapes": name,
+                "parameters": count(shapes),
+                "tensors": len(shapes),
+                "optimizer": contender.optimizer,
+                "kernel": contender.kernel,
+                "state": contender.state,
+                **{f"{kind}_gb_per_second": rate for kind, rate in rates.items()},
+                **attempt(contender, shapes, options, measure),
+            }
+            if row["why_not"] is None:
+                rate = row["bytes_moved"] / row["ms"]["median"] / 1e6
+                row |= {f"share_of_{kind}": rate / rates[kind] for kind in rates}
+            results["rows"].append(row)
+            print(output.line(row), flush=True)
+            output.write(options.output, results)
+    if options.end_to_end:
+        found = results["end_to_end"] = end_to_end(
+            options.rounds, options.max_steps, options.device
+        )
+        print_end_to_end(found)
+
+
+def print_end_to_end(row: dict[str, Any]) -> None:
+    """The training's table, of one row."""
+    print("\n" + output.header(("training", "DWMGrad samples/s", "AdamW fused", "ratio of times")))
+    keys = ("dwmgrad_samples_per_second", "adamw_fused_samples_per_second", "ratio")
+    cells = [row["why_not"], "-", "-"]
+    if row["why_not"] is None:
+        cells = [output.with_quartiles(row[key]) for key in keys]
+    print(output.table_line([f"{row['config']}, {row['max_steps']} steps", *cells]), flush=True)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["fused"])
-    parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, help="also write the rows as JSON")
-    options = parser.parse_args()
-    rows = []
-    print("| shapes | parameters | tensors | kernel | DWMGrad ms | AdamW fused ms | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for name in options.shapes:
-        shapes = SHAPES[name]()
-        count = sum(torch.Size(shape).numel() for shape in shapes)
-        for kernel in options.kernels:
-            row = compare(shapes, kernel, options.pairs, options.device)
-            rows.append({"shapes": name, "parameters": count, "kernel": kernel, **row})
-            print(
-                f"| {name} | {count:,} | {len(shapes)} | {kernel} | {row['dwmgrad_ms']:.2f} "
-                f"| {row['adamw_fused_ms']:.2f} | {row['ratio']:.2f} "
-                f"({row['ratio_quartiles'][0]:.2f} to {row['ratio_quartiles'][1]:.2f}) |",
-                flush=True,
-            )
-    if options.output:
-        machine = {
-            "device": options.device,
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "dwmgrad": __version__,
-        }
-        options.output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    add = parser.add_argument
+    most = [name for name in SHAPES if name != "tiny"]
+    add(
+        "--shapes",
+        nargs="*",
+        choices=SHAPES,
+        default=most,
+        metavar="NAME",
+        help=f"of {', '.join(SHAPES)}; default: all but tiny; none: no steps are timed",
+    )
+    add(
+        "--kernels",
+        nargs="*",
+        choices=KERNELS,
+        default=list(KERNELS),
+        metavar="NAME",
+        help=f"DWMGrad's kernels, of {', '.join(KERNELS)}; default: all",
+    )
+    add(
+        "--states",
+        nargs="+",
+        choices=STATES,
+        default=list(STATES),
+        metavar="DTYPE",
+        help=f"the precision of DWMGrad's state, of {', '.join(STATES)}; default: all",
+    )
+    add(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=list(PEERS),
+        metavar="NAME",
+        help=f"other optimizers, of {', '.join(PEERS)}; default: all",
+    )
+    add_common(parser)
+    add(
+        "--end_to_end",
+        action="store_true",
+        help="also train configs/demo.yaml with DWMGrad and with fused AdamW, in turn",
+    )
+    add("--rounds", type=int, default=3, help="trainings of each for --end_to_end (default: 3)")
+    add("--max_steps", type=int, default=200, help="the steps of a training (default: 200)")
+    options = parser.parse_args(argv)  # fmt: skip
+    check_common(parser, options)
+    for name in ("rounds", "max_steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures and writes; returns the exit code."""
+    options = parse(argv)
+    settings = {"pairs": options.pairs, "row_seconds": options.row_seconds}
+    results = output.record(options.device, **settings)
+    return run(work, output.plot, options, results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of bench_step.py and bench_growth.py."""
