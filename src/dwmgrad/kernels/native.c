@@ -204,7 +204,7 @@ static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int sta
 int dwmgrad_update(const tensor *tensors, int64_t count, int64_t pieces, int param_type,
                    int state_type, const numbers *c, int threads) {
     int held = 0;
-#pragma omp parallel for schedule(static) reduction(| : held) num_threads(threads)
+#pragma omp parallel for schedule(static) reduction(| : held) num_threads(threads) if (pieces > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
         int64_t low = 0, high = count; /* the last tensor that begins at or before this piece */
         while (high - low > 1) {
