@@ -67,7 +67,7 @@ def feed_times(optimizer: Any, device: str, count: int = 50) -> list[float]:
     def feed() -> None:
         optimizer.observe_loss(loss)
         with torch.no_grad():
-            optimizer._settle()  # what step() does with it
+            optimizer._settle(optimizer._feed.observation)  # what step() does with it
 
     return [milliseconds(feed, device) for _ in range(count + 5)][5:]
 

@@ -272,3 +272,12 @@ def test_a_loaded_state_is_the_optimizers_own() -> None:
     loaded.load_state_dict(saved)
     buffers = {b.data_ptr() for state in saved["state"].values() for b in state.values()}
     assert not buffers & {b.data_ptr() for s in loaded.state.values() for b in s.values()}
+
+
+def test_a_group_at_rest_does_not_part_from_the_others() -> None:
+    model, optimizer = make()
+    optimizer.param_groups[1]["lr"] = 0.0
+    train(model, optimizer, LOSSES[:3])
+    assert [group["steps"] for group in optimizer.param_groups] == [3, 3]
+    _, loaded = make()
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))

@@ -20,6 +20,7 @@ from torch import Tensor
 pytest.importorskip("triton", minversion="3.3")  # before, `is_right` decides on the device
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
 
+from dwmgrad import DWMGrad  # noqa: E402
 from dwmgrad.kernels import narrow, native, one_launch, reference  # noqa: E402
 from dwmgrad.kernels.coefficients import Blockwise, Coefficients, Tensors  # noqa: E402
 
@@ -259,6 +260,40 @@ def test_no_update_waits_for_the_device() -> None:
             one_launch.update(tensors, coefficients(step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("state_dtype", [None, "int8"], ids=str)
+def test_capturable_steps_use_it(
+    state_dtype: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = []
+    launch = one_launch.launch
+    monkeypatch.setattr(one_launch, "launch", lambda *args: launches.append(args) or launch(*args))
+    both = []
+    for capturable in (True, False):
+        torch.manual_seed(0)
+        shapes = ((4100,), (3, 5), ())
+        params = [torch.randn(shape).to(device).requires_grad_() for shape in shapes]
+        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 1e-2}]
+        both.append(DWMGrad(groups, state_dtype=state_dtype, capturable=capturable))
+    for kind in KINDS:  # whose trials would count
+        assert one_launch.accepts(params[0], torch.zeros(1, dtype=kind, device=device))
+    for step, loss in enumerate((3.0, 2.0, math.nan, 2.5, 1.0, 0.5)):
+        for optimizer in both:
+            torch.manual_seed(step)
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad = torch.randn(param.shape).to(device)
+            launches.clear()
+            optimizer.step(loss=loss)
+            if optimizer is both[0]:
+                assert len(launches) == 2, "one a group"
+    first, second = both
+    assert (first.window, first.last_loss) == (second.window, second.last_loss) == (6, 0.5)
+    for (a, mine), (b, its) in zip(first.state.items(), second.state.items(), strict=True):
+        assert torch.equal(a, b)
+        assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
 @interpreted

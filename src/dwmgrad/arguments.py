@@ -65,7 +65,7 @@ def check(settings: dict[str, Any]) -> None:
         )
     _check_choice("window_signal", settings["window_signal"], SIGNALS)
     _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
-    for name in ("maximize", "stochastic_rounding"):
+    for name in ("maximize", "stochastic_rounding", "capturable"):
         if not isinstance(settings[name], bool):
             raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
     if plain(settings)["state_dtype"] not in (None, *STATE_DTYPES):

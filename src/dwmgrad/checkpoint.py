@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 PROGRESS = ("window", "last_loss", "observations", "increases", "steps", "schema")
-"""The window's numbers and how many steps there were with a learning rate above 0: plain int, float
-or None, equal in every parameter group."""
+"""The window's numbers and how many steps were made: plain int, float or None, equal in every
+parameter group."""
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False}
-COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", *PROGRESS)
+COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", "capturable", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
     "differentiable",
@@ -98,7 +98,8 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
 
 
 def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """A group of an older schema with what is new; with the present optimizer's own precision."""
+    """A group of an older schema with what is new; with what is the present optimizer's own."""
+    group = {**group, "capturable": current["capturable"]}
     if group.get("schema") == 1:
         group = {**_SINCE_2, **group, "schema": SCHEMA}
     if current["state_dtype"] is not None and "state_dtype" in group:

@@ -61,15 +61,58 @@ def mean_over_ranks(
     """
     if _size(group) < 2:
         return None if loss is None else _finite_or_nan(float(loss))
-    device = _device(device, group)
-    if loss is None:  # minus infinity survives every sum but one with NaN
-        total = torch.full((), -math.inf, dtype=torch.float32, device=device)
-    else:
-        total = torch.as_tensor(loss, dtype=torch.float32, device=device).reshape(()).clone()
-        total = torch.where(total.isfinite(), total, torch.nan)
+    total = _marked(loss, torch.float32, _device(device, group))
     dist.all_reduce(total, group=group)
     mean = float(total) / _size(group)
     return None if mean == -math.inf else _finite_or_nan(mean)
+
+
+def mean_on_device(
+    loss: Tensor | float | None,
+    device: torch.device,
+    group: Any = None,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """As `mean_over_ranks`, but it stays on the device, and nobody waits for it.
+
+    Args:
+        found_inf: above 0 where a gradient scaler gives the step up, on any rank: as if the loss
+            were not finite.
+
+    Returns:
+        A 0-dim tensor, in float64 where the device has it. Minus infinity stands for None, and
+        what is not finite may also be infinity.
+    """
+    alone = _size(group) < 2
+    if alone:
+        total = _marked(loss, widest(device), device)
+    else:
+        total = _marked(loss, torch.float32, _device(device, group))
+    if found_inf is not None:
+        total = torch.where(found_inf.to(total.device) > 0, torch.nan, total)
+    if alone:
+        return total
+    dist.all_reduce(total, group=group)
+    return total.to(device, widest(device)) / _size(group)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Float64, which holds every whole number up to 2**53, on devices that have it."""
+    return torch.float32 if device.type in ("mps", "xpu") else torch.float64
+
+
+def _marked(loss: Tensor | float | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The loss on the device, in memory of its own: NaN if it is not finite.
+
+    Minus infinity stands for None, as it survives every sum but one with NaN.
+    """
+    if loss is None:
+        return torch.full((), -math.inf, dtype=dtype, device=device)
+    if isinstance(loss, Tensor) and (loss.device == device or loss.device.type != "cpu"):
+        total = loss.detach().to(device, dtype).reshape(())
+    else:  # by value: a copy from the host's memory would make the host wait
+        total = torch.full((), float(loss), dtype=dtype, device=device)
+    return torch.where(total.isfinite(), total, torch.nan)
 
 
 @torch.no_grad()
@@ -98,6 +141,7 @@ def assert_ranks_agree(optimizer: Any) -> None:
     group = optimizer.loss_group
     if _size(group) < 2:
         return
+    optimizer._read_device()
     names, values = ["the number of parameter groups"], [len(optimizer.param_groups)]
     sums: list[Tensor] = []
     for index, settings in enumerate(optimizer.param_groups):

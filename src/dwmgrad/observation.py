@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -31,7 +32,7 @@ class Observation:
         self._average = average
         self._total: Tensor | float = 0.0
         self._count = 0
-        self._mean: float | None = None
+        self._mean: Any = None
         self._stepped: set[int] = set()
         self._moved: set[int] = set()
 
@@ -43,12 +44,17 @@ class Observation:
         self._total = value if self._count == 0 else self._total + value
         self._count += 1
 
-    def settle(self, device: torch.device, group: Any = None) -> float | None:
-        """The step's loss, the same on every rank; see `mean_over_ranks`. Reduced only once."""
+    def settle(
+        self,
+        device: torch.device,
+        group: Any = None,
+        mean: Callable[..., Any] = mean_over_ranks,
+    ) -> Any:
+        """The step's loss, the same on every rank, as `mean` gives it. Reduced only once."""
         if self.settled:
             return self._mean
         total = self._total / self._count if self._average else self._total
-        self._mean = mean_over_ranks(total, device, group)
+        self._mean = mean(total, device, group)
         self.settled = True
         return self._mean
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import arguments, checkpoint, kernels, state
-from .distributed import group_of, mean_over_ranks
+from . import arguments, capturable, checkpoint, kernels, state
+from .distributed import group_of, mean_on_device, mean_over_ranks
 from .loss_feed import BACKWARD, OBSERVE, LossFeed
 from .observation import Observation
 from .window import Window
@@ -75,12 +76,19 @@ class DWMGrad(Optimizer):
             loss is averaged. None: the default group, which is right for data, tensor and context
             parallelism alike; a group of its own is for ranks that do not all have a loss
             (pipelines) or that train different models. Not part of the state dict.
+        capturable: keep the loss, the window and all that follows on the device of the parameters,
+            which must be one device. No step waits for it then, and a CUDA graph can contain the
+            step, if a few steps were taken before; `load_state_dict()` asks for a new capture. In a
+            graph, a lr that changes is a tensor on the device. `window`, `last_loss`,
+            `effective_momentum` and `state_dict()` wait for the device and tell what was skipped or
+            held; in between, `param_groups` has the window's numbers as these read them last.
 
     Raises:
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
     loss_group: Any
+    _device_window: capturable.DeviceWindow | None
     _feed: LossFeed
     _held: list[bool | Tensor]
     _said: set[str]
@@ -103,6 +111,7 @@ class DWMGrad(Optimizer):
         state_dtype: torch.dtype | str | None = None,
         stochastic_rounding: bool = False,
         loss_group: ProcessGroup | DeviceMesh | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -118,6 +127,7 @@ class DWMGrad(Optimizer):
             "missing_loss": missing_loss,
             "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
+            "capturable": capturable,
         }
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
@@ -133,18 +143,30 @@ class DWMGrad(Optimizer):
     @property
     def window(self) -> int:
         """The present window ω, in steps."""
+        self._read_device()
         return self.param_groups[0]["window"]
 
     @property
     def effective_momentum(self) -> float:
         """γω/δ of the first parameter group."""
+        self._read_device()
         group = self.param_groups[0]
         return _window_of(group).momentum(group["momentum"])
 
     @property
     def last_loss(self) -> float | None:
         """The loss that moved the window last, the mean over ranks; None before the first."""
+        self._read_device()
         return self.param_groups[0]["last_loss"]
+
+    def _read_device(self) -> None:
+        """With `capturable`, brings the numbers of the parameter groups up to date."""
+        if self._device_window is not None:
+            held, skipped = self._device_window.write(self.param_groups)
+            if held:
+                self._say_once(_HELD)
+            if skipped:
+                self._say_once(_SKIPPED)
 
     # ---- the loss ----
 
@@ -175,9 +197,11 @@ class DWMGrad(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler.step() reads this name just before it either calls step() or skips it, which
         # is the only trace that a skipped step leaves here.
-        if isinstance(sys._getframe(1).f_locals.get("self"), torch.amp.GradScaler):
-            self._feed.scaler_asks()
-        return False
+        caller = sys._getframe(1).f_locals.get("self")
+        if not isinstance(caller, torch.amp.GradScaler):
+            return False
+        self._feed.scaler_asks()
+        return self.param_groups[0]["capturable"] and capturable.takes_scale(self, caller)
 
     # ---- the step ----
 
@@ -213,8 +237,13 @@ class DWMGrad(Optimizer):
             if brings_loss:
                 loss = feed.take(closure, loss, scaled, self._params())
             self._check_before_change()
-            observation, value = self._settle()
-            skips = value is not None and math.isnan(value)
+            observation = feed.observation
+            if observation is not None and observation.repeats(self.param_groups):
+                observation = None  # it belonged to the step before
+            only_makes_state = observation is None and self._creates_state()
+            # a rank may make state alone, so no all-reduce then
+            value = None if only_makes_state else self._settle(observation)
+            skips = isinstance(value, float) and math.isnan(value)
             # all memory first: where it runs out, nothing has moved yet
             tensors = [] if skips else [self._tensors_of(group) for group in self.param_groups]
         except BaseException:
@@ -222,12 +251,18 @@ class DWMGrad(Optimizer):
             feed.refused = not brings_loss  # the next loss belongs to another step
             raise
         if skips:
-            self._say_once("the loss is not finite: this step is skipped, nothing has changed")
+            self._say_once(_SKIPPED)
+        if skips or only_makes_state:
+            return loss
+        if isinstance(value, Tensor):
+            assert self._device_window is not None
+            of_scaler = [self._of_scaler(name) for name in ("grad_scale", "found_inf")]
+            self._device_window.step(self.param_groups, tensors, value, *of_scaler)
             return loss
         for group, own in zip(self.param_groups, tensors, strict=True):
             window = _window_of(group)
             if observation is None or observation.moves(group):
-                group["steps"] += int(float(group["lr"]) != 0)
+                group["steps"] += 1
                 if value is not None:
                     window.observe(value)
                     group.update(checkpoint.progress_of(window))
@@ -241,32 +276,41 @@ class DWMGrad(Optimizer):
             self._tell_of_held()
         return loss
 
-    def _settle(self) -> tuple[Observation | None, float | None]:
-        """The step's observation and loss, the same on every rank.
+    def _settle(self, observation: Observation | None) -> float | Tensor | None:
+        """The step's loss, the same on every rank.
 
-        The loss is None without one, and NaN if it is not finite on any rank.
+        None without one, and NaN if it is not finite on any rank. With `capturable` it is a tensor;
+        see `mean_on_device`.
         """
-        observation = self._feed.observation
-        if observation is not None and observation.repeats(self.param_groups):
-            observation = None  # it belonged to the step before
-        if observation is None and self._creates_state():
-            return None, None  # a rank may do that alone, so no all-reduce
         device = next((p.device for p in self._params()), torch.device("cpu"))
+        mean: Callable[..., Any] = mean_over_ranks
+        stays = self.param_groups[0]["capturable"]
+        if stays:
+            if observation is not None and observation.settled:
+                raise RuntimeError("capturable=True takes one step() a loss, for all parameters")
+            if self._device_window is None:
+                self._device_window = capturable.DeviceWindow(self.param_groups, device)
+            self._device_window.check(self._params())
+            mean = functools.partial(mean_on_device, found_inf=self._of_scaler("found_inf"))
         if observation is None:
-            value = mean_over_ranks(None, device, self.loss_group)
+            value = mean(None, device, self.loss_group)
         else:
-            value = observation.settle(device, self.loss_group)
+            value = observation.settle(device, self.loss_group, mean)
             observation.mark_stepped(self.param_groups)
-        if value is None:
+        if (observation if stays else value) is None:
             self._go_without_loss()
         self._tell_of_held()
-        return observation, value
+        return value
 
     def _tell_of_held(self) -> None:
         """Warns once if elements were held; what an accelerator says is read with the next loss."""
-        if _HELD not in self._said and any(self._held):
+        if self._held and _HELD not in self._said and bool(sum(self._held)):  # one host sync
             self._say_once(_HELD)
         self._held.clear()
+
+    def _of_scaler(self, name: str) -> Tensor | None:
+        found = getattr(self, name, None)  # there while a gradient scaler leaves its work to step()
+        return found if isinstance(found, Tensor) else None
 
     def _params(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
@@ -300,7 +344,7 @@ class DWMGrad(Optimizer):
 
     def _check_before_change(self) -> None:
         for index, group in enumerate(self.param_groups):
-            if not 0 <= float(group["lr"]) < math.inf:
+            if capturable.reads_lr(group) and not 0 <= float(group["lr"]) < math.inf:
                 raise ValueError(
                     f"lr of parameter group {index} must be in [0, inf), got {group['lr']}"
                 )
@@ -345,6 +389,7 @@ class DWMGrad(Optimizer):
             TypeError: for complex parameters.
             ValueError: for a window argument that differs from the optimizer's.
         """
+        self._read_device()
         # not the defaults alone: a loaded state dict may have brought another window
         common = self.param_groups[0] if self.param_groups else self.defaults
         for name in checkpoint.COMMON:
@@ -372,6 +417,11 @@ class DWMGrad(Optimizer):
         """As in torch. A loss that Accelerate brought with these gradients goes with them."""
         self._feed.discard(BACKWARD)
         super().zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch."""
+        self._read_device()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, but checked as a whole first: a refused state dict changes nothing.
@@ -402,6 +452,7 @@ class DWMGrad(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self.loss_group is not None:
             raise TypeError("a DWMGrad with loss_group= cannot be copied: copy its state_dict()")
+        self._read_device()
         return super().__getstate__()  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -410,11 +461,13 @@ class DWMGrad(Optimizer):
         self._forget_losses()
 
     def _forget_losses(self) -> None:
+        self._device_window = None
         self._feed = LossFeed()
         self._held = []
         self._said = set()
 
 
+_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
 _HELD = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "
     "parameters and of the state stay as they were, the others have moved"

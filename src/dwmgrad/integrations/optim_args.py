@@ -41,6 +41,7 @@ OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
     "fused": _optional_boolean,
     "state_dtype": _choice(*STATE_DTYPES),
     "stochastic_rounding": _boolean,
+    "capturable": _boolean,
 }
 """What `--optim_args` may name, and how each value is read."""
 

@@ -12,16 +12,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from types import ModuleType
 
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import foreach, fused, native, one_launch, reference
+from . import foreach, fused, native, on_device, one_launch, reference
 from .coefficients import Blockwise, Buffer, Coefficients, Tensors
 from .gradients import can_be_squared
 
-__all__ = ["Blockwise", "Buffer", "Coefficients", "Tensors", "update"]
+__all__ = ["Blockwise", "Buffer", "Coefficients", "Tensors", "update", "update_on_device"]
 
 
 def update(
@@ -45,15 +46,48 @@ def update(
         squared (see `reference.update`): a bool or, so that nobody waits for an accelerator, a
         number on it.
     """
+    return [
+        _choose(bucket, flat, coefficients, use_foreach, use_fused).update(bucket, coefficients)
+        for flat, bucket in _buckets(tensors)
+    ]
+
+
+def update_on_device(
+    tensors: Tensors,
+    numbers: Tensor,
+    held: Tensor,
+    addresses: one_launch.Addresses,
+    *,
+    dither_state: bool = False,
+    dither_params: bool = False,
+    use_foreach: bool | None = None,
+    use_fused: bool | None = None,
+) -> None:
+    """As `update`, with all numbers on the device of the tensors, without waiting for it.
+
+    Args:
+        numbers, held, addresses: see `one_launch.launch`; the numbers may be float64.
+        dither_state, dither_params: see `Coefficients`.
+        use_foreach, use_fused: which exclude `one_launch`.
+    """
+    may_fuse = use_fused is not False and not use_foreach
+    dither = (dither_state, dither_params)
+    for flat, bucket in _buckets(tensors):
+        param, buffer = bucket.params[0], bucket.momentum_buffers[0]
+        if flat and may_fuse and one_launch.accepts(param, buffer):
+            one_launch.launch(bucket, numbers.float(), held, *dither, addresses)
+        else:
+            on_device.update(bucket, numbers, held, *dither)
+
+
+def _buckets(tensors: Tensors) -> Iterator[tuple[bool, Tensors]]:
+    """The tensors of one device, one dtype and one kind of state, and whether they are flat."""
     buckets: dict[tuple, Tensors] = defaultdict(Tensors.empty)
     for row in zip(*tensors, strict=True):
         param, _, v, _, _ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
         buckets[param.device, param.dtype, kind, _are_flat(*row[:4])].add(*row)
-    return [
-        _choose(bucket, flat, coefficients, use_foreach, use_fused).update(bucket, coefficients)
-        for (*_, flat), bucket in buckets.items()
-    ]
+    return ((flat, bucket) for (*_, flat), bucket in buckets.items())
 
 
 def _are_flat(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> bool:

@@ -28,12 +28,12 @@ def hash32(numbers: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def random_bits(like: Tensor, noise: int, ordinal: int) -> Tensor:
+def random_bits(like: Tensor, noise: Tensor | int, ordinal: int) -> Tensor:
     """32 bits for each element of a tensor, in its shape: the low half for v, the high one for s.
 
     The bits of the parameter itself are `hash32` of these, the low half.
     """
-    key = hash32(torch.tensor(noise) ^ hash32(torch.tensor(ordinal))).to(like.device)
+    key = hash32(torch.as_tensor(noise) ^ hash32(torch.tensor(ordinal))).to(like.device)
     index = torch.arange(like.numel(), device=like.device)
     return hash32(index + key).reshape(like.shape)
 

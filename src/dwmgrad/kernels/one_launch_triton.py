@@ -26,7 +26,16 @@ def _hash32(x):
 
 @triton.jit
 def _pointer(address, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
-    pointer = address.to(tl.pointer_type(DTYPE))
+    if DTYPE == tl.float32:  # Triton 3.1 takes no name in place of these
+        pointer = address.to(tl.pointer_type(tl.float32))
+    elif DTYPE == tl.bfloat16:
+        pointer = address.to(tl.pointer_type(tl.bfloat16))
+    elif DTYPE == tl.float16:
+        pointer = address.to(tl.pointer_type(tl.float16))
+    elif DTYPE == tl.int8:
+        pointer = address.to(tl.pointer_type(tl.int8))
+    else:
+        pointer = address.to(tl.pointer_type(tl.uint8))
     if WHOLE:  # so that wide loads are right
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -40,7 +49,7 @@ def _store(pointers, x, bits, mask, DTYPE: tl.constexpr, DITHER: tl.constexpr):
             whole += bits & 0xFFFF
         else:  # to the nearest, ties to even
             whole += 0x7FFF + ((whole >> 16) & 1)
-        tl.store(pointers, (whole >> 16).to(tl.uint16).to(DTYPE, bitcast=True), mask=mask)
+        tl.store(pointers, (whole >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
     else:
         tl.store(pointers, x.to(DTYPE), mask=mask)
 

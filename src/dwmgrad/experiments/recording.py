@@ -1,0 +1,79 @@
+"""What is kept of a run while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from dwmgrad import DWMGrad
+from dwmgrad.experiments.workload import machine, versions
+
+POINTS = 100
+"""The loss curve has about this many points."""
+
+
+class Recorder:
+    """Collects losses, windows and scores, and ends as the result that `Workload.run` describes.
+
+    Args:
+        steps: the budget, in optimizer steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.every = max(1, steps // POINTS)
+        self.steps = steps
+        self.losses: list[float] = []
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        self.score: float | None = None
+        self.diverged = False
+
+    def step(self, loss: float, optimizer: Optimizer | Any) -> bool:
+        """After each optimizer step, with that step's loss; False: it diverged, stop."""
+        if not math.isfinite(loss):
+            self.diverged = True
+            return False
+        self.losses.append(loss)
+        step = len(self.losses)
+        if step % self.every == 0:
+            point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-self.every :])}
+            while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
+                optimizer = optimizer.optimizer  # Accelerate's wrapper
+            if isinstance(optimizer, DWMGrad):
+                point["window"] = optimizer.window
+                point["effective_momentum"] = optimizer.effective_momentum
+            self.history.append(point)
+        return True
+
+    def evaluated(self, score: float, metrics: Mapping[str, float] | None = None) -> None:
+        """After each evaluation; the last one counts."""
+        if not math.isfinite(score):
+            self.diverged = True
+            return
+        self.score = float(score)
+        self.history.append({"step": len(self.losses), "score": self.score})
+        self.metrics = {name: float(value) for name, value in (metrics or {}).items()}
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The run's result; `seconds` of training."""
+        tail = max(1, math.ceil(0.05 * self.steps))
+        failed = self.diverged or not self.losses
+        metrics = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
+        return {
+            "score": None if failed else self.score,
+            "diverged": self.diverged,
+            "train_loss": None if failed else _mean(self.losses[-tail:]),
+            "steps": len(self.losses),
+            "seconds": seconds,
+            "metrics": {} if failed else metrics,
+            "history": self.history,
+            "machine": machine(),
+            "versions": versions(),
+        }
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,72 @@
+"""The residual networks for CIFAR-10 of He et al. 2015 (arXiv 1512.03385), section 4.2."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResNet(nn.Module):
+    """Depth 6n + 2: three stages of n blocks with 16, 32 and 64 channels, shortcuts of option A.
+
+    Args:
+        depth: 20, 32, 44, 56, 110, ...
+        classes: the number of classes.
+
+    Raises:
+        ValueError: the depth is not 6n + 2.
+    """
+
+    def __init__(self, depth: int = 110, classes: int = 10) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"depth must be 6n + 2, as 20 or 110; got {depth}")
+        layers: list[nn.Module] = [_convolution(3, 16), nn.BatchNorm2d(16), nn.ReLU()]
+        width = 16
+        for channels in (16, 32, 64):
+            for _ in range(blocks):
+                layers.append(Block(width, channels))
+                width = channels
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        # on a CPU 1.3 times as fast (ResNet-20, batches of 128)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """`logits` (images, classes), and the `loss` where labels are given.
+
+        `pixel_values` is (images, 3, 32, 32).
+        """
+        logits = self.classifier(self.features(pixel_values).mean(dim=(2, 3)))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; where channels grow, the picture halves."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.stride = 1 if inputs == outputs else 2
+        self.more = outputs - inputs
+        self.first = _convolution(inputs, outputs, self.stride)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = _convolution(outputs, outputs)
+        self.second_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.first_norm(self.first(x)))
+        out = self.second_norm(self.second(out))
+        if self.more:  # option A: every second pixel, new channels of zeros; no parameters
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.more))
+        return F.relu(out + x)
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
