@@ -79,7 +79,8 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        record = {"machine": machine, "config": options.config, "arguments": passed_on}
+        names = [Path(word).name if Path(word).exists() else word for word in passed_on]
+        record = {"machine": machine, "config": options.config, "arguments": names}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, state
@@ -371,7 +372,7 @@ class DWMGrad(Optimizer):
             grad = param.grad
             if grad is None or param.numel() == 0:
                 continue
-            if hasattr(param, "to_local"):
+            if type(param) is not Parameter and hasattr(param, "to_local"):
                 if grad.placements != param.placements:
                     grad = grad.redistribute(placements=param.placements)
                 param, grad = param.to_local(), grad.to_local()

@@ -57,14 +57,16 @@ def create(param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
 def buffers_of(state: dict[str, Tensor]) -> tuple[Buffer, Buffer]:
     """v and s of a parameter's state, of this rank's shard."""
     v, s = state[BUFFERS[0]], state[BUFFERS[1]]
-    if SCALES[0] in state:
+    if len(state) > len(BUFFERS):
         return Blockwise(v, state[SCALES[0]]), Blockwise(s, state[SCALES[1]])
     return local_part(v), local_part(s)
 
 
 def local_part(tensor: Any) -> Tensor:
     """The shard of a DTensor that this rank holds; a plain tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    if type(tensor) is Tensor or not hasattr(tensor, "to_local"):
+        return tensor
+    return tensor.to_local()
 
 
 def convert(state: dict[str, Tensor], param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
