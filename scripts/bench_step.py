@@ -97,38 +97,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     most = [name for name in SHAPES if name != "tiny"]
-    add(
-        "--shapes",
-        nargs="*",
-        choices=SHAPES,
-        default=most,
-        metavar="NAME",
-        help=f"of {', '.join(SHAPES)}; default: all but tiny; none: no steps are timed",
-    )
-    add(
-        "--kernels",
-        nargs="*",
-        choices=KERNELS,
-        default=list(KERNELS),
-        metavar="NAME",
-        help=f"DWMGrad's kernels, of {', '.join(KERNELS)}; default: all",
-    )
-    add(
-        "--states",
-        nargs="+",
-        choices=STATES,
-        default=list(STATES),
-        metavar="DTYPE",
-        help=f"the precision of DWMGrad's state, of {', '.join(STATES)}; default: all",
-    )
-    add(
-        "--peers",
-        nargs="*",
-        choices=PEERS,
-        default=list(PEERS),
-        metavar="NAME",
-        help=f"other optimizers, of {', '.join(PEERS)}; default: all",
-    )
+    for name, number, choices, default, about in (
+        ("shapes", "*", SHAPES, most, "default: all but tiny; none: no steps are timed"),
+        ("kernels", "*", KERNELS, list(KERNELS), "DWMGrad's kernels; default: all"),
+        ("states", "+", STATES, list(STATES), "the precision of DWMGrad's state; default: all"),
+        ("peers", "*", PEERS, list(PEERS), "other optimizers; default: all"),
+    ):
+        about = f"of {', '.join(choices)}; {about}"
+        add(f"--{name}", nargs=number, choices=choices, default=default, metavar="NAME", help=about)
     add_common(parser)
     add(
         "--end_to_end",

@@ -31,3 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch):
+    """As on a machine without a C compiler."""
+    from dwmgrad.kernels import native
+
+    monkeypatch.setenv("DWMGRAD_NATIVE", "0")
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.kernels import native
 from dwmgrad.kernels.gradients import can_be_squared
 
 BAD = {
@@ -33,12 +32,10 @@ KERNELS = {
 
 
 @pytest.fixture(params=KERNELS)
-def kernel(request, monkeypatch: pytest.MonkeyPatch):
-    if request.param == "operators":  # as without a compiler
-        monkeypatch.setenv("DWMGRAD_NATIVE", "0")
-        native.library.cache_clear()
-    yield KERNELS[request.param]
-    native.library.cache_clear()
+def kernel(request) -> dict:
+    if request.param == "operators":
+        request.getfixturevalue("no_compiler")
+    return KERNELS[request.param]
 
 
 def bad_number(bad: str, dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dwmgrad import kernels
-from dwmgrad.kernels import Coefficients, Tensors, foreach, fused, native, reference
+from dwmgrad.kernels import Coefficients, Tensors, foreach, fused, reference
 
 SHAPES = [(33, 70), (128,), (), (2, 3, 5, 7), (1,), (1000,)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -23,15 +23,6 @@ def state(dtype: torch.dtype, device: str = "cpu") -> Tensors:
 
 def one(param: Tensor, grad: Tensor, v: Tensor, s: Tensor) -> Tensors:
     return Tensors([param], [grad], [v], [s], [0])
-
-
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch):
-    """As on a machine without a C compiler."""
-    monkeypatch.setenv("DWMGRAD_NATIVE", "0")
-    native.library.cache_clear()
-    yield
-    native.library.cache_clear()
 
 
 def coefficients(

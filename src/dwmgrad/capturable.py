@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from . import kernels
 from .distributed import widest
 from .kernels.one_launch import Addresses
+from .state import dithers
 
 _COUNTS = ("window", "observations", "increases", "steps")
 
@@ -104,7 +105,7 @@ class DeviceWindow:
                 torch.stack([self._number(each) for each in numbers]),
                 self._held,
                 self._addresses,
-                dither_state=group["stochastic_rounding"] or group["state_dtype"] == "bfloat16",
+                dither_state=dithers(group),
                 dither_params=group["stochastic_rounding"],
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],

@@ -495,6 +495,6 @@ def _coefficients(group: dict[str, Any], window: Window) -> kernels.Coefficients
         eps=group["eps"],
         shrink=lr * group["weight_decay"],
         noise=group["steps"],
-        dither_state=group["stochastic_rounding"] or group["state_dtype"] == "bfloat16",
+        dither_state=state.dithers(group),
         dither_params=group["stochastic_rounding"],
     )

@@ -89,6 +89,11 @@ def convert(state: dict[str, Tensor], param: Tensor, state_dtype: str | None) ->
     return new
 
 
+def dithers(group: dict[str, Any]) -> bool:
+    """Whether a parameter group's bfloat16 buffers are rounded stochastically."""
+    return group["stochastic_rounding"] or group["state_dtype"] == "bfloat16"
+
+
 def _kind(param: Tensor, state_dtype: str | None) -> str | None:
     if state_dtype == "int8":
         marked = getattr(param, _MARK, None)

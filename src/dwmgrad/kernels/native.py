@@ -30,7 +30,7 @@ _FLAGS = (
 ).split()
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT8 = 2
-_PIECE = 16 * 1024
+_PIECE = 16 * 1024  # native.c's PIECE
 
 
 class _Numbers(ctypes.Structure):
@@ -41,9 +41,6 @@ class _Numbers(ctypes.Structure):
         ("dither_state", ctypes.c_int32),
         ("dither_params", ctypes.c_int32),
     ]
-
-
-_COLUMNS = 9  # of native.c's struct tensor, 8 bytes each
 
 
 def accepts(param: Tensor, buffer: Buffer) -> bool:

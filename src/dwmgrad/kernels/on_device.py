@@ -27,7 +27,7 @@ def update(
     noise = low.to(torch.int64) + (high.to(torch.int64) << 16)
     for param, grad, v, s, ordinal in zip(*tensors, strict=True):
         dtype = torch.promote_types(param.dtype, torch.float32)
-        old = [param.to(dtype), reference._load(v, dtype), reference._load(s, dtype)]
+        old = [param.to(dtype), reference.load(v, dtype), reference.load(s, dtype)]
         *new, square = _rule(old, grad.to(dtype), numbers.to(dtype))
         most = torch.finfo(s.dtype if isinstance(s, Tensor) else torch.float32).max
         takes = square.isfinite() & (new[2] <= most)
@@ -58,6 +58,6 @@ def _store(buffer: Buffer, values: Tensor, bits: Tensor | None, active: Tensor) 
     else:
         stored = torch.empty_like(buffer)
         parts = [(buffer, stored)]
-    reference._store(stored, values, bits)
+    reference.store(stored, values, bits)
     for part, new in parts:
         part.copy_(torch.where(active > 0, new, part))

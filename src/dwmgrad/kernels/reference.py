@@ -45,7 +45,7 @@ def _update_wide(
     param: Tensor, grad: Tensor, v: Buffer, s: Buffer, c: Coefficients, ordinal: int
 ) -> bool:
     dtype = torch.promote_types(param.dtype, torch.float32)
-    old = [param.to(dtype), _load(v, dtype), _load(s, dtype)]
+    old = [param.to(dtype), load(v, dtype), load(s, dtype)]
     new = [each.clone() for each in old]
     grad = grad.to(dtype)
     _update(new[0], grad, new[1], new[2], c)
@@ -53,18 +53,20 @@ def _update_wide(
     takes &= new[2].to(s.dtype if isinstance(s, Tensor) else torch.float32).isfinite()
     new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
     bits = narrow.random_bits(param, c.noise, ordinal)
-    _store(param, new[0], narrow.hash32(bits) if c.dither_params else None)
+    store(param, new[0], narrow.hash32(bits) if c.dither_params else None)
     dithers = c.dither_state or isinstance(v, Blockwise)
-    _store(v, new[1], bits if dithers else None)
-    _store(s, new[2], bits >> 16 if dithers else None)
+    store(v, new[1], bits if dithers else None)
+    store(s, new[2], bits >> 16 if dithers else None)
     return not bool(takes.all())
 
 
-def _load(buffer: Buffer, dtype: torch.dtype) -> Tensor:
+def load(buffer: Buffer, dtype: torch.dtype) -> Tensor:
+    """What the buffer holds, in a wider dtype."""
     return (narrow.decode(buffer) if isinstance(buffer, Blockwise) else buffer).to(dtype)
 
 
-def _store(buffer: Buffer, values: Tensor, bits: Tensor | None) -> None:
+def store(buffer: Buffer, values: Tensor, bits: Tensor | None) -> None:
+    """Rounds the values into the buffer: with random bits stochastically, else to the nearest."""
     if isinstance(buffer, Blockwise):
         assert bits is not None
         narrow.encode(buffer, values.float(), bits)
