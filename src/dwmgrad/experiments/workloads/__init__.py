@@ -14,8 +14,10 @@ _MAKERS = {
     "cora": ("cora", "Cora"),
     "cifar10": ("cifar10", "Cifar10"),
     "cifar10-short": ("cifar10", "short"),
+    "cifar10-brief": ("cifar10", "brief"),
     "tiny-sst2": ("glue", "tiny_sst2"),
     "digits": ("digits", "Sounds"),
+    "digits-brief": ("digits", "brief"),
     "urbansound8k": ("digits", "urbansound8k"),
     "language": ("language", "Language"),
 }

@@ -32,6 +32,7 @@ class Sounds(Workload):
         bands: of the mel scale.
         width: channels of the first convolution.
         batch_size: recordings per step.
+        evaluations: how often the score is taken.
     """
 
     name: str = "digits"
@@ -46,6 +47,7 @@ class Sounds(Workload):
     bands: int = 40
     width: int = 16
     batch_size: int = 64
+    evaluations: int = 5
 
     def check(self) -> None:
         if self.source == "digits":
@@ -76,8 +78,9 @@ class Sounds(Workload):
             score=lambda metrics: metrics["accuracy"],
         )
         return train(
-            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size
-        )
+            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size,
+            evaluations=self.evaluations,
+        )  # fmt: skip
 
 
 class SoundClassifier(nn.Module):
@@ -128,6 +131,14 @@ def _spectra(
 def _accuracy(outputs: Any) -> dict[str, float]:
     hits = outputs.predictions.argmax(axis=1) == outputs.label_ids
     return {"accuracy": float(hits.mean())}
+
+
+def brief(data_dir: str | None, **options: Any) -> Sounds:
+    """The form for a sweep: half the width, 6 epochs."""
+    values: dict[str, Any] = {
+        "name": "digits-brief", "width": 8, "steps": 6 * 43, "evaluations": 6,
+    }  # fmt: skip
+    return Sounds(**{**values, **options}, data_dir=data_dir)
 
 
 def urbansound8k(data_dir: str | None, **options: Any) -> Sounds:
