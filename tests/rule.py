@@ -1,4 +1,7 @@
-"""The rule of arXiv 2510.25042 in NumPy, written from its text alone: what DWMGrad is held to."""
+"""The rule of arXiv 2510.25042 in NumPy, written from its text alone: what DWMGrad is held to.
+
+The last four arguments are not the paper's.
+"""
 
 import numpy as np
 
@@ -16,14 +19,22 @@ class Rule:
         max_window=10,
         signal="decrease",
         weight_decay=0.0,
+        loss_smoothing=0.0,
+        bias_correction=False,
+        normalize_momentum=False,
+        second_moment_factor=1.0,
     ):
         self.theta = np.array(theta, dtype=np.float64)
         self.s, self.v = np.zeros_like(self.theta), np.zeros_like(self.theta)
         self.lr, self.momentum, self.eps, self.weight_decay = lr, momentum, eps, weight_decay
         self.window, self.max_window, self.signal = window, max_window, signal
-        self.last = None
+        self.smoothing, self.factor = loss_smoothing, second_moment_factor
+        self.corrects, self.normalizes = bias_correction, normalize_momentum
+        self.last, self.weight = None, 0.0
 
     def step(self, loss, gradient):
+        if self.last is not None and self.smoothing:
+            loss = self.smoothing * self.last + (1 - self.smoothing) * loss
         if self.signal == "loss":
             beta = loss
         elif self.signal == "increase":
@@ -33,8 +44,11 @@ class Rule:
         self.last = loss
         self.window = min(self.window + 1, self.max_window) if beta > 0 else max(self.window - 1, 1)
         w = self.window
-        self.s = self.s * (w - 1) / w + gradient**2 / w
-        self.v = self.momentum * w / self.max_window * self.v + self.lr * gradient / (
-            np.sqrt(self.s) + self.eps
-        )
+        long = self.factor * w
+        self.s = self.s * (long - 1) / long + gradient**2 / long
+        self.weight = self.weight * (long - 1) / long + 1 / long  # the sum of s's weights
+        mean_square = self.s / self.weight if self.corrects else self.s
+        mu = self.momentum * w / self.max_window
+        lr = self.lr * (1 - mu) if self.normalizes else self.lr
+        self.v = mu * self.v + lr * gradient / (np.sqrt(mean_square) + self.eps)
         self.theta = self.theta * (1 - self.lr * self.weight_decay) - self.v

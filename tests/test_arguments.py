@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
+from dwmgrad.presets import PAPER, PRESETS
 
 BAD = [
     ({"lr": -1e-3}, ValueError, "lr must be in .*-0.001"),
@@ -25,6 +26,13 @@ BAD = [
     ({"max_window": "10"}, TypeError, "max_window must be a whole number"),
     ({"window_signal": "up"}, ValueError, "window_signal must be one of decrease, increase, loss"),
     ({"missing_loss": "ignore"}, ValueError, "missing_loss must be one of warn, hold, error"),
+    ({"loss_smoothing": 1.0}, ValueError, r"loss_smoothing must be in \[0, 1\), got 1.0"),
+    ({"loss_smoothing": "0.9"}, TypeError, "loss_smoothing must be a number, got '0.9'"),
+    ({"second_moment_factor": 0.5}, ValueError, r"second_moment_factor must be in \[1, inf\)"),
+    ({"bias_correction": 1}, TypeError, "bias_correction must be True or False, got 1"),
+    ({"normalize_momentum": "yes"}, TypeError, "normalize_momentum must be True or False"),
+    ({"preset": "finetun"}, ValueError, "preset must be None or one of finetune; got 'finetun'"),
+    ({"preset": 1}, ValueError, "preset must be None or one of finetune; got 1"),
     ({"maximize": 1}, TypeError, "maximize must be True or False"),
     ({"fused": "yes"}, TypeError, "fused must be True, False or None"),
     ({"foreach": True, "fused": True}, ValueError, "exclude each other"),
@@ -51,6 +59,27 @@ def test_a_group_cannot_have_a_window_of_its_own(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is one for the whole optimizer"):
         DWMGrad([{"params": [param], name: 7}])
     DWMGrad([{"params": [param], name: 7}], **{name: 7})
+
+
+def test_a_group_cannot_have_a_preset_of_its_own() -> None:
+    with pytest.raises(ValueError, match="preset is one for the whole optimizer"):
+        DWMGrad([{"params": [torch.ones(2, requires_grad=True)], "preset": "finetune"}])
+
+
+def test_without_a_preset_the_rule_is_the_papers() -> None:
+    group = DWMGrad([torch.ones(2, requires_grad=True)]).param_groups[0]
+    assert {name: group[name] for name in PAPER} == PAPER
+    assert (group["initial_window"], group["max_window"]) == (5, 10)
+
+
+def test_a_preset_fills_what_is_not_given_and_no_more() -> None:
+    param = torch.ones(2, requires_grad=True)
+    chosen = {**PAPER, **PRESETS["finetune"]}
+    group = DWMGrad([param], preset="finetune").param_groups[0]
+    assert {name: group[name] for name in PAPER} == chosen
+    given = {"max_window": 10, "bias_correction": False, "loss_smoothing": 0.0}
+    group = DWMGrad([param], preset="finetune", **given).param_groups[0]
+    assert {name: group[name] for name in PAPER} == {**chosen, **given}
 
 
 def test_complex_parameters_are_refused() -> None:

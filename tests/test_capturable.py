@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:step\\(\\) got no loss"),
 ]
 SHAPES = [(300,), (), (4, 5), (33, 70)]
-PROGRESS = ("window", "last_loss", "observations", "increases", "steps")
+PROGRESS = ("window", "last_loss", "mean_loss", "observations", "increases", "steps")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -95,6 +95,23 @@ def test_200_steps_equal_those_of_the_default(as_tensor: bool, signal: str, devi
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_the_preset_does_the_same_on_the_device(signal: str, device: str) -> None:
+    arguments = {"preset": "finetune", "window_signal": signal, "missing_loss": "hold"}
+    actual, expected = make(True, device, **arguments), make(False, **arguments)
+    for step in range(60):
+        for optimizer in (actual, expected):
+            new_gradients(optimizer, step)
+            optimizer.step(loss=loss_of(step))
+        assert_equal(actual, expected)
+    shares = [
+        optimizer.state_dict()["param_groups"][1]["zero_share"] for optimizer in (actual, expected)
+    ]
+    assert shares[0] == pytest.approx(shares[1], rel=1e-6)
+    assert 0 < shares[1] < 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, "int8"], ids=str)
 def test_state_in_fewer_bits_equals_that_of_the_default(
@@ -166,12 +183,13 @@ def test_only_a_lr_on_another_device_is_never_read() -> None:
         optimizer.step(loss=1.0)
 
 
+@pytest.mark.parametrize("preset", [None, "finetune"])
 @pytest.mark.parametrize("from_capturable", [True, False])
 @pytest.mark.parametrize("to_capturable", [True, False])
 def test_a_state_dict_continues_in_the_other_form(
-    from_capturable: bool, to_capturable: bool, tmp_path: Path
+    from_capturable: bool, to_capturable: bool, preset: str | None, tmp_path: Path
 ) -> None:
-    first, expected = make(from_capturable), make(False)
+    first, expected = make(from_capturable, preset=preset), make(False, preset=preset)
     for step in range(6):
         for optimizer in (first, expected):
             new_gradients(optimizer, step)
@@ -181,7 +199,7 @@ def test_a_state_dict_continues_in_the_other_form(
         saved["param_groups"], expected.state_dict()["param_groups"], strict=True
     ):
         assert group == {**of_default, "capturable": from_capturable}
-        assert [type(group[name]) for name in PROGRESS] == [int, float, int, int, int]
+        assert [type(group[name]) for name in PROGRESS] == [int, float, float, int, int, int]
     torch.save(saved, tmp_path / "saved.pt")
     second = make(to_capturable)
     new_gradients(second, 99)

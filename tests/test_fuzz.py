@@ -187,6 +187,12 @@ GROUP_KEYS = [
     "params",
     "observations",
     "increases",
+    "mean_loss",
+    "zero_share",
+    "loss_smoothing",
+    "bias_correction",
+    "normalize_momentum",
+    "second_moment_factor",
     "schema",
     "gamma",
 ]

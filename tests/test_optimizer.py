@@ -38,6 +38,56 @@ def test_80_steps_equal_the_rule_in_float64(
         np.testing.assert_allclose(param.detach().numpy(), rule.theta, rtol=1e-10, atol=1e-10)
 
 
+BEYOND = {
+    "smoothed": {"loss_smoothing": 0.9},
+    "corrected": {"bias_correction": True},
+    "normalized": {"normalize_momentum": True},
+    "longer": {"second_moment_factor": 7.5},
+    "all": {
+        "loss_smoothing": 0.8, "bias_correction": True, "normalize_momentum": True,
+        "second_moment_factor": 5.0, "eps": 1e-2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_goes_beyond_the_paper_equals_its_rule_in_float64(case: str, signal: str) -> None:
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "max_window": 30, **BEYOND[case]}
+    rule = Rule(np.arange(7.0), signal=signal, **settings)
+    param = torch.arange(7.0, dtype=torch.float64, requires_grad=True)
+    optimizer = DWMGrad([param], window_signal=signal, **settings)
+    for step in range(80):
+        loss, gradient = problem(step)
+        rule.step(loss, gradient)
+        param.grad = torch.from_numpy(gradient)
+        optimizer.step(loss=loss)
+        assert optimizer.window == rule.window
+        np.testing.assert_allclose(param.detach().numpy(), rule.theta, rtol=1e-10, atol=1e-10)
+
+
+def test_with_bias_correction_the_first_step_is_lr() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = DWMGrad([param], lr=0.01, bias_correction=True, second_moment_factor=50.0)
+    param.grad = torch.tensor([1.0, -5.0, 0.1])
+    optimizer.step(loss=1.0)
+    torch.testing.assert_close(param.detach(), torch.tensor([-0.01, 0.01, -0.01]))
+
+
+def test_a_normalized_momentum_gives_every_gradient_the_effect_of_lr() -> None:
+    for max_window in (1, 5, 20):  # the effective momentum stays 0.9, at the bound
+        param = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        optimizer = DWMGrad(
+            [param], lr=0.01, window_signal="loss", initial_window=max_window,
+            max_window=max_window, normalize_momentum=True, bias_correction=True,
+        )  # fmt: skip
+        for step in range(400):
+            param.grad = torch.full_like(param, 3.0)
+            optimizer.step(loss=1.0)
+        # 400 steps of 0.01, but for the 10 or so that the momentum still holds
+        assert float(param) == pytest.approx(-4.0 + 0.09, abs=1e-6)
+
+
 def test_rosenbrock_ends_where_the_authors_end() -> None:
     point = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     optimizer = DWMGrad([point], lr=1e-3, max_window=15)

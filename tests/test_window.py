@@ -5,7 +5,7 @@ import pytest
 from dwmgrad.window import Window
 
 
-def sizes(signal: str, losses: list[float], **settings: int) -> list[int]:
+def sizes(signal: str, losses: list[float], **settings: float) -> list[int]:
     window = Window(signal=signal, **settings)
     seen = []
     for loss in losses:
@@ -30,6 +30,21 @@ def test_the_loss_signal_follows_the_sign_of_the_loss() -> None:
     assert sizes("loss", [1.0, -1.0, 0.0]) == [6, 5, 4]
 
 
+def test_smoothing_puts_an_exponential_mean_before_the_signal() -> None:
+    window = Window(smoothing=0.5)
+    means = []
+    for loss in (4.0, 2.0, 3.5, 2.0):  # means 4, 3, 3.25, 2.625
+        window.observe(loss)
+        means.append((window.size, window.last_loss, window.mean_loss))
+    assert means == [(4, 4.0, 4.0), (5, 2.0, 3.0), (4, 3.5, 3.25), (5, 2.0, 2.625)]
+
+
+def test_smoothing_rides_over_noise_that_would_toss_the_window() -> None:
+    losses = [10 - 0.1 * step + (0.3 if step % 2 else -0.3) for step in range(60)]
+    assert sizes("decrease", losses)[-1] <= 6
+    assert sizes("decrease", losses, smoothing=0.95)[-1] == 10
+
+
 def test_the_window_stays_between_one_and_its_bound() -> None:
     assert sizes("loss", [-1.0] * 7) == [4, 3, 2, 1, 1, 1, 1]
     assert sizes("loss", [1.0] * 4, size=9, max_size=11) == [10, 11, 11, 11]
@@ -37,8 +52,9 @@ def test_the_window_stays_between_one_and_its_bound() -> None:
 
 
 def test_decay_and_momentum_follow_the_size() -> None:
-    assert Window(size=1).decay == 0.0
-    assert Window(size=10).decay == pytest.approx(0.9)
+    assert Window(size=1).decay() == 0.0
+    assert Window(size=10).decay() == pytest.approx(0.9)
+    assert Window(size=10).decay(5.0) == pytest.approx(0.98)
     assert Window(size=1).momentum(0.9) == pytest.approx(0.09)
     assert Window(size=10).momentum(0.9) == pytest.approx(0.9)
     assert Window(size=25, max_size=100).momentum(0.9) == pytest.approx(0.225)

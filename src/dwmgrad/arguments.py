@@ -15,7 +15,14 @@ from .window import SIGNALS
 MISSING_LOSS = ("warn", "hold", "error")
 
 
-_NUMBERS = ("lr", "momentum", "eps", "weight_decay")
+_NUMBERS = ("lr", "momentum", "eps", "weight_decay", "loss_smoothing", "second_moment_factor")
+_SWITCHES = (
+    "bias_correction",
+    "normalize_momentum",
+    "maximize",
+    "stochastic_rounding",
+    "capturable",
+)
 _COUNTS = ("initial_window", "max_window")
 MOST_STEPS = 2**53  # up to which a float64 holds every whole number
 
@@ -63,9 +70,11 @@ def check(settings: dict[str, Any]) -> None:
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
+    _check_number("loss_smoothing", settings["loss_smoothing"], below=1)
+    _check_number("second_moment_factor", settings["second_moment_factor"], least=1)
     _check_choice("window_signal", settings["window_signal"], SIGNALS)
     _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
-    for name in ("maximize", "stochastic_rounding", "capturable"):
+    for name in _SWITCHES:
         if not isinstance(settings[name], bool):
             raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
     if plain(settings)["state_dtype"] not in (None, *STATE_DTYPES):
@@ -80,15 +89,15 @@ def check(settings: dict[str, Any]) -> None:
         raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
 
 
-def _check_number(name: str, value: Any, below: float = math.inf) -> None:
+def _check_number(name: str, value: Any, below: float = math.inf, least: float = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     try:
-        within = 0 <= float(value) < below
+        within = least <= float(value) < below
     except OverflowError:  # a whole number beyond float64
         within = False
     if not within:
-        raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
+        raise ValueError(f"{name} must be in [{least}, {below}), got {value!r}")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -17,9 +17,12 @@ from torch.optim import Optimizer
 from . import kernels
 from .distributed import widest
 from .kernels.one_launch import Addresses
+from .progress import LEAST_EPS
 from .state import dithers
 
+_LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
+_NUMBERS = (*_LOSSES, *_COUNTS, "zero_share")
 
 
 class DeviceWindow:
@@ -40,8 +43,7 @@ class DeviceWindow:
             raise RuntimeError("take a few steps before the capture: they make state and kernels")
         self.device = device
         self._dtype = widest(device)
-        last = groups[0]["last_loss"]
-        numbers = [math.nan if last is None else last, *(groups[0][name] for name in _COUNTS)]
+        numbers = [math.nan if groups[0][name] is None else groups[0][name] for name in _NUMBERS]
         self._numbers = torch.tensor(numbers, dtype=self._dtype, device=device)
         self._held = torch.zeros((), dtype=torch.int32, device=device)
         self._skipped = torch.zeros((), dtype=torch.int32, device=device)
@@ -71,16 +73,24 @@ class DeviceWindow:
             loss: as `distributed.mean_on_device` gives it.
             grad_scale, found_inf: what a gradient scaler leaves to this step, if one does.
         """
-        last, window, observations, increases, steps = self._numbers.unbind()
+        last, mean, window, observations, increases, steps, zero_share = self._numbers.unbind()
+        common = groups[0]
         happens, moves = loss < math.inf, loss.isfinite()
-        grows = moves & _grows(groups[0]["window_signal"], loss, last)
+        smoothed = _smoothed(common["loss_smoothing"], loss, mean)
+        grows = moves & _grows(common["window_signal"], smoothed, mean)
         window = window + grows.to(window.dtype) - (moves & ~grows).to(window.dtype)
-        window = window.clamp(1, groups[0]["max_window"])
-        last = torch.where(moves, loss, last)
+        window = window.clamp(1, common["max_window"])
+        last, mean = torch.where(moves, loss, last), torch.where(moves, smoothed, mean)
         steps = steps + happens
+        reach = common["second_moment_factor"] * window
+        decay = (reach - 1) / reach
+        zero_share = torch.where(happens, zero_share * decay, zero_share)
         self._numbers.copy_(
-            torch.stack([last, window, observations + moves, increases + grows, steps])
+            torch.stack(
+                [last, mean, window, observations + moves, increases + grows, steps, zero_share]
+            )
         )
+        correction = (1 - zero_share).sqrt() if common["bias_correction"] else 1.0
         self._skipped.logical_or_(~happens if found_inf is None else ~happens & (found_inf == 0))
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
@@ -88,13 +98,15 @@ class DeviceWindow:
             lr = group["lr"]
             on_device = isinstance(lr, Tensor) and lr.device == self.device
             lr = lr.to(self._dtype) if on_device else float(lr)
-            decay = (window - 1) / window
+            momentum = group["momentum"] * window / group["max_window"]
+            step_size = (-lr if group["maximize"] else lr) * correction
+            eps = group["eps"] * correction
             numbers = [
-                -lr if group["maximize"] else lr,
+                step_size * (1 - momentum) if group["normalize_momentum"] else step_size,
                 decay,
                 1 - decay,
-                group["momentum"] * window / group["max_window"],
-                group["eps"],
+                momentum,
+                eps.clamp(min=LEAST_EPS) if isinstance(eps, Tensor) else eps,
                 lr * group["weight_decay"],
                 inverse,
                 happens,
@@ -122,10 +134,11 @@ class DeviceWindow:
         Returns:
             Whether, since the last call, an element was held, and a step skipped for its loss.
         """
-        last, *counts = self._numbers.tolist()
-        progress = dict(zip(_COUNTS, map(int, counts), strict=True))
+        numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
+        numbers |= {name: int(numbers[name]) for name in _COUNTS}
+        numbers |= {name: None for name in _LOSSES if math.isnan(numbers[name])}
         for group in groups:
-            group.update(progress, last_loss=None if math.isnan(last) else last)
+            group.update(numbers)
         held, skipped = bool(self._held), bool(self._skipped)
         self._held.zero_()
         self._skipped.zero_()
@@ -147,6 +160,13 @@ def takes_scale(optimizer: Optimizer, scaler: torch.amp.GradScaler) -> bool:
     scalers = (torch.amp.GradScaler, torch.cuda.amp.GradScaler, torch.cpu.amp.GradScaler)
     patched_by = getattr(vars(optimizer).get("step"), "__module__", "")
     return type(scaler) in scalers and not patched_by.startswith("accelerate")
+
+
+def _smoothed(smoothing: float, loss: Tensor, mean: Tensor) -> Tensor:
+    """The exponential mean with this loss; `mean` is NaN before the first one."""
+    if not smoothing:
+        return loss
+    return torch.where(mean.isnan(), loss, smoothing * mean + (1 - smoothing) * loss)
 
 
 def _grows(signal: str, loss: Tensor, last: Tensor) -> Tensor:

@@ -10,18 +10,15 @@ from torch import Tensor
 
 from . import arguments
 from .kernels import narrow
+from .presets import PAPER
+from .progress import PROGRESS, SCHEMA
 from .state import BUFFERS, SCALES, convert, local_part
-from .window import Window
 
 if TYPE_CHECKING:
     from .optimizer import DWMGrad
 
-SCHEMA = 2
-PROGRESS = ("window", "last_loss", "observations", "increases", "steps", "schema")
-"""The window's numbers and how many steps were made: plain int, float or None, equal in every
-parameter group."""
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False}
-COMMON = ("initial_window", "max_window", "window_signal", "missing_loss", "capturable", *PROGRESS)
+COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
     "differentiable",
@@ -32,22 +29,6 @@ _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "base_momentum",
     "max_momentum",
 }
-
-
-def initial_progress(initial_window: int) -> dict[str, Any]:
-    """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), "steps": 0}
-
-
-def progress_of(window: Window) -> dict[str, Any]:
-    """The window as the plain numbers that a group holds."""
-    return {
-        "window": window.size,
-        "last_loss": window.last_loss,
-        "observations": window.observations,
-        "increases": window.increases,
-        "schema": SCHEMA,
-    }
 
 
 def check_form(state_dict: Any) -> None:
@@ -100,8 +81,12 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
 def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """A group of an older schema with what is new; with what is the present optimizer's own."""
     group = {**group, "capturable": current["capturable"]}
-    if group.get("schema") == 1:
-        group = {**_SINCE_2, **group, "schema": SCHEMA}
+    written = group.get("schema")
+    if written == 1:
+        group = {**_SINCE_2, **group}
+    if written in (1, 2):
+        own = {"mean_loss": group.get("last_loss"), "zero_share": 0.0}
+        group = {**PAPER, **own, **group, "schema": SCHEMA}
     if current["state_dtype"] is not None and "state_dtype" in group:
         group = {**group, "state_dtype": current["state_dtype"]}
     return group
@@ -177,17 +162,23 @@ def _check_progress(group: dict[str, Any]) -> None:
         raise ValueError(f"window must be at most {group['max_window']}, got {group['window']!r}")
     if group["increases"] > group["observations"]:
         raise ValueError(f"increases must be at most observations, got {group['increases']!r}")
-    last_loss = group["last_loss"]
-    if last_loss is None:
-        return
-    if isinstance(last_loss, bool) or not isinstance(last_loss, (int, float)):
-        raise TypeError(f"last_loss must be a number or None, got {last_loss!r}")
+    for name in ("last_loss", "mean_loss"):
+        if group[name] is not None:
+            _check_finite(name, group[name])
+    _check_finite("zero_share", group["zero_share"])
+    if not 0 <= group["zero_share"] <= 1:
+        raise ValueError(f"zero_share must be in [0, 1], got {group['zero_share']!r}")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or None, got {value!r}")
     try:
-        finite = math.isfinite(last_loss)
+        finite = math.isfinite(value)
     except OverflowError:
         finite = False
     if not finite:
-        raise ValueError(f"last_loss must be finite, got {last_loss!r}")
+        raise ValueError(f"{name} must be finite, got {value!r}")
 
 
 def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:

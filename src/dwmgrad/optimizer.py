@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, kernels, state
+from . import arguments, capturable, checkpoint, kernels, presets, progress, state
 from .distributed import group_of, mean_on_device, mean_over_ranks
 from .loss_feed import BACKWARD, OBSERVE, LossFeed
 from .observation import Observation
-from .window import Window
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -56,9 +55,19 @@ class DWMGrad(Optimizer):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        initial_window: the window ω before the first step, in steps.
-        max_window: the window's upper bound δ, in steps.
+        preset: None: the paper's rule. `"finetune"`: what `presets.PRESETS` has under this name
+            for each of the arguments below that is not given; AdamW's learning rates suit it.
+        initial_window: the window ω before the first step, in steps; 5 by default.
+        max_window: the window's upper bound δ, in steps; 10 by default.
         window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.window.Window`.
+        loss_smoothing: the share of the past in the exponential mean of the losses that the signal
+            reads, in [0, 1). 0, the default: it reads each loss as it is.
+        bias_correction: divide s by its sum of weights, as Adam does. Without it, by default, s
+            begins near 0 and the first steps are larger than lr.
+        normalize_momentum: multiply α by 1 - momentum·window/max_window in the momentum, so that a
+            gradient's total effect is α whatever the window, as in AdamW; False by default.
+        second_moment_factor: f, by which the window of s is longer than ω: s keeps (fω - 1)/(fω).
+            At least 1; 1 by default.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -102,9 +111,14 @@ class DWMGrad(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        initial_window: int = 5,
-        max_window: int = 10,
+        preset: str | None = None,
+        initial_window: int | None = None,
+        max_window: int | None = None,
         window_signal: str = "decrease",
+        loss_smoothing: float | None = None,
+        bias_correction: bool | None = None,
+        normalize_momentum: bool | None = None,
+        second_moment_factor: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -119,9 +133,18 @@ class DWMGrad(Optimizer):
             "momentum": momentum,
             "eps": eps,
             "weight_decay": weight_decay,
-            "initial_window": initial_window,
-            "max_window": max_window,
             "window_signal": window_signal,
+            **presets.resolve(
+                preset,
+                {
+                    "initial_window": initial_window,
+                    "max_window": max_window,
+                    "loss_smoothing": loss_smoothing,
+                    "bias_correction": bias_correction,
+                    "normalize_momentum": normalize_momentum,
+                    "second_moment_factor": second_moment_factor,
+                },
+            ),
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
@@ -132,9 +155,7 @@ class DWMGrad(Optimizer):
         }
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
-        # The window lives as plain numbers in every group: nothing else survives all the ways in
-        # which state dicts are sharded, flattened and reloaded.
-        defaults |= checkpoint.initial_progress(defaults["initial_window"])
+        defaults |= progress.initial_progress(defaults["initial_window"])
         self.loss_group = group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
@@ -152,7 +173,7 @@ class DWMGrad(Optimizer):
         """γω/δ of the first parameter group."""
         self._read_device()
         group = self.param_groups[0]
-        return _window_of(group).momentum(group["momentum"])
+        return progress.window_of(group).momentum(group["momentum"])
 
     @property
     def last_loss(self) -> float | None:
@@ -261,15 +282,11 @@ class DWMGrad(Optimizer):
             self._device_window.step(self.param_groups, tensors, value, *of_scaler)
             return loss
         for group, own in zip(self.param_groups, tensors, strict=True):
-            window = _window_of(group)
             if observation is None or observation.moves(group):
-                group["steps"] += 1
-                if value is not None:
-                    window.observe(value)
-                    group.update(checkpoint.progress_of(window))
+                progress.advance(group, value)
             self._held += kernels.update(
                 own,
-                _coefficients(group, window),
+                progress.coefficients(group),
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],
             )
@@ -393,6 +410,8 @@ class DWMGrad(Optimizer):
         self._read_device()
         # not the defaults alone: a loaded state dict may have brought another window
         common = self.param_groups[0] if self.param_groups else self.defaults
+        if "preset" in param_group:
+            raise ValueError("preset is one for the whole optimizer: DWMGrad(params, preset=...)")
         for name in checkpoint.COMMON:
             asked = param_group.get(name, common[name])
             if not isinstance(asked, (Number, str, type(None))) or asked != common[name]:
@@ -473,28 +492,3 @@ _HELD = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "
     "parameters and of the state stay as they were, the others have moved"
 )
-
-
-def _window_of(group: dict[str, Any]) -> Window:
-    return Window(
-        size=group["window"],
-        max_size=group["max_window"],
-        signal=group["window_signal"],
-        last_loss=group["last_loss"],
-        observations=group["observations"],
-        increases=group["increases"],
-    )
-
-
-def _coefficients(group: dict[str, Any], window: Window) -> kernels.Coefficients:
-    lr = float(group["lr"])
-    return kernels.Coefficients(
-        step_size=-lr if group["maximize"] else lr,
-        decay=window.decay,
-        momentum=window.momentum(group["momentum"]),
-        eps=group["eps"],
-        shrink=lr * group["weight_decay"],
-        noise=group["steps"],
-        dither_state=state.dithers(group),
-        dither_params=group["stochastic_rounding"],
-    )

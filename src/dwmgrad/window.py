@@ -21,7 +21,10 @@ class Window:
             first loss only shrinks the window). `"increase"`: the loss rose, the first one compared
             with 0 (the authors' CIFAR-10 and MNIST scripts). `"loss"`: the loss is positive
             (Algorithm 1 as printed).
+        smoothing: the share of the past in the exponential mean of the losses whose changes are
+            the signal, in [0, 1); 0 takes the losses as they are.
         last_loss: the loss observed last, or None before the first one.
+        mean_loss: the exponential mean; without smoothing the loss observed last.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
     """
@@ -29,29 +32,33 @@ class Window:
     size: int = 5
     max_size: int = 10
     signal: str = "decrease"
+    smoothing: float = 0.0
     last_loss: float | None = None
+    mean_loss: float | None = None
     observations: int = 0
     increases: int = 0
 
     def observe(self, loss: float) -> None:
         """Moves the window by one step for one finite loss."""
-        grows = self._signal(loss) > 0
+        mean = loss
+        if self.mean_loss is not None and self.smoothing:
+            mean = self.smoothing * self.mean_loss + (1 - self.smoothing) * loss
+        grows = self._signal(mean) > 0
         self.size = min(self.size + 1, self.max_size) if grows else max(self.size - 1, 1)
-        self.last_loss = loss
+        self.last_loss, self.mean_loss = loss, mean
         self.observations += 1
         self.increases += grows
 
-    def _signal(self, loss: float) -> float:
+    def _signal(self, mean: float) -> float:
         if self.signal == "loss":
-            return loss
+            return mean
         if self.signal == "increase":
-            return loss - (0.0 if self.last_loss is None else self.last_loss)
-        return 0.0 if self.last_loss is None else self.last_loss - loss
+            return mean - (0.0 if self.mean_loss is None else self.mean_loss)
+        return 0.0 if self.mean_loss is None else self.mean_loss - mean
 
-    @property
-    def decay(self) -> float:
-        """What is kept of the mean squared gradient: (ω − 1)/ω."""
-        return (self.size - 1) / self.size
+    def decay(self, factor: float = 1.0) -> float:
+        """What is kept of the mean squared gradient: (fω − 1)/(fω), f = 1 in the paper."""
+        return (factor * self.size - 1) / (factor * self.size)
 
     def momentum(self, base: float) -> float:
         """The effective momentum μ = γω/δ for the base momentum γ."""

@@ -6,6 +6,7 @@ from typing import Any
 
 NAMES: dict[str, dict[str, Any]] = {
     "dwmgrad": {},
+    "dwmgrad_finetune": {"preset": "finetune"},
     "dwmgrad_bf16": {"state_dtype": "bfloat16"},
     "dwmgrad_8bit": {"state_dtype": "int8"},
 }

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..arguments import MISSING_LOSS
+from ..presets import PRESETS
 from ..state import STATE_DTYPES
 from ..window import SIGNALS
 
@@ -35,6 +36,11 @@ OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
     "initial_window": int,
     "max_window": int,
     "window_signal": _choice(*SIGNALS),
+    "preset": _choice(*PRESETS),
+    "loss_smoothing": float,
+    "bias_correction": _boolean,
+    "normalize_momentum": _boolean,
+    "second_moment_factor": float,
     "missing_loss": _choice(*MISSING_LOSS),
     "maximize": _boolean,
     "foreach": _optional_boolean,

@@ -1,0 +1,47 @@
+"""Settings under one name, chosen by measurement."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "initial_window": 5,
+    "max_window": 10,
+    "loss_smoothing": 0.0,
+    "bias_correction": False,
+    "normalize_momentum": False,
+    "second_moment_factor": 1.0,
+}
+"""The arguments that a preset may set, with the paper's values, which hold without one."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "max_window": 20,
+        "loss_smoothing": 0.9,
+        "bias_correction": True,
+        "normalize_momentum": True,
+        "second_moment_factor": 5.0,
+    },
+}
+"""Name: what it sets in place of the paper's values. docs/evidence.md has how it was chosen."""
+
+
+def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of all arguments of `PAPER`: the given ones, then the preset's, then the paper's.
+
+    Args:
+        preset: a name of `PRESETS`, or None.
+        given: the arguments; None stands for one that was not given.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f" did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"preset must be None or one of {', '.join(PRESETS)}; got {preset!r}{hint}"
+        )
+    chosen = {**PAPER, **PRESETS[preset]} if preset else PAPER
+    return {name: value if value is not None else chosen[name] for name, value in given.items()}

@@ -1,0 +1,86 @@
+"""From the plain numbers of a parameter group to the window and to the coefficients of a step.
+
+The window lives as plain numbers in every group: nothing else survives all the ways in which state
+dicts are sharded, flattened and reloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from . import kernels, state
+from .window import Window
+
+SCHEMA = 3
+PROGRESS = (
+    "window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share", "schema"
+)  # fmt: skip
+"""The window's numbers, how many steps were made, and the share that the zeros from which it began
+still have in the mean square: plain int, float or None, equal in every parameter group."""
+LEAST_EPS = torch.finfo(torch.float32).tiny
+
+
+def initial_progress(initial_window: int) -> dict[str, Any]:
+    """The numbers of a group that has seen no loss yet."""
+    return {**progress_of(Window(size=initial_window)), "steps": 0, "zero_share": 1.0}
+
+
+def progress_of(window: Window) -> dict[str, Any]:
+    """The window as the plain numbers that a group holds."""
+    return {
+        "window": window.size,
+        "last_loss": window.last_loss,
+        "mean_loss": window.mean_loss,
+        "observations": window.observations,
+        "increases": window.increases,
+        "schema": SCHEMA,
+    }
+
+
+def window_of(group: dict[str, Any]) -> Window:
+    """The window that a group's numbers describe."""
+    return Window(
+        size=group["window"],
+        max_size=group["max_window"],
+        signal=group["window_signal"],
+        smoothing=group["loss_smoothing"],
+        last_loss=group["last_loss"],
+        mean_loss=group["mean_loss"],
+        observations=group["observations"],
+        increases=group["increases"],
+    )
+
+
+def advance(group: dict[str, Any], loss: float | None) -> None:
+    """Counts one step in the group's numbers, whose loss moves the window; None holds it."""
+    window = window_of(group)
+    if loss is not None:
+        window.observe(loss)
+        group.update(progress_of(window))
+    group["steps"] += 1
+    group["zero_share"] *= window.decay(group["second_moment_factor"])
+
+
+def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
+    """What the kernels need of a group for the step that `advance` counted."""
+    window, lr, eps = window_of(group), float(group["lr"]), group["eps"]
+    momentum = window.momentum(group["momentum"])
+    step_size = -lr if group["maximize"] else lr
+    if group["normalize_momentum"]:
+        step_size *= 1 - momentum
+    if group["bias_correction"]:  # α/(√(s/c) + ε) = α√c/(√s + ε√c)
+        root = math.sqrt(1 - group["zero_share"])
+        step_size, eps = step_size * root, max(eps * root, LEAST_EPS)
+    return kernels.Coefficients(
+        step_size=step_size,
+        decay=window.decay(group["second_moment_factor"]),
+        momentum=momentum,
+        eps=eps,
+        shrink=lr * group["weight_decay"],
+        noise=group["steps"],
+        dither_state=state.dithers(group),
+        dither_params=group["stochastic_rounding"],
+    )
