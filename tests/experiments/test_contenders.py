@@ -11,6 +11,7 @@ from dwmgrad.experiments.contenders import CONTENDERS, get_contender
 from dwmgrad.experiments.schedules import SCHEDULES, make_schedule
 from dwmgrad.experiments.workloads import WORKLOADS, make_workload
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.presets import PRESETS
 from dwmgrad.window import SIGNALS
 
 
@@ -54,6 +55,15 @@ def test_dwmgrad_is_there_with_each_signal():
         )
         assert optimizer.param_groups[0]["window_signal"] == signal
         assert optimizer.param_groups[0]["max_window"] == 100
+
+
+def test_the_preset_is_a_contender_whose_settings_say_what_it_is():
+    settings = make_workload("rosenbrock").settings("dwmgrad-finetune", {"lr": 1e-3})
+    assert settings.items() >= PRESETS["finetune"].items()
+    built = get_contender("dwmgrad-finetune").build(
+        [torch.nn.Parameter(torch.zeros(2))], settings, 10
+    )
+    assert built.param_groups[0].items() >= PRESETS["finetune"].items()
 
 
 def test_defaults_can_be_changed_and_what_is_fixed_cannot():

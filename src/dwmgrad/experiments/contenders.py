@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dwmgrad import DWMGrad
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.presets import PRESETS
 from dwmgrad.window import SIGNALS
 
 PAPER_LR = 1e-3
@@ -114,6 +115,15 @@ CONTENDERS: dict[str, Contender] = {
                 decoupled=True,
             )
             for signal in SIGNALS
+        ),
+        Contender(
+            "dwmgrad-finetune",
+            "DWMGrad, preset finetune",
+            lambda: DWMGrad,
+            _lr(1e-4, 3e-2),
+            fixed={"preset": "finetune"},
+            defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
+            decoupled=True,
         ),
         Contender(
             "adamw",
