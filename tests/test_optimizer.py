@@ -81,7 +81,7 @@ def test_a_normalized_momentum_gives_every_gradient_the_effect_of_lr() -> None:
             [param], lr=0.01, window_signal="loss", initial_window=max_window,
             max_window=max_window, normalize_momentum=True, bias_correction=True,
         )  # fmt: skip
-        for step in range(400):
+        for _ in range(400):
             param.grad = torch.full_like(param, 3.0)
             optimizer.step(loss=1.0)
         # 400 steps of 0.01, but for the 10 or so that the momentum still holds
