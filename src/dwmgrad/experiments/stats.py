@@ -95,7 +95,9 @@ def trailing_means(losses: Curve, budget: int) -> list[tuple[int, float]]:
         while losses[first][0] <= step - tail:
             first += 1
         if step >= tail:
-            found.append((int(step), statistics.fmean(loss for _, loss in losses[first : last + 1])))
+            found.append(
+                (int(step), statistics.fmean(loss for _, loss in losses[first : last + 1]))
+            )
     return found
 
 

@@ -29,7 +29,7 @@ def section(comparison: Comparison, picture: str | None) -> str:
         picture: the picture's name beside the page; None: there is none.
     """
     result = comparison.result
-    parts = [f"## {result.title}"]
+    parts = [f"### {result.title}"]
     if not result.complete:
         parts.append(
             f"**Incomplete:** by `{result.file}` not all of the plan was run; what is missing "
@@ -42,11 +42,11 @@ def section(comparison: Comparison, picture: str | None) -> str:
     ]
     if errors:
         parts.append("\n".join(errors))
-    parts += ["### Tuned", tuned(comparison)]
+    parts += ["#### Tuned", tuned(comparison)]
     if comparison.plan.get("shared"):
         shared = comparison.plan["shared"]
         parts += [
-            f"### Everyone at the paper's one learning rate, {shared['lr']:g}",
+            f"#### Everyone at the paper's one learning rate, {shared['lr']:g}",
             at_one_rate(comparison),
         ]
     if picture:
@@ -140,9 +140,6 @@ def facts(comparison: Comparison) -> str:
     return "\n".join(
         [
             f"- Plan: {_plan(comparison)}.",
-            "- Better by: the mean over the seeds of the paired differences, with its 95 % t "
-            "interval. Steps and seconds to the target: the median over the seeds, a missed one "
-            "counted as never; the runs shared the machine with others, so seconds are rough.",
             f"- {several(len(result.runs), 'run')}, {duration(seconds)} of training in all "
             f"(`{result.file}`).",
             f"- Command: `{result.data.get('command') or 'not recorded'}`",

@@ -76,8 +76,8 @@ def _rosenbrock(result: Result) -> str:
             f = "diverged" if run["score"] is None else f"{run['score']:.4e}"
             rows.append([label, "-" if x is None else f"{x:.8f}", "-" if y is None else f"{y:.8f}",
                          f])  # fmt: skip
-    x, y, f = AUTHORS_END
-    rows.append(["the authors' DWMGrad, max_window 15", f"{x:.8f}", f"{y:.8f}", f"{f:.4e}"])
+    x, y, value = AUTHORS_END
+    rows.append(["the authors' DWMGrad, max_window 15", f"{x:.8f}", f"{y:.8f}", f"{value:.4e}"])
     return "Where each ends:\n\n" + table(["optimizer", "x", "y", "f"], rows)
 
 

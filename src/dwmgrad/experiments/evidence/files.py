@@ -52,7 +52,7 @@ class Result:
         """All runs, each once."""
         if self.kind != "comparison":
             return [run for entry in self.data["results"].values() for run in entry["runs"]]
-        found = {}
+        found: dict[tuple, Mapping[str, Any]] = {}
         for name, entry in self.data["contenders"].items():
             for part in ("trials", "seeds", "shared"):
                 for run in entry.get(part) or ():
@@ -93,12 +93,16 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     for name, of in _KEYS[kind].items():
         if not isinstance(data.get(name), of):
             raise UsageError(f"{path}: {name} is missing or no {of.__name__}; make it again")
+    for name in ("machine", "versions"):
+        if not all(isinstance(record, dict) for record in data[name]):
+            raise UsageError(f"{path}: {name}: expected records; make it again")
     if kind == "comparison":
         _comparison(data, path)
     else:
         for label, entry in data["results"].items():
-            if not isinstance(entry, dict) or not isinstance(entry.get("settings"), dict):
-                raise UsageError(f"{path}: results: {label}: settings are missing; make it again")
+            settings = entry.get("settings") if isinstance(entry, dict) else None
+            if not isinstance(settings, dict) or not _is_number(settings.get("lr")):
+                raise UsageError(f"{path}: results: {label}: no settings with lr; make it again")
             _runs(entry.get("runs"), f"results: {label}: runs", path)
     return data
 
@@ -109,6 +113,10 @@ def _comparison(data: Mapping[str, Any], path: Path) -> None:
                      ("tolerance", (int, float))):  # fmt: skip
         if not isinstance(plan.get(name), of):
             raise UsageError(f"{path}: plan: {name} is missing or of a wrong kind; make it again")
+    for name, keys in (("shared", ("lr", "seeds")), ("search", ("low", "high"))):
+        given = plan.get(name) or {}
+        if not isinstance(given, dict) or (given and not all(key in given for key in keys)):
+            raise UsageError(f"{path}: plan: {name} {given!r}: expected {' and '.join(keys)}")
     for name, entry in data["contenders"].items():
         if not isinstance(entry, dict):
             raise UsageError(f"{path}: contenders: {name}: not a mapping; make it again")
@@ -128,18 +136,19 @@ def _runs(runs: Any, where: str, path: Path, *more: str) -> None:
         for name in (*_NUMBERS, *more):
             value = run[name]
             empty = value is None and name in ("score", "train_loss")
-            number = isinstance(value, (int, float)) and math.isfinite(value)
-            if not empty and not number:
+            if not empty and (not _is_number(value) or (name == "lr" and value <= 0)):
                 raise UsageError(f"{path}: {where}: {name} {value!r}; make it again")
-        for name in ("losses", "scores", "windows"):
+        for name in ("losses", "scores", "windows", "path"):
             if not _is_curve(run.get(name, [])):
                 raise UsageError(f"{path}: {where}: {name}: expected [step, value] points")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _is_curve(points: Any) -> bool:
     return isinstance(points, list) and all(
-        isinstance(point, Sequence)
-        and len(point) == 2
-        and all(isinstance(value, (int, float)) for value in point)
+        isinstance(point, Sequence) and len(point) == 2 and all(map(_is_number, point))
         for point in points
     )

@@ -90,13 +90,14 @@ def ahead(workloads: Sequence[Workload], name: str) -> tuple[str, Estimate | Non
 def goals(workloads: Sequence[Workload]) -> str:
     """The table that comes first: a row for each goal."""
     confirming = [w for w in workloads if not w.chosen_on]
+    chosen = len(confirming) < len(workloads)
     rows = [
         ["(a) at least AdamW's equal on every workload",
          *(_every(workloads, [w.equal(name) for w in workloads]) for name in JUDGED)],
         ["(b) ahead of AdamW in the mean over all workloads",
          *(_ahead(workloads, name) for name in JUDGED)],
-        ["(b) in the mean over those that had no part in choosing the preset",
-         *(_ahead(confirming, name) for name in JUDGED)],
+        *([["(b) in the mean over those that had no part in choosing the preset",
+            *(_ahead(confirming, name) for name in JUDGED)]] if chosen else []),
         [f"(c) AdamW's final training loss in at most {FASTER:g} of its steps, on every workload",
          *(_every(workloads, [w.faster(name) for w in workloads]) for name in JUDGED)],
         ["(d) at least as wide a range of learning rates works, on every workload",
@@ -194,7 +195,11 @@ def first_screen(workloads: Sequence[Workload]) -> str:
     for each in workloads:
         cells = [_score(each.comparison, name) for name in (ADAMW, *JUDGED)]
         unit = each.comparison.unit if each.comparison else ""
-        better = [difference(each.difference(name), unit) for name in JUDGED]
+        better = [
+            difference(each.difference(name), unit)
+            + ("" if each.measured(name) or not each.difference(name) else ", incomplete")
+            for name in JUDGED
+        ]
         rows.append([each.title, *cells, *better])
     means = [_ahead(workloads, name) for name in JUDGED]
     rows.append(["**mean; ahead of AdamW?**", "-", "-", "-", *means])

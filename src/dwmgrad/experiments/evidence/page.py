@@ -46,6 +46,13 @@ RULES = """How to read this:
   it touches an end of the range that was searched. A trial that diverged fails.
 - Not measured: not all runs that a goal needs are there."""
 
+TABLES = """## The comparisons
+
+'Better by' is the mean over the seeds of the paired differences, with its 95 % t interval; a seed
+with which one of the two diverged has no score and makes no pair. Steps and seconds to the plan's
+target are medians over the seeds; a seed that missed it counts as never, and is counted. The runs
+shared their machine with others, so seconds are rough."""
+
 
 def workloads_of(results: Sequence[Result], configs: Path) -> list[Workload]:
     """All comparisons that were planned or run, by name."""
@@ -66,17 +73,18 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         parts += [f"### {title} (`{name}`)", per_workload(workloads, name)]
     parts.append(RULES)
     parts += ["## What was run where", experiment_part.what_was_run(results, configs)]
+    parts += [TABLES, *([] if workloads else ["None was run."])]
     for each in workloads:
         if each.comparison is None:
-            parts.append(f"## {each.title}\n\nComparison not run.")
+            parts.append(f"### {each.title}\n\nNot run.")
         else:
             picture = f"{output.stem}-{each.comparison.result.name}.png"
             drawn = draw(each.comparison, output.parent / picture)
             parts.append(comparison_part.section(each.comparison, picture if drawn else None))
     parts.append("## The paper's experiments")
-    for each in results:
-        if each.kind == "experiment":
-            parts.append(experiment_part.section(each, _pictures(each, output)))
+    for result in results:
+        if result.kind == "experiment":
+            parts.append(experiment_part.section(result, _pictures(result, output)))
     left = experiment_part.not_run(configs, results)
     if left:
         parts.append(f"### Not run\n\n{left}")

@@ -31,11 +31,9 @@ def draw(comparison: Comparison, path: Path) -> bool:
     left, right = figure.subplots(1, 2)
     _rates(left, comparison, names)
     _losses(right, comparison, names)
-    handles = {line.get_label(): line for axis in (left, right) for line in axis.lines[::-1]
-               if not line.get_label().startswith("_")}  # fmt: skip
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
-    )
+    lines = [line for line in left.lines[::-1] if not line.get_label().startswith("_")]
+    lines.sort(key=lambda line: line.get_linestyle() != "-")  # contenders, then the dashed mark
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(comparison.result.title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -59,7 +57,7 @@ def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
                   label=comparison.title(name), **style)  # fmt: skip
         lost = [run["lr"] for run in comparison.runs(name, "trials") if run["score"] is None]
         base = 0.02 if comparison.higher else 0.98
-        axis.plot(lost, [base] * len(lost), "x", markersize=8, markeredgewidth=2, clip_on=False,
+        axis.plot(lost, [base] * len(lost), "x", markersize=8, markeredgewidth=2,
                   color=style["color"], transform=axis.get_xaxis_transform(),
                   label=f"_{name}")  # fmt: skip
     if comparison.mark is not None:
@@ -67,11 +65,28 @@ def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
                      label="AdamW's best trial less the tolerance")  # fmt: skip
     axis.set_xscale("log")
     _log_if_wide(axis)
+    _fit(axis, [factor * run["score"] for name in names for run in comparison.runs(name, "trials")
+                if name in _STRONG and run["score"] is not None], comparison.higher)  # fmt: skip
     share = ", %" if factor == 100 else ""
     arrow = "higher" if comparison.higher else "lower"
     axis.set(xlabel="learning rate", ylabel=f"{comparison.metric}{share} ({arrow} is better)")
-    axis.set_title("trials of one seed; a cross diverged", fontsize=10)
+    axis.set_title(
+        "trials of the tuning; a cross: diverged;\nwhat is far worse leaves the frame", fontsize=10
+    )
     axis.grid(alpha=0.3)
+
+
+def _fit(axis: Any, strong: list[float], higher: bool) -> None:
+    """End the axis at the worst of the strong: far worse others would press all flat."""
+    if not strong:
+        return
+    bottom, top = axis.get_ylim()
+    worst = min(strong) if higher else max(strong)
+    room = 0.05 * (max(strong) - min(strong))
+    if higher:
+        axis.set_ylim(bottom=max(bottom, worst - room))
+    else:
+        axis.set_ylim(top=min(top, worst + room))
 
 
 def _losses(axis: Any, comparison: Comparison, names: list[str]) -> None:
@@ -90,8 +105,11 @@ def _losses(axis: Any, comparison: Comparison, names: list[str]) -> None:
             low, high = [min(values[s]) for s in steps], [max(values[s]) for s in steps]
             axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
     _log_if_wide(axis)
-    axis.set(xlabel="step", ylabel="training loss, mean over 5 % of the steps")
-    axis.set_title("tuned; mean over the seeds, shade from lowest to highest", fontsize=10)
+    axis.set(xlabel="step", ylabel="training loss")
+    axis.set_title(
+        "tuned: trailing mean over 5 % of the steps;\nmean over the seeds, shade from lowest to highest",
+        fontsize=10,
+    )
     axis.grid(alpha=0.3, which="both")
     axis.margins(x=0.01)
 
