@@ -107,7 +107,7 @@ def _losses(axis: Any, comparison: Comparison, names: list[str]) -> None:
     _log_if_wide(axis)
     axis.set(xlabel="step", ylabel="training loss")
     axis.set_title(
-        "tuned: trailing mean over 5 % of the steps;\nmean over the seeds, shade from lowest to highest",
+        "tuned: trailing mean over 5 % of the steps,\nmean over the seeds, shade from low to high",
         fontsize=10,
     )
     axis.grid(alpha=0.3, which="both")
