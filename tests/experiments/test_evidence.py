@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dwmgrad.experiments.evidence.experiment import _rise
+from dwmgrad.experiments.evidence import experiment
+from dwmgrad.experiments.evidence.ablation import _rise
 from dwmgrad.experiments.evidence.files import Result, read_results
 from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import Workload, ahead
@@ -40,7 +41,7 @@ def configs(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "configs" / "experiments", folder / "experiments")
     (folder / "comparisons").mkdir()
     for name in ("cora", "mrpc"):
-        (folder / "comparisons" / f"{name}.yaml").write_text(f"workload: {name}\n")
+        (folder / "comparisons" / f"{name}.yaml").write_text(f"title: Planned {name}\n")
     return folder
 
 
@@ -87,7 +88,7 @@ def test_the_page_begins_with_the_verdicts(made):
     assert "interval above 0" in ours[1] and ours[2] == "met" and ours[3].startswith("met: 0.")
     assert "interval below 0" in faithful[1] and faithful[2] == "not met"
     assert faithful[3].startswith("not met: never, missed by 5 of 5 (")
-    assert rows(goals, "mrpc")[0][1:] == ["not run", *["not measured"] * 3]
+    assert rows(goals, "Planned mrpc")[0][1:] == ["not run", *["not measured"] * 3]
     assert "not all seeds were run" in rows(goals, "A tiny_sst2")[0][1]
     assert "at least" in ours[4]
 
@@ -101,7 +102,7 @@ def test_each_comparison_has_its_tables_picture_and_facts(made):
         assert (made.parent / f"evidence-{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert ("**Incomplete:**" in own) == (name in ("digits", "tiny_sst2"))
     assert "This workload took part in choosing" in section(text, "### A cora")
-    assert section(text, "### mrpc").endswith("Not run.\n")
+    assert section(text, "### Planned mrpc").endswith("Not run.\n")
 
 
 def test_rows_tell_what_diverged_was_missed_or_was_not_run(made):
@@ -137,12 +138,20 @@ def test_experiments_stand_beside_the_paper(made):
     text = made.read_text()
     rosenbrock = section(text, "### Our rosenbrock")
     assert "| 1.00528951 | 1.01149244 | 1.0638e-04 |" in rosenbrock
-    assert "| 1.00500000 | 1.01100000 |" in rosenbrock
+    assert "| 1.005 | 1.011 |" in rosenbrock
     assert rosenbrock.count("](evidence-experiment-rosenbrock") == 2
     cora = section(text, "### Our cora")
     assert "79.80 % accuracy" in cora and "% over 10 seeds." in cora
     left = section(text, "### Not run")
     assert "- `cifar10.yaml` (the paper reports F1 90.67 %): not run: needs a GPU." in left
+
+
+def test_a_label_that_was_not_run_is_named(results):
+    data = json.loads((results / "experiment-cora.json").read_text())
+    data["results"]["Adam"]["runs"] = []
+    data["failures"] = [{"run": "Adam", "error": "none left"}]
+    text = experiment.section(Result("experiment", "cora", data), [])
+    assert "**Incomplete** by `experiment-cora.json`: 1 run failed; not run: Adam." in text
 
 
 def test_what_was_run_where(made):
@@ -281,7 +290,7 @@ def test_readme_has_its_table_between_the_markers(results, configs, tmp_path):
     assert text.endswith(f"|\n{MARKERS[1]}\nafter\n")
     (cora,) = rows(text, "A cora")
     assert "±" in cora[1] and cora[4].startswith("+") and cora[5].startswith("-")
-    assert rows(text, "mrpc")[0][1] == "not run"
+    assert rows(text, "Planned mrpc")[0][1] == "not run"
     assert "not measured" in rows(text, "**mean")[0][4]
     fill_readme(readme, found, configs)
     assert readme.read_text() == text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dwmgrad.experiments.evidence.measures import ADAMW, Comparison
@@ -39,35 +39,38 @@ class Workload:
         return self.comparison is not None and bool(self.comparison.plan.get("chosen_on"))
 
     def difference(self, name: str) -> Estimate | None:
+        """To AdamW, as far as it was measured."""
         return self.comparison.difference(name) if self.comparison else None
 
-    def _whole(self, name: str, part: str = "seeds") -> bool:
+    def whole(self, name: str, part: str = "seeds") -> bool:
+        """Whether all `seeds` or `trials` of the contender and of AdamW were run."""
         return self.comparison is not None and self.comparison.complete(name, part)
 
     def diverged(self, name: str) -> int:
+        """Seeds with which the contender diverged and AdamW did not."""
         return self.comparison.diverged_alone(name) if self.comparison else 0
 
     def measured(self, name: str) -> bool:
         """Whether all seeds were run, and leave something to compare."""
-        return self._whole(name) and (self.difference(name) is not None or self.diverged(name) > 0)
+        return self.whole(name) and (self.difference(name) is not None or self.diverged(name) > 0)
 
     def equal(self, name: str) -> str:
         """Goal (a)."""
         found = self.difference(name)
-        if self._whole(name) and self.diverged(name):
+        if self.whole(name) and self.diverged(name):
             return NOT_MET
         return verdict(found.mean >= 0 if found and self.measured(name) else None)
 
     def faster(self, name: str) -> str:
         """Goal (c)."""
-        if not self.comparison or not self._whole(name) or not self.comparison.loss_shares(name):
+        if not self.comparison or not self.whole(name) or not self.comparison.loss_shares(name):
             return NOT_MEASURED
         share = self.comparison.loss_share(name)
         return verdict(share is not None and share <= FASTER)
 
     def robust(self, name: str) -> str:
         """Goal (d)."""
-        if not self.comparison or not self._whole(name, "trials"):
+        if not self.comparison or not self.whole(name, "trials"):
             return NOT_MEASURED
         ours, theirs = self.comparison.working(name), self.comparison.working(ADAMW)
         if ours is None or theirs is None:
@@ -80,7 +83,7 @@ def ahead(workloads: Sequence[Workload], name: str) -> tuple[str, Estimate | Non
     found = [w.difference(name) for w in workloads if w.measured(name)]
     values = [each for each in found if each is not None]
     mean = equal_weights(values)
-    if any(w._whole(name) and w.diverged(name) for w in workloads):
+    if any(w.whole(name) and w.diverged(name) for w in workloads):
         return NOT_MET, mean, len(values)
     if not mean or not mean.interval or len(values) < len(workloads):
         return NOT_MEASURED, mean, len(values)
@@ -143,8 +146,8 @@ def per_workload(workloads: Sequence[Workload], name: str) -> str:
     return table(heads, rows)
 
 
-def _judges(name: str):
-    return (lambda w: w.equal(name), lambda w: w.faster(name), lambda w: w.robust(name))
+def _judges(name: str) -> list[Callable[[Workload], str]]:
+    return [lambda w: w.equal(name), lambda w: w.faster(name), lambda w: w.robust(name)]
 
 
 def _row(workload: Workload, name: str) -> list[str]:
@@ -159,7 +162,7 @@ def _row(workload: Workload, name: str) -> list[str]:
     diverged = workload.diverged(name)
     if diverged:
         notes.append(f"{diverged} diverged")
-    if not workload.measured(name):
+    if not workload.whole(name):
         notes.append("not all seeds were run")
     return [
         title,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dwmgrad.experiments.evidence import ablation, experiment, inventory
 from dwmgrad.experiments.evidence import comparison as comparison_part
-from dwmgrad.experiments.evidence import experiment as experiment_part
 from dwmgrad.experiments.evidence.files import Result
 from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import (
@@ -33,7 +33,8 @@ RULES = """How to read this:
 
 - Every optimizer had the same budget of trials for its learning rate; the best rate then ran with
   seeds of its own. Differences are paired by seed and positive where DWMGrad is better: in points
-  for metrics shown in percent, else in per cent of AdamW's value.
+  for metrics shown in percent, else in per cent of AdamW's value, which counts as so many points
+  in the mean.
 - (a) is met where the mean difference is 0 or more; an interval that includes 0 cannot tell the two
   apart. With one seed that diverged where AdamW's did not, (a) and (b) are not met.
 - (b) weighs all workloads equally and takes them as fixed; it is met where the 95 % interval
@@ -43,7 +44,8 @@ RULES = """How to read this:
   median over the seeds, a seed that never gets there counted as never.
 - (d) is the width of the widest range of learning rates, in powers of ten, within which the trials'
   score stays within the plan's tolerance of AdamW's best trial, linear between trials. 'At least':
-  it touches an end of the range that was searched. A trial that diverged fails.
+  it touches an end of the range that was searched; beyond it nothing is known or compared. A trial
+  that diverged fails.
 - Not measured: not all runs that a goal needs are there."""
 
 TABLES = """## The comparisons
@@ -58,11 +60,22 @@ def workloads_of(results: Sequence[Result], configs: Path) -> list[Workload]:
     """All comparisons that were planned or run, by name."""
     found = [each for each in results if each.kind == "comparison"]
     workloads = {each.name: Workload(each.title, Comparison(each)) for each in found}
-    done = {experiment_part.config_of(each, configs) for each in found}
+    done = {inventory.config_of(each, configs) for each in found}
     for path in sorted((configs / "comparisons").glob("*.yaml")):
         if path not in done:
-            workloads[path.stem] = Workload(path.stem, None)
+            workloads[path.stem] = Workload(_title(path), None)
     return [workloads[name] for name in sorted(workloads)]
+
+
+def _title(path: Path) -> str:
+    """A comparison's, from its configuration."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    return str(values.get("title") or path.stem) if isinstance(values, dict) else path.stem
 
 
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
@@ -72,7 +85,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     for name, title in JUDGED.items():
         parts += [f"### {title} (`{name}`)", per_workload(workloads, name)]
     parts.append(RULES)
-    parts += ["## What was run where", experiment_part.what_was_run(results, configs)]
+    parts += ["## What was run where", inventory.what_was_run(results, configs)]
     parts += [TABLES, *([] if workloads else ["None was run."])]
     for each in workloads:
         if each.comparison is None:
@@ -84,18 +97,18 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     parts.append("## The paper's experiments")
     for result in results:
         if result.kind == "experiment":
-            parts.append(experiment_part.section(result, _pictures(result, output)))
-    left = experiment_part.not_run(configs, results)
+            parts.append(experiment.section(result, _pictures(result, output)))
+    left = inventory.not_run(configs, results)
     if left:
         parts.append(f"### Not run\n\n{left}")
-    ablations = [experiment_part.ablation(each) for each in results if each.kind == "ablation"]
+    ablations = [ablation.section(each) for each in results if each.kind == "ablation"]
     parts += ["## Ablations", *(ablations or ["None was run."])]
     return "\n\n".join(parts) + "\n"
 
 
 def _pictures(result: Result, output: Path) -> list[str]:
     """Draw an experiment's curves and paths; the names of what there was to draw."""
-    results = experiment_part.table_form(result)
+    results = experiment.table_form(result)
     name = f"{output.stem}-experiment-{result.name}"
     drawn = [learning_curves(results, output.parent / f"{name}.png")]
     runs = [run for each in results.values() for run in each]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dwmgrad.experiments.evidence.measures import ADAMW, Comparison
+from dwmgrad.experiments.evidence.words import NOT_RUN
 from dwmgrad.experiments.stats import trailing_means
 from dwmgrad.experiments.table import SHARES
 
@@ -78,7 +79,7 @@ def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
 
 def _fit(axis: Any, strong: list[float], higher: bool) -> None:
     """End the axis at the worst of the strong: far worse others would press all flat."""
-    if not strong:
+    if len(set(strong)) < 2:
         return
     bottom, top = axis.get_ylim()
     worst = min(strong) if higher else max(strong)
@@ -104,6 +105,8 @@ def _losses(axis: Any, comparison: Comparison, names: list[str]) -> None:
         if name in _STRONG:  # more shades than these would hide each other
             low, high = [min(values[s]) for s in steps], [max(values[s]) for s in steps]
             axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    if not axis.lines:
+        axis.text(0.5, 0.5, NOT_RUN, ha="center", va="center", transform=axis.transAxes)
     _log_if_wide(axis)
     axis.set(xlabel="step", ylabel="training loss")
     axis.set_title(
@@ -119,4 +122,14 @@ def _log_if_wide(axis: Any) -> None:
     values = [float(y) for line in axis.lines if line.get_transform() == axis.transData
               for y in line.get_ydata()]  # fmt: skip
     if values and min(values) > 0 and max(values) > 10 * min(values):
+        from matplotlib.ticker import LogFormatter
+
+        class Plain(LogFormatter):
+            """0.2, not 2 x 10^-1, where matplotlib finds room for a label."""
+
+            def __call__(self, x: float, pos: Any = None) -> str:
+                return f"{x:g}" if super().__call__(x, pos) else ""
+
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(Plain())
+        axis.yaxis.set_minor_formatter(Plain())
