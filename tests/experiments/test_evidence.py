@@ -289,7 +289,13 @@ def test_readme_has_its_table_between_the_markers(results, configs, tmp_path):
     assert text.startswith(f"before\n{MARKERS[0]}\n| workload |") and "old" not in text
     assert text.endswith(f"|\n{MARKERS[1]}\nafter\n")
     (cora,) = rows(text, "A cora")
-    assert "±" in cora[1] and cora[4].startswith("+") and cora[5].startswith("-")
+    assert "A language (perplexity, lower is better)" in text
+    assert (
+        cora[0] == "A cora (accuracy, %)"
+        and "±" in cora[1]
+        and cora[4].startswith("+")
+        and cora[5].startswith("-")
+    )
     assert rows(text, "Planned mrpc")[0][1] == "not run"
     assert "not measured" in rows(text, "**mean")[0][4]
     fill_readme(readme, found, configs)

@@ -19,7 +19,7 @@ from dwmgrad.experiments.evidence.words import (
     verdict,
 )
 from dwmgrad.experiments.stats import Estimate, Range, equal_weights
-from dwmgrad.experiments.table import spread
+from dwmgrad.experiments.table import SHARES, spread
 
 JUDGED = {"dwmgrad-finetune": "DWMGrad, preset", "dwmgrad-decrease": "DWMGrad, faithful default"}
 FASTER = 0.9
@@ -203,10 +203,18 @@ def first_screen(workloads: Sequence[Workload]) -> str:
             + ("" if each.measured(name) or not each.difference(name) else ", incomplete")
             for name in JUDGED
         ]
-        rows.append([each.title, *cells, *better])
+        rows.append([each.title + _metric(each.comparison), *cells, *better])
     means = [_ahead(workloads, name) for name in JUDGED]
     rows.append(["**mean; ahead of AdamW?**", "-", "-", "-", *means])
     return table(heads, rows)
+
+
+def _metric(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    if comparison.metric in SHARES:
+        return f" ({comparison.metric}, %)"
+    return f" ({comparison.metric}, {'higher' if comparison.higher else 'lower'} is better)"
 
 
 def _score(comparison: Comparison | None, name: str) -> str:
