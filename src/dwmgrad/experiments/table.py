@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SHARES = ("accuracy", "f1", "matthews_correlation", "pearson")
+SHARES = ("accuracy", "f1", "matthews_correlation", "pearson")
 """Metrics that are shown in percent."""
 
 
@@ -24,7 +24,7 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     first = next(iter(rows.values()))[0]
     metric = first["metric"]
     arrow = "higher" if first["higher_is_better"] else "lower"
-    unit = ", %" if metric in _SHARES else ""
+    unit = ", %" if metric in SHARES else ""
     lines = [
         f"| optimizer | lr | {metric}{unit} ({arrow} is better) | seeds | training loss "
         "| s per run |",
@@ -47,7 +47,7 @@ def spread(values: Sequence[float], metric: str = "") -> str:
     """Mean ± sample standard deviation; the mean alone of one value; a dash of none."""
     if not values:
         return "-"
-    factor, form = (100, ".2f") if metric in _SHARES else (1, ".4g")
+    factor, form = (100, ".2f") if metric in SHARES else (1, ".4g")
     mean = format(factor * statistics.mean(values), form)
     if len(values) == 1:
         return mean

@@ -1,0 +1,86 @@
+"""The page of evidence and its pictures, from the committed results alone.
+
+    python scripts/make_report.py
+    python scripts/make_report.py --results my/results --output my/evidence.md
+
+Reads comparison-*.json, experiment-*.json and ablation-*.json. The same files give the same page,
+byte by byte. Where README.md has the lines <!-- evidence --> and <!-- /evidence -->, the table
+between them is written anew, too.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dwmgrad.experiments.evidence.files import read_results
+from dwmgrad.experiments.evidence.page import fill_readme, page
+from dwmgrad.glue.errors import UsageError, run_cli
+
+
+@dataclass
+class ReportArguments:
+    """Where things are."""
+
+    results: str = field(default="docs/results", metadata={"help": "The folder of JSON files."})
+    output: str = field(
+        default="docs/evidence.md", metadata={"help": "The page; pictures go beside it."}
+    )
+    configs: str = field(
+        default="configs", metadata={"help": "What could be run: its files without a result are "
+                                     "listed as not run."}
+    )  # fmt: skip
+    readme: str = field(default="README.md", metadata={"help": "Whose marked table is written."})
+
+
+def parse(argv: Sequence[str]) -> ReportArguments:
+    """The arguments.
+
+    Raises:
+        UsageError: an unknown argument.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise UsageError(message)
+
+    parser = Parser(
+        ReportArguments,  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    arguments, rest = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        raise UsageError(f"{rest[0]!r} is no argument, nor one's value; see --help")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Write what `argv` (default: the command line) asks for; return the page's path."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    output, configs, readme = (Path(getattr(arguments, n)) for n in ("output", "configs", "readme"))
+    if not configs.is_dir():
+        raise UsageError(f"--configs {configs}: no such folder; give the package's configs/")
+    results = read_results(Path(arguments.results))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(results, configs, output), encoding="utf-8")
+    except ImportError as error:
+        raise UsageError(f'{error}; pip install -e ".[glue]"') from error
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error}") from error
+    filled = f"; the table in {readme}" if fill_readme(readme, results, configs) else ""
+    print(f"{len(results)} files of results: {output} and its pictures{filled}")
+    return output
+
+
+if __name__ == "__main__":
+    run_cli(main)

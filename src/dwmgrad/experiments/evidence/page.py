@@ -1,0 +1,139 @@
+"""The whole page, and README's first table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dwmgrad.experiments.evidence import ablation, experiment, inventory
+from dwmgrad.experiments.evidence import comparison as comparison_part
+from dwmgrad.experiments.evidence.files import Result
+from dwmgrad.experiments.evidence.measures import Comparison
+from dwmgrad.experiments.evidence.overall import (
+    JUDGED,
+    Workload,
+    first_screen,
+    goals,
+    per_workload,
+)
+from dwmgrad.experiments.evidence.pictures import draw
+from dwmgrad.experiments.plots import learning_curves, valley
+from dwmgrad.glue.errors import UsageError
+
+MARKERS = ("<!-- evidence -->", "<!-- /evidence -->")
+
+INTRODUCTION = """# Evidence
+
+Every figure here is computed by `python scripts/make_report.py` from the JSON files in
+`docs/results`; none is typed by hand. A miss is reported as a miss, and what was not run says so.
+
+## The goals"""
+
+RULES = """How to read this:
+
+- Every optimizer had the same budget of trials for its learning rate; the best rate then ran with
+  seeds of its own. Differences are paired by seed and positive where DWMGrad is better: in points
+  for metrics shown in percent, else in per cent of AdamW's value, which counts as so many points
+  in the mean.
+- (a) is met where the mean difference is 0 or more; an interval that includes 0 cannot tell the two
+  apart. With one seed that diverged where AdamW's did not, (a) and (b) are not met.
+- (b) weighs all workloads equally and takes them as fixed; it is met where the 95 % interval
+  (Welch and Satterthwaite's degrees of freedom) lies above 0.
+- (c) is, for each seed, the first recorded step at which the mean training loss over the last 5 %
+  of the budget is at or below AdamW's final one with the same seed, as a share of the budget; the
+  median over the seeds, a seed that never gets there counted as never.
+- (d) is the width of the widest range of learning rates, in powers of ten, within which the trials'
+  score stays within the plan's tolerance of AdamW's best trial, linear between trials. 'At least':
+  it touches an end of the range that was searched; beyond it nothing is known or compared. A trial
+  that diverged fails.
+- Not measured: not all runs that a goal needs are there."""
+
+TABLES = """## The comparisons
+
+'Better by' is the mean over the seeds of the paired differences, with its 95 % t interval; a seed
+with which one of the two diverged has no score and makes no pair. Steps and seconds to the plan's
+target are medians over the seeds; a seed that missed it counts as never, and is counted. The runs
+shared their machine with others, so seconds are rough."""
+
+
+def workloads_of(results: Sequence[Result], configs: Path) -> list[Workload]:
+    """All comparisons that were planned or run, by name."""
+    found = [each for each in results if each.kind == "comparison"]
+    workloads = {each.name: Workload(each.title, Comparison(each)) for each in found}
+    done = {inventory.config_of(each, configs) for each in found}
+    for path in sorted((configs / "comparisons").glob("*.yaml")):
+        if path not in done:
+            workloads[path.stem] = Workload(_title(path), None)
+    return [workloads[name] for name in sorted(workloads)]
+
+
+def _title(path: Path) -> str:
+    """A comparison's, from its configuration."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    return str(values.get("title") or path.stem) if isinstance(values, dict) else path.stem
+
+
+def page(results: Sequence[Result], configs: Path, output: Path) -> str:
+    """The page's text; its pictures are written beside `output`."""
+    workloads = workloads_of(results, configs)
+    parts = [INTRODUCTION, goals(workloads)]
+    for name, title in JUDGED.items():
+        parts += [f"### {title} (`{name}`)", per_workload(workloads, name)]
+    parts.append(RULES)
+    parts += ["## What was run where", inventory.what_was_run(results, configs)]
+    parts += [TABLES, *([] if workloads else ["None was run."])]
+    for each in workloads:
+        if each.comparison is None:
+            parts.append(f"### {each.title}\n\nNot run.")
+        else:
+            picture = f"{output.stem}-{each.comparison.result.name}.png"
+            drawn = draw(each.comparison, output.parent / picture)
+            parts.append(comparison_part.section(each.comparison, picture if drawn else None))
+    parts.append("## The paper's experiments")
+    for result in results:
+        if result.kind == "experiment":
+            parts.append(experiment.section(result, _pictures(result, output)))
+    left = inventory.not_run(configs, results)
+    if left:
+        parts.append(f"### Not run\n\n{left}")
+    ablations = [ablation.section(each) for each in results if each.kind == "ablation"]
+    parts += ["## Ablations", *(ablations or ["None was run."])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _pictures(result: Result, output: Path) -> list[str]:
+    """Draw an experiment's curves and paths; the names of what there was to draw."""
+    results = experiment.table_form(result)
+    name = f"{output.stem}-experiment-{result.name}"
+    drawn = [learning_curves(results, output.parent / f"{name}.png")]
+    runs = [run for each in results.values() for run in each]
+    if runs and all(run.get("path") for run in runs):
+        drawn.append(valley(results, output.parent / f"{name}-path.png"))
+    return [path.name for path in drawn if path]
+
+
+def fill_readme(readme: Path, results: Sequence[Result], configs: Path) -> bool:
+    """Write the first table between README's markers; False where it has none.
+
+    Raises:
+        UsageError: one marker without the other, or twice, or in the wrong order.
+    """
+    if not readme.is_file():
+        return False
+    text = readme.read_text(encoding="utf-8")
+    counts = [text.count(marker) for marker in MARKERS]
+    if counts == [0, 0]:
+        return False
+    begin, end = (text.find(marker) for marker in MARKERS)
+    if counts != [1, 1] or begin > end:
+        raise UsageError(f"{readme}: expected {MARKERS[0]} and then {MARKERS[1]}, each once")
+    table = first_screen(workloads_of(results, configs))
+    new = f"{text[: begin + len(MARKERS[0])]}\n{table}\n{text[end:]}"
+    if new != text:
+        readme.write_text(new, encoding="utf-8")
+    return True
