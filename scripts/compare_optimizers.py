@@ -12,6 +12,7 @@ Runs that are there already are not made again: after Ctrl-C the same command go
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -80,8 +81,9 @@ def report(
     comparison: Comparison, failures: Sequence[Failure], line: str, path: Path
 ) -> dict[str, Any]:
     """Tables and JSON of what there is."""
-    record = comparison_record(comparison, failures, line)
-    write_text(path, as_text(record) + "\n")
+    text = as_text(comparison_record(comparison, failures, line))
+    record = json.loads(text)
+    write_text(path, text + "\n")
     print(f"\n{comparison_tables(record)}\n\nsaved as {path}")
     return record
 

@@ -82,7 +82,7 @@ def check_output(path: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    trial = path.with_name(f".{path.name}.trial")
+    trial = path.parent / f".{path.name}.trial"
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")

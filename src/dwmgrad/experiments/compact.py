@@ -144,7 +144,7 @@ def _short(value: Any, digits: int = 5) -> Any:
 
 def without_folders(text: str) -> str:
     """The last parts alone of all paths in `text`."""
-    return re.sub(r"[^\s'\"(,;:=]*[/\\](?=[^\s])", "", text)
+    return re.sub(r"(?:\b[A-Za-z]:)?[^\s'\"(,;:=]*[/\\](?=\S)", "", text)
 
 
 def as_text(values: Any, depth: int = 0) -> str:
