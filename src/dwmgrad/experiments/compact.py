@@ -101,10 +101,7 @@ def _distinct(records: Iterable[Any]) -> list[Any]:
 
 
 def _trial(result: Result, comparison: Comparison) -> dict[str, Any]:
-    run = _run(result)
-    score = run.pop("score")
-    lr, seed = run.pop("lr"), run.pop("seed")
-    return {"lr": lr, "seed": seed, "score": score, "tuned_by": told(result, comparison), **run}
+    return {**_run(result), "tuned_by": told(result, comparison)}
 
 
 def _run(result: Result) -> dict[str, Any]:
