@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,9 @@ def search(comparison: Comparison, contender: str) -> Search:
     wanted = missing(first, comparison)
     trials = results(first, comparison)
     if not wanted and comparison.tuning.trials > len(first):
-        trials, wanted = _propose(comparison, contender, trials)
+        with warnings.catch_warnings():  # that the worst value is clipped to the finite ones
+            warnings.filterwarnings("ignore", "Clip non-finite")
+            trials, wanted = _propose(comparison, contender, trials)
     values = {result["settings"]["lr"]: told(result, comparison) for result in trials}
     rates = {lr: value for lr, value in values.items() if value is not None}
     better = max if comparison.higher_is_better else min
@@ -71,8 +74,8 @@ def _propose(
     tuning, bounds = comparison.tuning, comparison.range(contender)
     direction = "maximize" if comparison.higher_is_better else "minimize"
     worst = -math.inf if comparison.higher_is_better else math.inf
-    # by default its first 10 trials are random ones, the grid's included
-    sampler = optuna.samplers.TPESampler(n_startup_trials=tuning.grid, seed=tuning.seed)
+    # a Gaussian process: after a grid of 5, TPE proposes an end of the range whatever was best
+    sampler = optuna.samplers.GPSampler(n_startup_trials=tuning.grid, seed=tuning.seed)
     study = optuna.create_study(sampler=sampler, direction=direction)
     found = list(trials)
     rates = [result["settings"]["lr"] for result in trials]
@@ -108,7 +111,7 @@ def need_optuna() -> Any:
             f"learning rates beyond the grid are Optuna's: {error}; pip install {error.name}, "
             "or set tuning.trials to tuning.grid"
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # WARNING: its GP would like greenlet
     return optuna
 
 
