@@ -5,24 +5,28 @@
     python scripts/run_experiment.py configs/experiments/glue.yaml --workload glue-rte \\
         --data_dir my/glue --model_name_or_path my/roberta --seeds 0 1 2
 
-Prints a Markdown table, and writes results.json, table.md and a picture beside the runs' own files.
+Prints a Markdown table, and writes results.json, table.md and a picture beside the runs' own files;
+with --output FILE also one small JSON of all, for docs/results/.
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dwmgrad.experiments.cli import check_output, command, parse
+from dwmgrad.experiments.compact import as_text, experiment_record
 from dwmgrad.experiments.config import Experiment, read_experiment
 from dwmgrad.experiments.plots import learning_curves, valley
-from dwmgrad.experiments.runner import Failure, read_result, sweep, write_json
+from dwmgrad.experiments.runner import Failure, read_result, sweep, write_json, write_text
 from dwmgrad.experiments.table import markdown
 from dwmgrad.glue.errors import UsageError, run_cli
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -41,49 +45,22 @@ class ExperimentArguments:
     contenders: list[str] | None = field(
         default=None, metadata={"help": "Only these labels of the file."}
     )
+    output: str | None = field(
+        default=None, metadata={"help": "Also one small JSON of all runs, with their curves."}
+    )
     processes: int = field(default=2, metadata={"help": "Runs at a time, one thread each."})
-
-
-def parse(argv: Sequence[str]) -> tuple[str, ExperimentArguments]:
-    """The file and the arguments.
-
-    Raises:
-        UsageError: no file, an unknown argument, or a value that does not parse.
-    """
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> Any:
-            raise UsageError(message)
-
-    parser = Parser(
-        ExperimentArguments,  # type: ignore[arg-type]
-        description=__doc__,
-        usage="%(prog)s CONFIG.yaml [--name value ...]",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words = list(argv)
-    file = words.pop(0) if words and not words[0].startswith("-") else None
-    arguments, rest = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if rest:
-        raise UsageError(f"{rest[0]!r} is no argument, nor one's value; see --help")
-    if file is None:
-        raise UsageError("give an experiment's file first, as configs/experiments/cora.yaml")
-    if arguments.processes < 1:
-        raise UsageError(f"--processes {arguments.processes}: must be at least 1")
-    return file, arguments
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Run what `argv` (default: the command line) asks for; return label: results."""
-    file, arguments = parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    file, arguments = parse(ExperimentArguments, words, __doc__, "configs/experiments/cora.yaml")
     values = asdict(arguments)
-    processes = values.pop("processes")
+    processes, output = values.pop("processes"), values.pop("output")
     experiment = read_experiment(file, **values)
     experiment.workload.check()
+    if output:
+        check_output(Path(output))
     folder = experiment.output_dir
     runs = experiment.runs()
     _, failures = sweep([run for each in runs.values() for run in each], folder, processes)
@@ -92,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         for label, each in runs.items()
     }
     report(experiment, results, failures, folder)
+    if output:
+        values.pop("output_dir")
+        line = command("run_experiment.py", file, ROOT, values)
+        record = experiment_record(experiment, results, failures, line)
+        write_text(Path(output), as_text(record) + "\n")
+        print(f"and as {output}")
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "

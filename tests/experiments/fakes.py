@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -40,6 +41,27 @@ class Fake(Workload):
         print("printed by a run")
         return {"score": float(seed), "diverged": False, "train_loss": 1.0, "seconds": 0.1,
                 "steps": 10, "history": [], "threads": os.environ["OMP_NUM_THREADS"]}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak(Fake):
+    """Best where the learning rate is 1e-2, diverged above 0.5; `failing` is a contender."""
+
+    name: str = "peak"
+    failing: str = ""
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        if contender == self.failing:
+            raise RuntimeError(f"cannot read {folder}/some.file")
+        result = super().run(contender, settings, seed, folder)
+        distance = abs(math.log10(settings["lr"] / 1e-2))
+        if settings["lr"] > 0.5:
+            return result | {"score": None, "train_loss": None, "diverged": True, "metrics": {}}
+        metrics = {"loss": distance, "speed": settings["lr"]}
+        score = (1 - distance / 4 if self.higher_is_better else distance) + seed / 1e4
+        history = [{"step": 5, "loss": 1.23456789}, {"step": 10, "loss": 0.5},
+                   {"step": 10, "score": score}]  # fmt: skip
+        return result | {"score": score, "metrics": metrics, "history": history}
 
 
 def counted(folder: Path) -> list[str]:

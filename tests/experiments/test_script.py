@@ -35,6 +35,8 @@ def write(folder: Path, text: str) -> str:
 
 ROSENBROCK = """
 workload: rosenbrock
+title: The valley
+kind: ablation
 options: {steps: 30}
 settings: {lr: 1e-3}
 contenders:
@@ -64,17 +66,31 @@ def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
     assert json.loads((out / "results.json").read_text())["results"] == results
     for name in ("curves.png", "valley.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
-    again = main([config, "--output_dir", str(out), "--contenders", "ours", "--seeds", "1"])
+    small = tmp_path / "new" / "small.json"
+    again = main([config, "--output_dir", str(out), "--contenders", "ours", "--seeds", "1",
+                  "--output", str(small)])  # fmt: skip
     assert again == {"ours": results["ours"][1:]}
+    record = json.loads(small.read_text())
+    assert (record["title"], record["kind"], record["steps"]) == ("The valley", "ablation", 30)
+    assert record["command"] == (
+        "python scripts/run_experiment.py experiment.yaml --seeds 1 --contenders ours"
+    )
+    assert record["results"]["ours"]["settings"] == results["ours"][1]["settings"]
+    (run,) = record["results"]["ours"]["runs"]
+    assert run["score"] == results["ours"][1]["score"] and run["seed"] == 1
+    assert len(run["losses"]) == len(run["windows"]) == 30 and len(run["path"]) == 31
+    assert run["scores"] == [[30, pytest.approx(run["score"], rel=1e-4)]]
+    assert "/" not in small.read_text().replace("scripts/", "")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give an experiment's file first"),
+        ([], "give the file first"),
         (["no.yaml"], "cannot read no.yaml"),
         (["FILE", "--output-dri", "x"], "--output-dri"),
         (["FILE", "--processes", "0"], "--processes 0"),
+        (["FILE", "--output", "/"], "--output /: cannot be written: it is a folder"),
         (["FILE", "--seeds", "1", "1"], r"seeds \[1, 1\]"),
         (["FILE", "--contenders", "adamw"], "the file has ours, sgd, adam"),
         (["FILE", "--workload", "rosenbrok"], "Did you mean rosenbrock"),
@@ -97,6 +113,10 @@ def test_mistakes_are_one_line(main, words, message, tmp_path):
         ("contenders: {adam: {lr: 1}}", "workload is missing"),
         ("workload: rosenbrock", "contenders is missing"),
         ("workload: rosenbrock\nsteps: 3", "unknown 'steps'"),
+        (
+            "workload: rosenbrock\nkind: survey\ncontenders: {adam: {lr: 1}}",
+            "kind 'survey': choose from experiment, ablation",
+        ),
         ("workload: rosenbrock\ncontenders: {adam: 3}", "contenders: adam: expected"),
         ("workload: rosenbrock\ncontenders: [adam]", "contenders: expected"),
         ("workload: rosenbrock\ncontenders: {adm: {lr: 1}}", "Did you mean adam"),

@@ -218,14 +218,25 @@ def test_the_adam_arguments_mean_what_they_mean_for_adamw(model, dataset, argume
     assert {(g["lr"], g["eps"]) for g in optimizer.param_groups} == {(3e-4, 1e-6)}
 
 
+class Starts(TrainerCallback):
+    """The window with which each training starts, and the losses that made it."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, int]] = []
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
+        optimizer = innermost(optimizer)
+        self.found.append((optimizer.window, optimizer.param_groups[0]["observations"]))
+
+
 def test_hyperparameter_search(dataset, arguments) -> None:
-    seen = Seen()
+    seen, starts = Seen(), Starts()
     trainer = Trainer(
         model_init=lambda trial: tiny_roberta(),
         args=arguments(max_steps=3),
         train_dataset=dataset,
         eval_dataset=dataset,
-        callbacks=[seen],
+        callbacks=[seen, starts],
     )
     best = trainer.hyperparameter_search(
         hp_space=lambda trial: {
@@ -236,6 +247,8 @@ def test_hyperparameter_search(dataset, arguments) -> None:
         backend="optuna",
     )
     assert set(best.hyperparameters) == {"learning_rate", "optim_args"}
+    fresh = DWMGrad(tiny_roberta().parameters(), max_window=20)
+    assert starts.found == [(fresh.window, 0)] * 2
     assert len(seen.logged) == 6
     assert seen.observed == pytest.approx(seen.logged, abs=1e-4)
     assert isinstance(innermost(trainer.optimizer), DWMGrad)

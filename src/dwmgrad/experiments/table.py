@@ -43,6 +43,35 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def comparison_tables(record: Mapping[str, Any]) -> str:
+    """A comparison's JSON: the search, the seeds at each one's best rate, the shared rate."""
+    tuning, all_of = record["plan"]["tuning"], record["contenders"].values()
+    by = record["metric"] if tuning["by"] == "score" else tuning["by"]
+    whole = "" if record["complete"] else "; not complete: the same command goes on"
+    parts = [
+        f"{record['title']}: {record['workload']}, {record['steps']} steps{whole}",
+        f"Search, seed {tuning['seed']}: the learning rates and their {by}",
+        "\n".join(["| optimizer | trials | best |", "|---|---|---|", *map(_search_row, all_of)]),
+    ]
+    for key, title in (("seeds", "At each one's best rate"), ("shared", "At one rate for all")):
+        runs = {
+            each["title"]: [{**record, **run, "settings": run} for run in each[key]]
+            for each in all_of
+        }
+        if any(runs.values()):
+            parts += [title, markdown(runs)]
+    return "\n\n".join(parts)
+
+
+def _search_row(contender: Mapping[str, Any]) -> str:
+    trials = sorted(contender["trials"], key=lambda run: run["lr"])
+    values = ["diverged" if run["tuned_by"] is None else f"{run['tuned_by']:.4g}" for run in trials]
+    cells = ", ".join(f"{r['lr']:g}: {value}" for r, value in zip(trials, values, strict=True))
+    best = "-" if contender["best_lr"] is None else f"{contender['best_lr']:g}"
+    error = f" ({contender['error']})" if contender["error"] else ""
+    return f"| {contender['title']} | {cells} | {best}{error} |"
+
+
 def spread(values: Sequence[float], metric: str = "") -> str:
     """Mean ± sample standard deviation; the mean alone of one value; a dash of none."""
     if not values:

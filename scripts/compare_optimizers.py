@@ -1,0 +1,92 @@
+"""Optimizers side by side, each at its own best learning rate, from a file of configs/comparisons/.
+
+    python scripts/compare_optimizers.py configs/comparisons/tiny_sst2.yaml
+    python scripts/compare_optimizers.py configs/comparisons/cora.yaml --data_dir my/cora \\
+        --output docs/results/comparison-cora.json
+
+The search is the same for all: a grid over the learning rate, then Optuna's proposals. Each then
+runs with several other seeds at its best rate, and, where the file asks for it, at one rate that is
+the same for all. Prints Markdown tables and writes one JSON.
+Runs that are there already are not made again: after Ctrl-C the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dwmgrad.experiments.cli import check_output, command, parse
+from dwmgrad.experiments.compact import as_text, comparison_record
+from dwmgrad.experiments.comparison import Comparison, read_comparison
+from dwmgrad.experiments.runner import Failure, write_text
+from dwmgrad.experiments.table import comparison_tables
+from dwmgrad.experiments.tuning import make_runs
+from dwmgrad.glue.errors import UsageError, run_cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class ComparisonArguments:
+    """What the command line says beside the file."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "The folder with the data."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The pretrained encoder, for glue-*."}
+    )
+    contenders: list[str] | None = field(
+        default=None, metadata={"help": "Only these contenders of the file."}
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "The JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json."},
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Where the runs go."})
+    processes: int = field(default=2, metadata={"help": "Runs at a time, one thread each."})
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what `argv` (default: the command line) asks for; return what the JSON has."""
+    example = "configs/comparisons/tiny_sst2.yaml"
+    words = sys.argv[1:] if argv is None else argv
+    file, arguments = parse(ComparisonArguments, words, __doc__, example)
+    values = asdict(arguments)
+    processes, output = values.pop("processes"), values.pop("output")
+    comparison = read_comparison(file, **values)
+    values.pop("output_dir")
+    line = command("compare_optimizers.py", file, ROOT, values)
+    path = Path(output or comparison.output_dir / comparison.workload.name / "comparison.json")
+    comparison.workload.check()
+    check_output(path)
+    try:
+        failures = make_runs(comparison, processes)
+    except KeyboardInterrupt:
+        report(comparison, [], line, path)
+        raise
+    record = report(comparison, failures, line, path)
+    if failures:
+        raise UsageError(
+            f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
+            "the same command tries again, and what the processes printed is in "
+            f"{comparison.output_dir / 'workers.log'}"
+        )
+    return record
+
+
+def report(
+    comparison: Comparison, failures: Sequence[Failure], line: str, path: Path
+) -> dict[str, Any]:
+    """Tables and JSON of what there is."""
+    text = as_text(comparison_record(comparison, failures, line))
+    record = json.loads(text)
+    write_text(path, text + "\n")
+    print(f"\n{comparison_tables(record)}\n\nsaved as {path}")
+    return record
+
+
+if __name__ == "__main__":
+    run_cli(main)
