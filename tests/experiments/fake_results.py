@@ -101,6 +101,7 @@ def an_experiment(
         for run in runs:
             if settings.get("max_window"):
                 run["windows"] = [[step, 3 + step % 5] for step in range(1, 201)]
+                run["signal_noise"] = 0.4
             if workload == "rosenbrock":
                 run["path"] = [[1.0, 2.0], [1.1, 1.5], [1.005, 1.011]]
         results[label] = {"settings": settings, "runs": runs}

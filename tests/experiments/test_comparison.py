@@ -62,7 +62,7 @@ def a_comparison(folder: Path, **changes) -> Comparison:
         "workload": Peak(data_dir=str(folder)), "options": {}, "title": "Peaks",
         "contenders": ("adamw", "adam"), "tuning": Tuning(trials=5, grid=3),
         "search": Range(1e-4, 1e-1), "seeds": (0, 1), "shared": None, "target": 0.9,
-        "tolerance": 0.1, "output_dir": folder / "root",
+        "tolerance": 0.1, "chosen_on": False, "output_dir": folder / "root",
     }  # fmt: skip
     return Comparison(**{**values, **changes})
 
@@ -339,6 +339,7 @@ def test_mistakes_are_one_line(main, words, message, tmp_path):
         ("lr: 1e-3, ", "", "shared: lr is missing"),
         ("target: 0.1", "", "target is missing"),
         ("target: 0.1", "target: .nan", "target nan: expected a number"),
+        ("tolerance: 0.05", "tolerance: 0.05\nchosen_on: 1", "chosen_on 1: expected true or false"),
         ("tolerance: 0.05", "tolerance: -1", "tolerance -1: expected a positive number"),
     ],
 )

@@ -167,7 +167,7 @@ def test_ablations_stand_beside_their_first(made):
     own = section(made.read_text(), "## Ablations")
     assert rows(own, "window 15")[0][1] == "-"
     (row,) = rows(own, "window 400")
-    assert row[1] == "max_window=400" and "[" in row[4] and row[5:] == ["5.0", "80 %"]
+    assert row[1] == "max_window=400" and "[" in row[4] and row[5:] == ["5.0", "80 %", "40 %"]
 
 
 def test_a_rise_between_two_records_is_not_guessed():

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from dwmgrad.experiments.audio import load_urbansound, log_mel, mel_filters
+from dwmgrad.experiments.recording import signal_noise
 from dwmgrad.experiments.resnet import ResNet
 from dwmgrad.experiments.workloads.cifar10 import collate, crop_and_flip, load_images
 from dwmgrad.experiments.workloads.digits import SoundClassifier
 from dwmgrad.experiments.workloads.language import whole_sentences
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.window import Window
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (110, 1.7)])
@@ -89,3 +91,31 @@ def test_wave_files_of_every_kind_become_one_kind(urbansound_dir):
 def test_phrases_that_are_part_of_others_are_left_out():
     phrases = ["a good film", "good film", "a good", "goo", "film a good", "a good film", "bad"]
     assert whole_sentences(phrases) == ["a good film", "film a good", "bad", "goo"]
+
+
+def counted(losses, signal="decrease"):
+    """How often the signal of these losses was positive, after each of them."""
+    window, found = Window(signal=signal), []
+    for loss in losses:
+        window.observe(loss)
+        found.append(window.increases)
+    return found
+
+
+def test_a_signal_without_noise_has_the_sign_of_the_trend():
+    falling = [200.0 - step for step in range(120)]
+    assert signal_noise(falling, counted(falling), "decrease") == 0
+    assert signal_noise(falling, counted(falling, "increase"), "increase") == 0
+    assert signal_noise(falling, counted(falling[::-1]), "decrease") == 1
+
+
+def test_a_signal_of_pure_noise_is_wrong_half_of_the_time():
+    noise = np.random.default_rng(0).normal(size=20_000)
+    assert signal_noise(noise, counted(noise), "decrease") == pytest.approx(0.5, abs=0.02)
+    drift = noise - np.arange(20_000)  # falls by as much as the noise is wide, at each step
+    assert signal_noise(drift, counted(drift), "decrease") == pytest.approx(0.24, abs=0.02)
+
+
+def test_where_there_is_no_trend_the_noise_is_unknown():
+    assert signal_noise([1.0] * 51, [0] * 51, "decrease") is None
+    assert signal_noise([1.0] * 200, [0] * 200, "loss") is None

@@ -125,6 +125,9 @@ def _with_windows(result: Result) -> dict[str, Any]:
     run = _with_losses(result)
     if windows := _points(result, "window"):
         run["windows"] = windows
+    for name in ("increases", "signal_noise"):
+        if result.get(name) is not None:
+            run[name] = _short(result[name])
     if "path" in result:
         run["path"] = [[_short(x, 6) for x in point] for point in result["path"]]
     return run

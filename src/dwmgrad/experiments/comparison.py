@@ -66,6 +66,7 @@ class Comparison:
         seeds: each contender runs once with each, at its best rate.
         shared: runs at one rate for all; None: none.
         target: a score to reach, chosen before any tuning.
+        chosen_on: whether this workload took part in choosing a preset among the contenders.
         tolerance: how far below the best AdamW a rate may score that still works; in the metric's
             units.
         output_dir: the folder of all results.
@@ -81,6 +82,7 @@ class Comparison:
     shared: Shared | None
     target: float
     tolerance: float
+    chosen_on: bool
     output_dir: Path
 
     @property
@@ -132,6 +134,7 @@ class Comparison:
             else None,
             "target": self.target,
             "tolerance": self.tolerance,
+            "chosen_on": self.chosen_on,
         }
 
 
@@ -142,7 +145,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
     """Read a file like those of configs/comparisons/.
 
     Its keys are the attributes of `Comparison`, `workload` by its name. `tuning`, `search`,
-    `shared`, `options`, `title` and `output_dir` may be absent.
+    `shared`, `options`, `title`, `chosen_on` and `output_dir` may be absent.
 
     Args:
         path: the file.
@@ -171,6 +174,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         shared=_shared(values, path),
         target=_number(values, "target", path, positive=False),
         tolerance=_number(values, "tolerance", path),
+        chosen_on=_switch(values, "chosen_on", path),
         output_dir=Path(
             str(given.get("output_dir") or values.get("output_dir") or "runs/comparisons")
         ),
@@ -232,6 +236,13 @@ def _shared(values: Mapping[str, Any], path: str | Path) -> Shared | None:
     require(found, ("lr", "seeds"), f"{path}: shared")
     seeds = whole_numbers(found["seeds"], "shared.seeds", path)
     return Shared(_number(found, "lr", f"{path}: shared"), seeds)
+
+
+def _switch(values: Mapping[str, Any], name: str, where: str | Path) -> bool:
+    value = values.get(name, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {name} {value!r}: expected true or false")
+    return value
 
 
 def _number(

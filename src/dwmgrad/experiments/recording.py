@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,6 +13,8 @@ from dwmgrad.experiments.workload import machine, versions
 
 POINTS = 100
 """The loss curve has about this many points."""
+REACH = 25
+"""The trend of the loss is that of its mean over this many steps on both sides."""
 
 
 class Recorder:
@@ -26,6 +28,8 @@ class Recorder:
         self.every = max(1, steps // POINTS)
         self.steps = steps
         self.losses: list[float] = []
+        self.rises: list[int] = []  # of the window, DWMGrad's count after each step
+        self.signal = ""
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.score: float | None = None
@@ -37,11 +41,14 @@ class Recorder:
             self.diverged = True
             return False
         self.losses.append(loss)
+        while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer  # Accelerate's wrapper
+        if isinstance(optimizer, DWMGrad):
+            self.rises.append(optimizer.param_groups[0]["increases"])
+            self.signal = optimizer.param_groups[0]["window_signal"]
         step = len(self.losses)
         if step % self.every == 0:
             point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-self.every :])}
-            while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
-                optimizer = optimizer.optimizer  # Accelerate's wrapper
             if isinstance(optimizer, DWMGrad):
                 point["window"] = optimizer.window
                 point["effective_momentum"] = optimizer.effective_momentum
@@ -70,9 +77,42 @@ class Recorder:
             "seconds": seconds,
             "metrics": {} if failed else metrics,
             "history": self.history,
+            **self._window(),
             "machine": machine(),
             "versions": versions(),
         }
+
+    def _window(self) -> dict[str, Any]:
+        """What the window's signal did; nothing of optimizers without one."""
+        if not self.rises:
+            return {}
+        return {
+            "increases": self.rises[-1] / len(self.rises),
+            "signal_noise": signal_noise(self.losses, self.rises, self.signal),
+        }
+
+
+def signal_noise(losses: Sequence[float], rises: Sequence[int], signal: str) -> float | None:
+    """The share of steps whose signal had not the sign of the trend; chance gives one half.
+
+    The trend at a step is the sign of the change of the loss's mean over `REACH` steps before and
+    after it, so the first and the last steps have none.
+
+    Args:
+        losses: of each step.
+        rises: after each step, on how many the signal was positive so far.
+        signal: DWMGrad's `window_signal`. None is returned for `loss`, which follows no change.
+    """
+    steps = range(REACH + 1, len(losses) - REACH)
+    if signal not in ("decrease", "increase") or not steps:
+        return None
+    sign = 1 if signal == "decrease" else -1
+    wrong = sum(
+        (rises[step] > rises[step - 1])
+        != (sign * (losses[step - REACH - 1] - losses[step + REACH]) > 0)
+        for step in steps
+    )
+    return wrong / len(steps)
 
 
 def _mean(values: list[float]) -> float:

@@ -67,6 +67,8 @@ class Workload:
             `seconds`: of training, without loading and evaluation.
             `history`: points by step: {step, loss}, the mean since the last such point, for
                 DWMGrad with `window` and `effective_momentum` at that step; {step, score}.
+            `increases`, `signal_noise`: DWMGrad's alone: the share of steps with a positive signal,
+                and see `recording.signal_noise`.
             `metrics`: all that was measured at the end.
             `machine`, `versions`: where and with what it ran.
         """

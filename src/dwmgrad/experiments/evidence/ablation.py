@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dwmgrad.experiments.evidence.experiment import facts, incomplete
 from dwmgrad.experiments.evidence.files import Result
 from dwmgrad.experiments.evidence.words import NOT_RUN, difference, mean_of, plain, several, table
+from dwmgrad.experiments.recording import REACH
 from dwmgrad.experiments.stats import Estimate, estimate
 from dwmgrad.experiments.table import SHARES, spread
+
+_NOISE = (
+    f"A step's signal was noise where it had not the sign of the trend, the change of the loss's "
+    f"mean over {REACH} steps before and after; a coin is wrong on 50 %."
+)
 
 
 def section(result: Result) -> str:
     """An ablation's section: each label beside the first."""
     heads = ["label", "settings", _score_head(result), "training loss",
              f"better than the first by{_unit(result)} [95 %]", "mean window",
-             "steps with a rise of the window"]  # fmt: skip
+             "steps with a rise of the window", "steps whose signal was noise"]  # fmt: skip
     entries = result.data["results"]
     first = next(iter(entries.values()), None)
     rows = []
@@ -34,11 +40,12 @@ def section(result: Result) -> str:
                 spread(losses),
                 "-" if entry is first else _better(result, first, entry),
                 mean_of((_mean_window(run) for run in runs), ".1f"),
-                _rises(runs),
+                _share(map(_rise, runs)),
+                _share(run.get("signal_noise") for run in runs),
             ]
         )
     parts = [f"### {result.title}", *incomplete(result), table(heads, rows)]
-    return "\n\n".join([*parts, facts(result)])
+    return "\n\n".join([*parts, _NOISE, facts(result)])
 
 
 def _score_head(result: Result) -> str:
@@ -88,13 +95,14 @@ def _mean_window(run: Mapping[str, Any]) -> float | None:
     return sum(windows) / len(windows) if windows else None
 
 
-def _rises(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The share of steps that made the window longer, where it is known of each step."""
-    shares = [share for share in map(_rise, runs) if share is not None]
+def _share(found: Iterable[float | None]) -> str:
+    """The mean of those that are known, in percent."""
+    shares = [share for share in found if share is not None]
     return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "-"
 
 
 def _rise(run: Mapping[str, Any]) -> float | None:
+    """The share of steps that made the window longer, where it is known of each step."""
     given = run.get("increases")
     if isinstance(given, (int, float)):
         return float(given)
