@@ -49,6 +49,8 @@ class Rule:
         self.weight = self.weight * (long - 1) / long + 1 / long  # the sum of s's weights
         mean_square = self.s / self.weight if self.corrects else self.s
         mu = self.momentum * w / self.max_window
-        lr = self.lr * (1 - mu) if self.normalizes else self.lr
+        lr = self.lr
+        if self.normalizes:
+            lr *= (1 - self.momentum) * np.sqrt((1 - mu**2) / (1 - self.momentum**2))
         self.v = mu * self.v + lr * gradient / (np.sqrt(mean_square) + self.eps)
         self.theta = self.theta * (1 - self.lr * self.weight_decay) - self.v

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import kernels
 from .distributed import widest
 from .kernels.one_launch import Addresses
-from .progress import LEAST_EPS
+from .progress import LEAST_EPS, spread
 from .state import dithers
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
@@ -100,9 +100,11 @@ class DeviceWindow:
             lr = lr.to(self._dtype) if on_device else float(lr)
             momentum = group["momentum"] * window / group["max_window"]
             step_size = (-lr if group["maximize"] else lr) * correction
+            if group["normalize_momentum"]:
+                step_size = step_size * spread(group["momentum"], momentum).sqrt()
             eps = group["eps"] * correction
             numbers = [
-                step_size * (1 - momentum) if group["normalize_momentum"] else step_size,
+                step_size,
                 decay,
                 1 - decay,
                 momentum,

@@ -64,13 +64,22 @@ def advance(group: dict[str, Any], loss: float | None) -> None:
     group["zero_share"] *= window.decay(group["second_moment_factor"])
 
 
+def spread(base: float, momentum: Any) -> Any:
+    """The square of what `normalize_momentum` multiplies α by: (1 - γ)²(1 - μ²)/(1 - γ²).
+
+    Uncorrelated gradients of size 1 then give steps whose mean square is α²(1 - γ)/(1 + γ), that
+    of AdamW with beta1 = γ, whatever the effective momentum μ, a number or a tensor.
+    """
+    return (1 - base) / (1 + base) * (1 - momentum * momentum)
+
+
 def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
     """What the kernels need of a group for the step that `advance` counted."""
     window, lr, eps = window_of(group), float(group["lr"]), group["eps"]
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr
     if group["normalize_momentum"]:
-        step_size *= 1 - momentum
+        step_size *= math.sqrt(spread(group["momentum"], momentum))
     if group["bias_correction"]:  # α/(√(s/c) + ε) = α√c/(√s + ε√c)
         root = math.sqrt(1 - group["zero_share"])
         step_size, eps = step_size * root, max(eps * root, LEAST_EPS)
