@@ -17,7 +17,7 @@ PAPER: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {
-        "max_window": 20,
+        "max_window": 100,
         "loss_smoothing": 0.9,
         "bias_correction": True,
         "normalize_momentum": True,
