@@ -2,11 +2,12 @@
 
     python scripts/run_experiment.py configs/experiments/rosenbrock.yaml
     python scripts/run_experiment.py configs/experiments/cora.yaml --data_dir my/cora
-    python scripts/run_experiment.py configs/experiments/glue.yaml --workload glue-rte \\
+    python scripts/run_experiment.py configs/experiments/glue.yaml --workload glue-rte glue-mrpc \\
         --data_dir my/glue --model_name_or_path my/roberta --seeds 0 1 2
 
 Prints a Markdown table, and writes results.json, table.md and a picture beside the runs' own files;
-with --output FILE also one small JSON of all, for docs/results/.
+with --output FILE also one small JSON of all, for docs/results/ ({workload} in its name stands for
+the workload's; with several workloads it has to be there).
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
@@ -27,6 +28,7 @@ from dwmgrad.experiments.table import markdown
 from dwmgrad.glue.errors import UsageError, run_cli
 
 ROOT = Path(__file__).parents[1]
+PLACE = "{workload}"
 
 
 @dataclass
@@ -39,8 +41,8 @@ class ExperimentArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "The pretrained encoder, for glue-*."}
     )
-    workload: str | None = field(
-        default=None, metadata={"help": "Another workload with the same contenders."}
+    workload: list[str] | None = field(
+        default=None, metadata={"help": "Other workloads with the same contenders."}
     )
     contenders: list[str] | None = field(
         default=None, metadata={"help": "Only these labels of the file."}
@@ -57,30 +59,54 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     file, arguments = parse(ExperimentArguments, words, __doc__, "configs/experiments/cora.yaml")
     values = asdict(arguments)
     processes, output = values.pop("processes"), values.pop("output")
-    experiment = read_experiment(file, **values)
-    experiment.workload.check()
-    if output:
-        check_output(Path(output))
-    folder = experiment.output_dir
-    runs = experiment.runs()
-    _, failures = sweep([run for each in runs.values() for run in each], folder, processes)
-    results = {
-        label: [read_result(run.path(folder)) for run in each if run.path(folder).exists()]
-        for label, each in runs.items()
-    }
-    report(experiment, results, failures, folder)
-    if output:
-        values.pop("output_dir")
-        line = command("run_experiment.py", file, ROOT, values)
-        record = experiment_record(experiment, results, failures, line)
-        write_text(Path(output), as_text(record) + "\n")
-        print(f"and as {output}")
+    names = values.pop("workload")
+    if output and len(names or ()) > 1 and PLACE not in output:
+        raise UsageError(f"--output {output}: write {PLACE} in it, there are {len(names)} of them")
+    experiments = [read_experiment(file, **values, workload=name) for name in names or [None]]
+    outputs = [Path((output or "").replace(PLACE, each.workload.name)) for each in experiments]
+    for experiment, path in zip(experiments, outputs, strict=True):
+        experiment.workload.check()
+        if output:
+            check_output(path)
+    results: dict[str, list[dict[str, Any]]] = {}
+    failures: list[Failure] = []
+    for experiment, path in zip(experiments, outputs, strict=True):
+        apart = experiment.workload.name if len(experiments) > 1 else ""
+        found, failed = run(experiment, processes, apart)
+        if output:
+            given = {"seeds": values["seeds"], "data_dir": values["data_dir"],
+                     "model_name_or_path": values["model_name_or_path"],
+                     "workload": names and experiment.workload.name,
+                     "contenders": values["contenders"]}  # fmt: skip
+            line = command("run_experiment.py", file, ROOT, given)
+            write_text(path, as_text(experiment_record(experiment, found, failed, line)) + "\n")
+            print(f"and as {path}")
+        for label, each in found.items():
+            results.setdefault(label, []).extend(each)
+        failures += failed
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
-            f"and what the processes printed is in {folder / 'workers.log'}"
+            f"and what the processes printed is in {experiments[0].output_dir / 'workers.log'}"
         )
     return results
+
+
+def run(
+    experiment: Experiment, processes: int, apart: str = ""
+) -> tuple[dict[str, list[dict[str, Any]]], list[Failure]]:
+    """Make what is not there yet, and report; return label: results, and what failed.
+
+    `apart` is a folder of its own, within the experiment's, for the report.
+    """
+    folder, runs = experiment.output_dir, experiment.runs()
+    _, failures = sweep([each for some in runs.values() for each in some], folder, processes)
+    results = {
+        label: [read_result(each.path(folder)) for each in some if each.path(folder).exists()]
+        for label, some in runs.items()
+    }
+    report(experiment, results, failures, folder / apart)
+    return results, failures
 
 
 def report(
@@ -92,6 +118,7 @@ def report(
     """Table, JSON and picture of what there is."""
     table = markdown(results)
     print(f"\n{experiment.workload.name}, {experiment.workload.steps} steps\n\n{table}\n")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     write_json(
         folder / "results.json",

@@ -136,3 +136,19 @@ def test_shares_are_in_percent_and_other_numbers_are_not():
     assert spread([66.01, 67.03], "perplexity") == "66.52 ± 0.72"
     assert spread([0.5]) == "0.5" and spread([]) == "-"
     assert markdown({"a": []}) == "no results"
+
+
+def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
+    text = "workload: cora\ntitle: Two\noptions: {steps: 3}\ncontenders: {adam: {lr: 0.01}}\n"
+    words = [write(tmp_path, text), "--output_dir", str(tmp_path / "out"), "--data_dir",
+             str(cora_dir), "--workload", "cora", "rosenbrock", "--processes", "1"]  # fmt: skip
+    with pytest.raises(UsageError, match=r"write \{workload\} in it, there are 2 of them"):
+        main([*words, "--output", str(tmp_path / "all.json")])
+    assert not (tmp_path / "out").exists()
+    found = main([*words, "--output", str(tmp_path / "{workload}.json")])
+    assert [result["workload"] for result in found["adam"]] == ["cora", "rosenbrock"]
+    for name in ("cora", "rosenbrock"):
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (record["title"], record["workload"]) == (f"Two: {name}", name)
+        assert record["command"].endswith(f"--workload {name}")
+        assert (tmp_path / "out" / name / "table.md").is_file()

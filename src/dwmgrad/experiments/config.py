@@ -88,6 +88,8 @@ def read_experiment(path: str | Path, **replacements: Any) -> Experiment:
         workload.settings(name, settings)
     seeds = whole_numbers(values.get("seeds", [0]), "seeds", path)
     title = str(values.get("title") or workload.name)
+    if "workload" in given:
+        title += f": {workload.name}"
     return Experiment(workload, kept, seeds, output_dir, title, kind)
 
 
