@@ -51,6 +51,7 @@ class Rule:
         mu = self.momentum * w / self.max_window
         lr = self.lr
         if self.normalizes:
-            lr *= (1 - self.momentum) * np.sqrt((1 - mu**2) / (1 - self.momentum**2))
+            half = self.momentum / 2
+            lr *= (1 - half) * np.sqrt((1 - mu**2) / (1 - half**2))
         self.v = mu * self.v + lr * gradient / (np.sqrt(mean_square) + self.eps)
         self.theta = self.theta * (1 - self.lr * self.weight_decay) - self.v

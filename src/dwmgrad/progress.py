@@ -65,12 +65,13 @@ def advance(group: dict[str, Any], loss: float | None) -> None:
 
 
 def spread(base: float, momentum: Any) -> Any:
-    """The square of what `normalize_momentum` multiplies α by: (1 - γ)²(1 - μ²)/(1 - γ²).
+    """The square of what `normalize_momentum` multiplies α by: (1 - m)²(1 - μ²)/(1 - m²), m = γ/2.
 
-    Uncorrelated gradients of size 1 then give steps whose mean square is α²(1 - γ)/(1 + γ), that
-    of AdamW with beta1 = γ, whatever the effective momentum μ, a number or a tensor.
+    m is the effective momentum at half the full window. Uncorrelated gradients of size 1 then give
+    steps whose mean square is α²(1 - m)/(1 + m) at any effective momentum μ, a number or a tensor.
     """
-    return (1 - base) / (1 + base) * (1 - momentum * momentum)
+    middle = base / 2
+    return (1 - middle) / (1 + middle) * (1 - momentum * momentum)
 
 
 def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
