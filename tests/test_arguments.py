@@ -28,7 +28,7 @@ BAD = [
     ({"missing_loss": "ignore"}, ValueError, "missing_loss must be one of warn, hold, error"),
     ({"loss_smoothing": 1.0}, ValueError, r"loss_smoothing must be in \[0, 1\), got 1.0"),
     ({"loss_smoothing": "0.9"}, TypeError, "loss_smoothing must be a number, got '0.9'"),
-    ({"second_moment_factor": 0.5}, ValueError, r"second_moment_factor must be in \[1, inf\)"),
+    ({"second_moment_factor": 0.5}, ValueError, r"second_moment_factor must be in \[1, 1000000"),
     ({"bias_correction": 1}, TypeError, "bias_correction must be True or False, got 1"),
     ({"normalize_momentum": "yes"}, TypeError, "normalize_momentum must be True or False"),
     ({"preset": "finetun"}, ValueError, "preset must be None or one of finetune; got 'finetun'"),

@@ -71,7 +71,7 @@ def check(settings: dict[str, Any]) -> None:
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
     _check_number("loss_smoothing", settings["loss_smoothing"], below=1)
-    _check_number("second_moment_factor", settings["second_moment_factor"], least=1)
+    _check_number("second_moment_factor", settings["second_moment_factor"], below=1e6, least=1)
     _check_choice("window_signal", settings["window_signal"], SIGNALS)
     _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
     for name in _SWITCHES:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import kernels
 from .distributed import widest
 from .kernels.one_launch import Addresses
-from .progress import LEAST_EPS, spread
+from .progress import LEAST_EPS, momentum_scale
 from .state import dithers
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
@@ -101,7 +101,7 @@ class DeviceWindow:
             momentum = group["momentum"] * window / group["max_window"]
             step_size = (-lr if group["maximize"] else lr) * correction
             if group["normalize_momentum"]:
-                step_size = step_size * spread(group["momentum"], momentum).sqrt()
+                step_size = step_size * momentum_scale(group["momentum"], momentum)
             eps = group["eps"] * correction
             numbers = [
                 step_size,

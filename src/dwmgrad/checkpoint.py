@@ -164,15 +164,15 @@ def _check_progress(group: dict[str, Any]) -> None:
         raise ValueError(f"increases must be at most observations, got {group['increases']!r}")
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
-            _check_finite(name, group[name])
-    _check_finite("zero_share", group["zero_share"])
+            _check_finite(name, group[name], "a number or None")
+    _check_finite("zero_share", group["zero_share"], "a number")
     if not 0 <= group["zero_share"] <= 1:
         raise ValueError(f"zero_share must be in [0, 1], got {group['zero_share']!r}")
 
 
-def _check_finite(name: str, value: Any) -> None:
+def _check_finite(name: str, value: Any, kind: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or None, got {value!r}")
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
     try:
         finite = math.isfinite(value)
     except OverflowError:

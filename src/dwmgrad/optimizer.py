@@ -62,14 +62,16 @@ class DWMGrad(Optimizer):
         window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.window.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal
             reads, in [0, 1). 0, the default: it reads each loss as it is.
-        bias_correction: divide s by its sum of weights, as Adam does. Without it, by default, s
-            begins near 0 and the first steps are larger than lr.
+        bias_correction: divide s by the sum of its weights over the optimizer's steps; Adam's
+            correction for parameters that are there from the first step, while one whose gradients
+            begin later is not corrected. False by default: s begins near 0, and the first step is
+            larger than lr.
         normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with the effective
             momentum μ = γω/δ and m = γ/2. At half the full window a gradient's total effect is
             then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
             noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_factor: f, by which the window of s is longer than ω: s keeps (fω - 1)/(fω).
-            At least 1; 1 by default.
+            In [1, 1e6); 1 by default.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that

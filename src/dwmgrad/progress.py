@@ -19,7 +19,8 @@ PROGRESS = (
     "window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share", "schema"
 )  # fmt: skip
 """The window's numbers, how many steps were made, and the share that the zeros from which it began
-still have in the mean square: plain int, float or None, equal in every parameter group."""
+still have in the mean square, the product of its decays. Plain int, float or None, equal in every
+parameter group."""
 LEAST_EPS = torch.finfo(torch.float32).tiny
 
 
@@ -64,14 +65,14 @@ def advance(group: dict[str, Any], loss: float | None) -> None:
     group["zero_share"] *= window.decay(group["second_moment_factor"])
 
 
-def spread(base: float, momentum: Any) -> Any:
-    """The square of what `normalize_momentum` multiplies α by: (1 - m)²(1 - μ²)/(1 - m²), m = γ/2.
+def momentum_scale(base: float, momentum: Any) -> Any:
+    """What `normalize_momentum` multiplies α by: (1 - m)√((1 - μ²)/(1 - m²)), m = γ/2.
 
     m is the effective momentum at half the full window. Uncorrelated gradients of size 1 then give
     steps whose mean square is α²(1 - m)/(1 + m) at any effective momentum μ, a number or a tensor.
     """
     middle = base / 2
-    return (1 - middle) / (1 + middle) * (1 - momentum * momentum)
+    return ((1 - middle) / (1 + middle) * (1 - momentum * momentum)) ** 0.5
 
 
 def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
@@ -80,7 +81,7 @@ def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr
     if group["normalize_momentum"]:
-        step_size *= math.sqrt(spread(group["momentum"], momentum))
+        step_size *= momentum_scale(group["momentum"], momentum)
     if group["bias_correction"]:  # α/(√(s/c) + ε) = α√c/(√s + ε√c)
         root = math.sqrt(1 - group["zero_share"])
         step_size, eps = step_size * root, max(eps * root, LEAST_EPS)

@@ -9,13 +9,17 @@ import torch
 
 from dwmgrad import DWMGrad
 
+BEYOND = {"loss_smoothing": 0.8, "bias_correction": True, "normalize_momentum": True,
+          "second_moment_factor": 3.0}  # fmt: skip
 
-def build() -> tuple[list[torch.Tensor], DWMGrad]:
+
+def build(**arguments: object) -> tuple[list[torch.Tensor], DWMGrad]:
     """Two groups, three parameters of two dtypes; nothing random."""
     params = [torch.linspace(-1, 1, n).requires_grad_() for n in (6, 4)]
     params.append(torch.linspace(-1, 1, 5, dtype=torch.bfloat16).requires_grad_())
     groups = [{"params": params[:2], "weight_decay": 0.1}, {"params": params[2:], "lr": 0.03}]
-    return params, DWMGrad(groups, lr=0.01, max_window=20, momentum=0.8, window_signal="increase")
+    arguments |= {"lr": 0.01, "max_window": 20, "momentum": 0.8, "window_signal": "increase"}
+    return params, DWMGrad(groups, **arguments)  # type: ignore[arg-type]
 
 
 def train(params: list[torch.Tensor], optimizer: DWMGrad, begin: int, end: int) -> None:
@@ -28,7 +32,7 @@ def train(params: list[torch.Tensor], optimizer: DWMGrad, begin: int, end: int) 
 
 
 def main(path: str) -> None:
-    params, optimizer = build()
+    params, optimizer = build(**BEYOND)
     train(params, optimizer, 0, 12)
     saved = {
         "params": [p.detach().clone() for p in params],

@@ -101,15 +101,17 @@ def an_experiment(
         for run in runs:
             if settings.get("max_window"):
                 run["windows"] = [[step, 3 + step % 5] for step in range(1, 201)]
-                run["signal_noise"] = 0.4
+                run |= {"increases": 0.8, "signal_noise": 0.4}
             if workload == "rosenbrock":
                 run["path"] = [[1.0, 2.0], [1.1, 1.5], [1.005, 1.011]]
-        results[label] = {"settings": settings, "runs": runs}
+        contender = "dwmgrad-decrease" if settings.get("max_window") else "adam"
+        results[label] = {"contender": contender, "settings": settings, "runs": runs}
     return {
         "kind": kind, "title": f"Our {workload}", "workload": workload,
         "metric": "f" if workload == "rosenbrock" else "accuracy",
         "higher_is_better": workload != "rosenbrock", "steps": 200, "description": {},
-        "command": "python scripts/run_experiment.py FILE", "machine": [MACHINE],
+        "command": f"python scripts/run_experiment.py configs/experiments/{workload}.yaml",
+        "machine": [MACHINE],
         "versions": [VERSIONS], "results": results, "failures": [],
     }  # fmt: skip
 

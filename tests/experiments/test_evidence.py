@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dwmgrad.experiments.evidence import experiment
-from dwmgrad.experiments.evidence.ablation import _rise
 from dwmgrad.experiments.evidence.files import Result, read_results
 from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import Workload, ahead
@@ -168,12 +167,6 @@ def test_ablations_stand_beside_their_first(made):
     assert rows(own, "window 15")[0][1] == "-"
     (row,) = rows(own, "window 400")
     assert row[1] == "max_window=400" and "[" in row[4] and row[5:] == ["5.0", "80 %", "40 %"]
-
-
-def test_a_rise_between_two_records_is_not_guessed():
-    assert _rise({"windows": [[1, 3], [2, 4], [3, 4]]}) == 0.5
-    assert _rise({"windows": [[2, 3], [4, 4]]}) is None and _rise({}) is None
-    assert _rise({"windows": [[2, 3], [4, 4]], "increases": 0.25}) == 0.25
 
 
 def test_the_same_files_give_the_same_page(main, made, results, configs, tmp_path, monkeypatch):

@@ -66,6 +66,7 @@ def experiment_record(
         **_head(experiment.workload, every, command),
         "results": {
             label: {
+                "contender": experiment.contenders[label][0],
                 "settings": experiment.workload.settings(*experiment.contenders[label]),
                 "runs": [_with_windows(result) for result in each],
             }

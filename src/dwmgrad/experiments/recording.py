@@ -14,7 +14,7 @@ from dwmgrad.experiments.workload import machine, versions
 POINTS = 100
 """The loss curve has about this many points."""
 REACH = 25
-"""The trend of the loss is that of its mean over this many steps on both sides."""
+"""The trend of the loss at a step compares its means over this many steps before and after."""
 
 
 class Recorder:
@@ -28,7 +28,7 @@ class Recorder:
         self.every = max(1, steps // POINTS)
         self.steps = steps
         self.losses: list[float] = []
-        self.rises: list[int] = []  # of the window, DWMGrad's count after each step
+        self.positive: list[int] = []  # signals of DWMGrad, counted after each step
         self.signal = ""
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
@@ -44,7 +44,7 @@ class Recorder:
         while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer  # Accelerate's wrapper
         if isinstance(optimizer, DWMGrad):
-            self.rises.append(optimizer.param_groups[0]["increases"])
+            self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]
         step = len(self.losses)
         if step % self.every == 0:
@@ -84,23 +84,24 @@ class Recorder:
 
     def _window(self) -> dict[str, Any]:
         """What the window's signal did; nothing of optimizers without one."""
-        if not self.rises:
+        if not self.positive:
             return {}
         return {
-            "increases": self.rises[-1] / len(self.rises),
-            "signal_noise": signal_noise(self.losses, self.rises, self.signal),
+            "increases": self.positive[-1] / len(self.positive),
+            "signal_noise": signal_noise(self.losses, self.positive, self.signal),
         }
 
 
-def signal_noise(losses: Sequence[float], rises: Sequence[int], signal: str) -> float | None:
+def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) -> float | None:
     """The share of steps whose signal had not the sign of the trend; chance gives one half.
 
-    The trend at a step is the sign of the change of the loss's mean over `REACH` steps before and
-    after it, so the first and the last steps have none.
+    A signal compares two losses; the trend there is the sign of the difference between the mean of
+    the `REACH` losses before the two and that of the `REACH` after them, so the first and the last
+    steps have none.
 
     Args:
         losses: of each step.
-        rises: after each step, on how many the signal was positive so far.
+        positive: after each step, on how many the signal was positive so far.
         signal: DWMGrad's `window_signal`. None is returned for `loss`, which follows no change.
     """
     steps = range(REACH + 1, len(losses) - REACH)
@@ -108,11 +109,15 @@ def signal_noise(losses: Sequence[float], rises: Sequence[int], signal: str) -> 
         return None
     sign = 1 if signal == "decrease" else -1
     wrong = sum(
-        (rises[step] > rises[step - 1])
-        != (sign * (losses[step - REACH - 1] - losses[step + REACH]) > 0)
+        (positive[step] > positive[step - 1])
+        != (sign * (_sum(losses, step - 1 - REACH) - _sum(losses, step + 1)) > 0)
         for step in steps
     )
     return wrong / len(steps)
+
+
+def _sum(losses: Sequence[float], first: int) -> float:
+    return math.fsum(losses[first : first + REACH])
 
 
 def _mean(values: list[float]) -> float:

@@ -148,7 +148,7 @@ def _log(root: Path) -> Path:
     """The processes' log, begun: a folder that cannot be written is found before any training."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / "workers.log").write_text("", encoding="utf-8")
+        (root / "workers.log").touch()
     except OSError as error:
         raise UsageError(f"{root}: cannot be written: {error.strerror or error}") from error
     return root / "workers.log"

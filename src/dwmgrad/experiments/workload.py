@@ -155,7 +155,15 @@ def _processor() -> str:
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that numbers may depend on."""
     found = {"python": platform.python_version(), "dwmgrad": __version__}
-    for name in ("torch", "transformers", "accelerate", "datasets", "schedulefree"):
+    for name in (
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "schedulefree",
+        "optuna",
+        "scipy",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -13,8 +13,8 @@ from dwmgrad.experiments.stats import Estimate, estimate
 from dwmgrad.experiments.table import SHARES, spread
 
 _NOISE = (
-    f"A step's signal was noise where it had not the sign of the trend, the change of the loss's "
-    f"mean over {REACH} steps before and after; a coin is wrong on 50 %."
+    "A step's signal was noise where it had not the sign of the trend, the mean of the "
+    f"{REACH} losses before less that of the {REACH} after; a coin is wrong on 50 %."
 )
 
 
@@ -22,7 +22,7 @@ def section(result: Result) -> str:
     """An ablation's section: each label beside the first."""
     heads = ["label", "settings", _score_head(result), "training loss",
              f"better than the first by{_unit(result)} [95 %]", "mean window",
-             "steps with a rise of the window", "steps whose signal was noise"]  # fmt: skip
+             "steps with a positive signal", "steps whose signal was noise"]  # fmt: skip
     entries = result.data["results"]
     first = next(iter(entries.values()), None)
     rows = []
@@ -40,7 +40,7 @@ def section(result: Result) -> str:
                 spread(losses),
                 "-" if entry is first else _better(result, first, entry),
                 mean_of((_mean_window(run) for run in runs), ".1f"),
-                _share(map(_rise, runs)),
+                _share(run.get("increases") for run in runs),
                 _share(run.get("signal_noise") for run in runs),
             ]
         )
@@ -99,15 +99,3 @@ def _share(found: Iterable[float | None]) -> str:
     """The mean of those that are known, in percent."""
     shares = [share for share in found if share is not None]
     return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "-"
-
-
-def _rise(run: Mapping[str, Any]) -> float | None:
-    """The share of steps that made the window longer, where it is known of each step."""
-    given = run.get("increases")
-    if isinstance(given, (int, float)):
-        return float(given)
-    points = run.get("windows") or []
-    pairs = list(zip(points, points[1:], strict=False))
-    if not pairs or any(after[0] - before[0] != 1 for before, after in pairs):
-        return None  # between records the window may rise and fall unseen
-    return sum(after[1] > before[1] for before, after in pairs) / len(pairs)

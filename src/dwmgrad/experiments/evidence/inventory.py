@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ REASONS = {"cifar10": "needs a GPU", "urbansound8k": "the data cannot be had"}
 def what_was_run(results: Sequence[Result], configs: Path) -> str:
     """A row for each file of configurations, and for each result of none of them."""
     rows, shown = [], set()
-    for folder in ("comparisons", "experiments", "ablations"):
+    for folder in ("comparisons", "experiments"):
         for path in sorted((configs / folder).glob("*.yaml")):
             found = [each for each in results if config_of(each, configs) == path]
             shown |= {each.file for each in found}
@@ -27,16 +28,12 @@ def what_was_run(results: Sequence[Result], configs: Path) -> str:
 
 
 def config_of(result: Result, configs: Path) -> Path | None:
-    """The file that a result is of: its name, or the longest that its name begins with."""
-    folders = {"comparison": ["comparisons"]}.get(result.kind, ["experiments", "ablations"])
-    name = result.name.replace("-", "_")
-    fitting = [
-        path
-        for folder in folders
-        for path in sorted((configs / folder).glob("*.yaml"))
-        if name == path.stem or name.startswith(f"{path.stem}_")
-    ]
-    return max(fitting, key=lambda path: len(path.stem), default=None)
+    """The file that a result is of, by the command that made it."""
+    for word in shlex.split(str(result.data.get("command") or "")):
+        path = configs / Path(*Path(word).parts[1:])
+        if word.endswith(".yaml") and path.is_file():
+            return path
+    return None
 
 
 def _reason(path: Path) -> str:
@@ -57,7 +54,7 @@ def not_run(configs: Path, results: Sequence[Result]) -> str:
     done = {config_of(each, configs) for each in results}
     lines = []
     for path in sorted((configs / "experiments").glob("*.yaml")):
-        if path not in done:
+        if path not in done and not path.stem.startswith("ablation"):
             paper = f" (the paper reports {PAPER[path.stem]})" if path.stem in PAPER else ""
             lines.append(f"- `{path.name}`{paper}: {_reason(path)}.")
     return "\n".join(lines)

@@ -116,7 +116,9 @@ class Comparison:
     def target_steps(self, name: str, part: str = "seeds") -> list[int | None]:
         """For each seed the steps to the plan's target."""
         return [
-            steps_to_target(run.get("scores") or [], self.plan["target"], self.higher)
+            None
+            if run["diverged"]
+            else steps_to_target(run.get("scores") or [], self.plan["target"], self.higher)
             for run in self.runs(name, part)
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dwmgrad.experiments.evidence import ablation, experiment, inventory
 from dwmgrad.experiments.evidence import comparison as comparison_part
@@ -25,28 +26,31 @@ MARKERS = ("<!-- evidence -->", "<!-- /evidence -->")
 INTRODUCTION = """# Evidence
 
 Every figure here is computed by `python scripts/make_report.py` from the JSON files in
-`docs/results`; none is typed by hand. A miss is reported as a miss, and what was not run says so.
+`docs/results`; none is typed by hand, but for those of the paper and of its authors. A miss is
+reported as a miss, and what was not run says so.
 
 ## The goals"""
 
 RULES = """How to read this:
 
 - Every optimizer had the same budget of trials for its learning rate; the best rate then ran with
-  seeds of its own. Differences are paired by seed and positive where DWMGrad is better: in points
-  for metrics shown in percent, else in per cent of AdamW's value, which counts as so many points
-  in the mean.
+  seeds of its own. Rates were chosen by the same evaluation data that the seeds report, for all
+  alike; on Cora by the validation nodes. Differences are paired by seed and positive where DWMGrad
+  is better: in points for metrics shown in percent, else in per cent of AdamW's value, which counts
+  as so many points in the mean.
 - (a) is met where the mean difference is 0 or more; an interval that includes 0 cannot tell the two
   apart. With one seed that diverged where AdamW's did not, (a) and (b) are not met.
 - (b) weighs all workloads equally and takes them as fixed; it is met where the 95 % interval
   (Welch and Satterthwaite's degrees of freedom) lies above 0.
 - (c) is, for each seed, the first recorded step at which the mean training loss over the last 5 %
   of the budget is at or below AdamW's final one with the same seed, as a share of the budget; the
-  median over the seeds, a seed that never gets there counted as never.
+  median over the seeds, a seed that never gets there counted as never. AdamW itself may touch that
+  loss before its end, so the share is compared with AdamW's own.
 - (d) is the width of the widest range of learning rates, in powers of ten, within which the trials'
   score stays within the plan's tolerance of AdamW's best trial, linear between trials. 'At least':
-  it touches an end of the range that was searched; beyond it nothing is known or compared. A trial
-  that diverged fails.
-- Not measured: not all runs that a goal needs are there."""
+  it touches an end of the range that was searched; where that is AdamW's, its width is not known
+  and neither is who has more. A trial that diverged fails.
+- Not measured: not all that a goal needs is there."""
 
 TABLES = """## The comparisons
 
@@ -63,19 +67,21 @@ def workloads_of(results: Sequence[Result], configs: Path) -> list[Workload]:
     done = {inventory.config_of(each, configs) for each in found}
     for path in sorted((configs / "comparisons").glob("*.yaml")):
         if path not in done:
-            workloads[path.stem] = Workload(_title(path), None)
+            values = _values(path)
+            title = str(values.get("title") or path.stem)
+            workloads[path.stem] = Workload(title, None, bool(values.get("chosen_on")))
     return [workloads[name] for name in sorted(workloads)]
 
 
-def _title(path: Path) -> str:
-    """A comparison's, from its configuration."""
+def _values(path: Path) -> dict[str, Any]:
+    """A comparison's configuration."""
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    return str(values.get("title") or path.stem) if isinstance(values, dict) else path.stem
+    return values if isinstance(values, dict) else {}
 
 
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
