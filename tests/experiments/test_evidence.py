@@ -12,6 +12,7 @@ import pytest
 
 from dwmgrad.experiments.evidence import experiment
 from dwmgrad.experiments.evidence.files import Result, read_results
+from dwmgrad.experiments.evidence.inventory import config_of
 from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import Workload, ahead
 from dwmgrad.experiments.evidence.page import MARKERS, fill_readme
@@ -204,6 +205,49 @@ def test_a_seed_that_diverged_meets_no_goal():
     runs[0] = fake_results.diverged(runs[0])
     assert each.equal(OURS) == ahead([each], OURS)[0] == "not met"
     assert each.comparison.loss_shares(OURS)[0] is None
+
+
+def test_a_search_in_which_all_diverged_meets_no_goal():
+    each = workload(0.02, 0.021, 0.019)
+    ours = each.comparison.result.data["contenders"][OURS]
+    ours["trials"] = [fake_results.diverged(run) for run in ours["trials"]]
+    ours |= {"seeds": [], "best_lr": None}
+    assert each.equal(OURS) == each.faster(OURS) == each.robust(OURS) == "not met"
+    assert ahead([each], OURS)[0] == "not met"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ("_xxx__", "_xxxx_", "met"),
+        ("_xxx__", "_xx___", "not met"),
+        ("_xxx__", "xxxx__", "met"),  # at least as wide as it looks
+        ("_xxx__", "xx____", "not measured"),  # beyond the search it may be wider
+        ("xxx___", "_xxxx_", "not measured"),  # and so may AdamW's
+        ("_xxx__", "______", "not met"),
+    ],
+)
+def test_a_range_that_the_search_cut_off_settles_nothing(theirs, ours, expected):
+    each = workload(0.0, 0.0)
+    for name, works in (("adamw", theirs), (OURS, ours)):
+        template = each.comparison.result.data["contenders"][name]["trials"][0]
+        each.comparison.result.data["contenders"][name]["trials"] = [
+            {**template, "lr": 10.0 ** (place - 5), "score": 0.9 if mark == "x" else 0.1}
+            for place, mark in enumerate(works)
+        ]
+    assert each.robust(OURS) == expected
+
+
+def test_results_find_their_configuration_by_their_command(tmp_path):
+    for name in ("glue", "glue_lora"):
+        (tmp_path / "configs" / "experiments").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "configs" / "experiments" / f"{name}.yaml").touch()
+        line = f"python scripts/run_experiment.py configs/experiments/{name}.yaml --workload x"
+        result = Result("experiment", "glue-rte-lora", {"command": line})
+        assert config_of(result, tmp_path / "configs").stem == name
+    assert (
+        config_of(Result("experiment", "glue", {"command": "make"}), tmp_path / "configs") is None
+    )
 
 
 def test_without_results_all_is_not_run(main, configs, tmp_path):
