@@ -179,6 +179,21 @@ def test_the_same_files_give_the_same_page(main, made, results, configs, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {p.name for p in made.parent.iterdir()}
 
 
+def test_the_committed_page_is_that_of_the_committed_results(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch()
+    )
+    docs, readme = ROOT / "docs", tmp_path / "README.md"
+    readme.write_bytes((ROOT / "README.md").read_bytes())
+    words = ["--results", str(docs / "results"), "--configs", str(ROOT / "configs")]
+    page = main([*words, "--readme", str(readme), "--output", str(tmp_path / "evidence.md")])
+    hint = "run: python scripts/make_report.py"
+    assert page.read_text() == (docs / "evidence.md").read_text(), hint
+    assert readme.read_text() == (ROOT / "README.md").read_text(), hint
+    for picture in tmp_path.glob("*.png"):
+        assert (docs / picture.name).is_file(), hint
+
+
 def workload(*differences: float, **change) -> Workload:
     """The preset's scores are above AdamW's by `differences`."""
     data = fake_results.a_comparison("w", ["adamw", OURS], seeds=len(differences))
