@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dwmgrad.experiments.cli import check_output, command, parse
-from dwmgrad.experiments.compact import as_text, comparison_record
+from dwmgrad.experiments.compact import as_text, check_same_plan, comparison_record, joined
 from dwmgrad.experiments.comparison import Comparison, read_comparison
+from dwmgrad.experiments.evidence.files import read_result
 from dwmgrad.experiments.runner import Failure, write_text
 from dwmgrad.experiments.table import comparison_tables
 from dwmgrad.experiments.tuning import make_runs
@@ -39,7 +40,8 @@ class ComparisonArguments:
         default=None, metadata={"help": "The pretrained encoder, for glue-*."}
     )
     contenders: list[str] | None = field(
-        default=None, metadata={"help": "Only these contenders of the file."}
+        default=None,
+        metadata={"help": "Only these of the file; what --output has of the others stays in it."},
     )
     output: str | None = field(
         default=None,
@@ -58,16 +60,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     processes, output = values.pop("processes"), values.pop("output")
     comparison = read_comparison(file, **values)
     values.pop("output_dir")
-    line = command("compare_optimizers.py", file, ROOT, values)
     path = Path(output or comparison.output_dir / comparison.workload.name / "comparison.json")
     comparison.workload.check()
     check_output(path)
+    kept = older(path, comparison) if arguments.contenders else None
+    if kept:
+        values.pop("contenders")
+    line = command("compare_optimizers.py", file, ROOT, values)
     try:
         failures = make_runs(comparison, processes)
     except KeyboardInterrupt:
-        report(comparison, [], line, path)
+        report(comparison, [], line, path, kept)
         raise
-    record = report(comparison, failures, line, path)
+    record = report(comparison, failures, line, path, kept)
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
@@ -77,11 +82,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return record
 
 
+def older(path: Path, comparison: Comparison) -> dict[str, Any] | None:
+    """What `path` has of an earlier call; None: there is no such file.
+
+    Raises:
+        UsageError: it is no comparison, or one by another plan.
+    """
+    if not path.exists():
+        return None
+    try:
+        kept = read_result(path, "comparison")
+        check_same_plan(kept, comparison)
+    except UsageError as error:
+        raise UsageError(f"--output {path}: {error}") from error
+    return kept
+
+
 def report(
-    comparison: Comparison, failures: Sequence[Failure], line: str, path: Path
+    comparison: Comparison,
+    failures: Sequence[Failure],
+    line: str,
+    path: Path,
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Tables and JSON of what there is."""
-    text = as_text(comparison_record(comparison, failures, line))
+    """Tables and JSON of what there is, with what an older JSON has of other contenders."""
+    record = comparison_record(comparison, failures, line)
+    text = as_text(joined(record, kept, line) if kept else record)
     record = json.loads(text)
     write_text(path, text + "\n")
     print(f"\n{comparison_tables(record)}\n\nsaved as {path}")

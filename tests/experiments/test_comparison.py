@@ -133,6 +133,46 @@ def test_only_some_contenders(main, valley, tmp_path):
     assert json.loads((tmp_path / "some.json").read_text()) == some
 
 
+def test_what_the_output_has_of_other_contenders_stays(main, valley, tmp_path):
+    """One contender's runs made again, beside those of a file without any run's own files."""
+    config, out, record = valley
+    path = tmp_path / "kept.json"
+    shutil.copytree(out / "rosenbrock" / "sgd", tmp_path / "out" / "rosenbrock" / "sgd")
+    old = json.loads(json.dumps(record))
+    old["contenders"]["sgd"]["best_lr"] = 5.0  # of an earlier form
+    old["versions"][0]["torch"] = "1.0"
+    path.write_text(json.dumps(old))
+    words = [config, "--output", str(path), "--output_dir", str(tmp_path / "out")]
+    again = main([*words, "--contenders", "sgd"])
+    assert json.loads(path.read_text()) == again
+    assert again.pop("versions") == [old["versions"][0], *record["versions"]]
+    assert again == {name: value for name, value in record.items() if name != "versions"}
+    assert list(again["contenders"]) == list(record["contenders"])
+    # one with a run less, and one that is not there at all
+    for change in (lambda each: each["adamw"]["seeds"].pop(), lambda each: each.pop("adamw")):
+        part = json.loads(json.dumps(record))
+        change(part["contenders"])
+        path.write_text(json.dumps(part))
+        assert main([*words, "--contenders", "sgd"])["complete"] is False
+
+
+def test_an_output_by_another_plan_is_refused_before_any_run(main, valley, tmp_path):
+    config, _, record = valley
+    path = tmp_path / "kept.json"
+    words = [config, "--output", str(path), "--output_dir", str(tmp_path / "out")]
+    for part, name, value, message in (
+        ("plan", "seeds", [0], r"its plan has seeds \[0\], the file asks for \[0, 1\]"),
+        ("description", "steps", 40, "its description has steps 40, the file asks for 30"),
+    ):
+        path.write_text(json.dumps({**record, part: {**record[part], name: value}}))
+        with pytest.raises(UsageError, match=f"--output .*kept.json: {message}"):
+            main([*words, "--contenders", "sgd"])
+    path.write_text("{}")
+    with pytest.raises(UsageError, match="--output .*not a file of kind comparison"):
+        main([*words, "--contenders", "sgd"])
+    assert path.read_text() == "{}" and not list((tmp_path / "out").rglob("*-*.json"))
+
+
 def test_ctrl_c_leaves_what_there_is_and_the_rest_gives_the_same(main, valley, tmp_path):
     config, out, record = valley
     shutil.copytree(out, tmp_path / "out")

@@ -13,8 +13,12 @@ from dwmgrad.experiments.contenders import get_contender
 from dwmgrad.experiments.runner import Failure
 from dwmgrad.experiments.tuning import missing, results, search, told
 from dwmgrad.experiments.workload import Workload
+from dwmgrad.glue.errors import UsageError
 
 Result = Mapping[str, Any]
+
+_NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on")
+"""What a plan may say otherwise without any run's being another."""
 
 
 def comparison_record(
@@ -34,6 +38,7 @@ def comparison_record(
             errors.append("every learning rate of its search diverged")
         contenders[name] = {
             "title": get_contender(name).title,
+            "defaults": dict(get_contender(name).defaults),
             "best_lr": state.best_lr,
             "trials": [_trial(result, comparison) for result in state.trials],
             "seeds": [_with_losses(result) for result in seeds],
@@ -50,6 +55,55 @@ def comparison_record(
         "contenders": contenders,
         "complete": complete,
     }
+
+
+def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
+    """Whether the runs of an older record stand beside those that the comparison asks for.
+
+    Raises:
+        UsageError: they do not; the message names the first difference.
+    """
+    now = {"plan": comparison.plan(), "description": comparison.workload.description()}
+    for part, values in now.items():
+        old, new = kept.get(part) or {}, json.loads(json.dumps(values))
+        for name in {**old, **new}:
+            if name not in _NOT_OF_RUNS and old.get(name) != new.get(name):
+                raise UsageError(
+                    f"its {part} has {name} {old.get(name)!r}, the file asks for "
+                    f"{new.get(name)!r}: give another --output, or run all contenders"
+                )
+
+
+def joined(record: Mapping[str, Any], kept: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """`record`, of some contenders, with those that only `kept`, an older one, has.
+
+    Args:
+        record, kept: of one plan, see `check_same_plan`.
+        command: the one that would make all of them.
+    """
+    names = dict.fromkeys([*kept["plan"]["contenders"], *record["contenders"]])
+    contenders = {
+        name: record["contenders"].get(name) or kept["contenders"].get(name) for name in names
+    }
+    others = [entry for name, entry in contenders.items() if name not in record["contenders"]]
+    both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
+    return {
+        **record,
+        **both,
+        "command": command,
+        "plan": {**record["plan"], "contenders": list(names)},
+        "contenders": {name: entry for name, entry in contenders.items() if entry},
+        "complete": record["complete"] and all(_whole(each, record["plan"]) for each in others),
+    }
+
+
+def _whole(entry: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool:
+    """Whether all that the plan asks of a contender was run."""
+    if entry is None or len(entry["trials"]) < plan["tuning"]["trials"]:
+        return False
+    seeds = [] if entry["best_lr"] is None else plan["seeds"]
+    shared = (plan["shared"] or {"seeds": []})["seeds"]
+    return len(entry["seeds"]) == len(seeds) and len(entry["shared"]) == len(shared)
 
 
 def experiment_record(

@@ -77,13 +77,18 @@ def read_results(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise UsageError(f"--results {folder}: no such folder; it should hold comparison-*.json")
     return [
-        Result(kind, path.stem.removeprefix(f"{kind}-"), _read(path, kind))
+        Result(kind, path.stem.removeprefix(f"{kind}-"), read_result(path, kind))
         for kind in _KEYS
         for path in sorted(folder.glob(f"{kind}-*.json"))
     ]
 
 
-def _read(path: Path, kind: str) -> dict[str, Any]:
+def read_result(path: Path, kind: str) -> dict[str, Any]:
+    """One file's values.
+
+    Raises:
+        UsageError: it cannot be read, or is none of this kind; the message names it.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
