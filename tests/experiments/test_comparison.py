@@ -61,7 +61,7 @@ def a_comparison(folder: Path, **changes) -> Comparison:
     values = {
         "workload": Peak(data_dir=str(folder)), "options": {}, "title": "Peaks",
         "contenders": ("adamw", "adam"), "tuning": Tuning(trials=5, grid=3),
-        "search": Range(1e-4, 1e-1), "seeds": (0, 1), "shared": None, "target": 0.9,
+        "search": Range(1e-4, 1e-1), "reach": {}, "seeds": (0, 1), "shared": None, "target": 0.9,
         "tolerance": 0.1, "chosen_on": False, "output_dir": folder / "root",
     }  # fmt: skip
     return Comparison(**{**values, **changes})
@@ -284,6 +284,20 @@ def test_each_gets_the_same_number_of_trials_and_the_grid_first(tmp_path):
         assert len(set(rates)) >= 4 and all(lr == float(f"{lr:.3g}") for lr in rates)
 
 
+def test_rates_beyond_the_search_are_run_and_never_chosen(tmp_path):
+    """The best of all is among them; the search goes on as without them."""
+    near = a_comparison(tmp_path, search=Range(1e-4, 1e-3), contenders=("adamw",))
+    finish(near)
+    far = replace(near, reach={"adamw": (1e-2, 1.0)})
+    assert not comparison_record(far, [], "x")["complete"]
+    assert make_runs(far, processes=1, show=False) == []
+    before, after = (comparison_record(each, [], "x") for each in (near, far))
+    assert after["complete"] and after["plan"]["reach"] == {"adamw": [1e-2, 1.0]}
+    (old,), (new,) = (record["contenders"].values() for record in (before, after))
+    assert [(run["lr"], run["score"]) for run in new["reach"]] == [(1e-2, 1.01), (1.0, None)]
+    assert {**new, "reach": []} == old and old["best_lr"] == 1e-3
+
+
 def test_one_more_contender_leaves_the_runs_of_the_others(tmp_path):
     comparison = a_comparison(tmp_path)
     finish(comparison)
@@ -374,6 +388,9 @@ def test_mistakes_are_one_line(main, words, message, tmp_path):
         ("low: 1e-4", "low: 0", "search: low 0: expected a positive number"),
         ("low: 1e-4", "low: 1e31", "low 1e[+]31 must be less than high"),
         (", high: 1e30", "", "search: high None"),
+        ("seeds: [0, 1]\n", "seeds: [0, 1]\nreach: {adam: [1]}\n", "reach: unknown 'adam'"),
+        ("seeds: [0, 1]\n", "seeds: [0, 1]\nreach: {sgd: 1}\n", "sgd: expected a list of rates"),
+        ("seeds: [0, 1]\n", "seeds: [0, 1]\nreach: {sgd: [0]}\n", "reach: sgd 0: expected a pos"),
         ("seeds: [0, 1]", "seeds: [0, 0]", r"seeds \[0, 0\]"),
         ("lr: 1e-3", "lr: fast", "shared: lr 'fast'"),
         ("lr: 1e-3, ", "", "shared: lr is missing"),

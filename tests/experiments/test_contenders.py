@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from dwmgrad.experiments.contenders import CONTENDERS, get_contender
+from dwmgrad.experiments import contenders
+from dwmgrad.experiments.contenders import CONTENDERS, form_of, get_contender
+from dwmgrad.experiments.runner import Run
 from dwmgrad.experiments.schedules import SCHEDULES, make_schedule
 from dwmgrad.experiments.workloads import WORKLOADS, make_workload
 from dwmgrad.glue.errors import UsageError
@@ -55,6 +57,19 @@ def test_dwmgrad_is_there_with_each_signal():
         )
         assert optimizer.param_groups[0]["window_signal"] == signal
         assert optimizer.param_groups[0]["max_window"] == 100
+
+
+def test_a_rule_that_was_changed_makes_other_runs(tmp_path, monkeypatch):
+    code = 'def f(x):\n    """Text."""\n    return x + 1\n'
+    assert form_of(code) == form_of(code.replace("Text", "Other").replace("1", "1  # more"))
+    assert form_of(code) != form_of(code.replace("+ 1", "+ 2"))
+    work = make_workload("rosenbrock")
+    runs = [Run(work, name, {"lr": 0.1}, 0) for name in ("adamw", "dwmgrad-loss")]
+    before = [run.path(tmp_path) for run in runs]
+    assert before == [run.path(tmp_path) for run in runs]
+    monkeypatch.setattr(contenders, "rule", lambda: "another")
+    after = [run.path(tmp_path) for run in runs]
+    assert after[0] == before[0] and after[1] != before[1]
 
 
 def test_the_preset_is_a_contender_whose_settings_say_what_it_is():

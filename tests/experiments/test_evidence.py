@@ -253,6 +253,21 @@ def test_a_range_that_the_search_cut_off_settles_nothing(theirs, ours, expected)
     assert each.robust(OURS) == expected
 
 
+def test_rates_beyond_the_search_end_a_range_that_it_cut_off():
+    each = workload(0.0, 0.0)
+    contenders, plan = (each.comparison.result.data[key] for key in ("contenders", "plan"))
+    for name in ("adamw", OURS):
+        template = contenders[name]["trials"][0]
+        contenders[name]["trials"] = [
+            {**template, "lr": lr, "score": score} for lr, score in ((1e-4, 0.1), (1e-3, 0.9))
+        ]
+        contenders[name]["reach"] = [{**template, "lr": 1e-2, "score": 0.1}]
+    plan |= {"tuning": {"trials": 2}, "reach": {"adamw": [1e-2], OURS: [1e-2]}}
+    assert each.robust(OURS) == "met" and not each.comparison.working(OURS).at_least
+    contenders[OURS]["reach"] = []  # planned and not run
+    assert each.robust(OURS) == "not measured" and each.comparison.working(OURS).at_least
+
+
 def test_results_find_their_configuration_by_their_command(tmp_path):
     for name in ("glue", "glue_lora"):
         (tmp_path / "configs" / "experiments").mkdir(parents=True, exist_ok=True)

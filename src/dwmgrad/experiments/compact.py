@@ -17,7 +17,7 @@ from dwmgrad.glue.errors import UsageError
 
 Result = Mapping[str, Any]
 
-_NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on")
+_NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on", "reach")
 """What a plan may say otherwise without any run's being another."""
 
 
@@ -30,7 +30,12 @@ def comparison_record(
     complete = True
     for name in comparison.contenders:
         state = search(comparison, name)
-        wanted = [*comparison.seed_runs(name, state.best_lr), *comparison.shared_runs(name)]
+        reach = results(comparison.reach_runs(name), comparison)
+        wanted = [
+            *comparison.seed_runs(name, state.best_lr),
+            *comparison.shared_runs(name),
+            *comparison.reach_runs(name),
+        ]
         seeds = results(comparison.seed_runs(name, state.best_lr), comparison)
         shared = results(comparison.shared_runs(name), comparison)
         errors = [failure.error for failure in failures if failure.run.contender == name]
@@ -39,13 +44,15 @@ def comparison_record(
         contenders[name] = {
             "title": get_contender(name).title,
             "defaults": dict(get_contender(name).defaults),
+            "rule": get_contender(name).rule,
             "best_lr": state.best_lr,
             "trials": [_trial(result, comparison) for result in state.trials],
+            "reach": [_trial(result, comparison) for result in reach],
             "seeds": [_with_losses(result) for result in seeds],
             "shared": [_with_losses(result) for result in shared],
             "error": without_folders(errors[0]) if errors else None,
         }
-        found += [*state.trials, *seeds, *shared]
+        found += [*state.trials, *reach, *seeds, *shared]
         complete = complete and not state.wanted and not missing(wanted, comparison)
     return {
         "kind": "comparison",
@@ -85,7 +92,8 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any], command: str) -> 
     contenders = {
         name: record["contenders"].get(name) or kept["contenders"].get(name) for name in names
     }
-    others = [entry for name, entry in contenders.items() if name not in record["contenders"]]
+    others = [name for name in names if name not in record["contenders"]]
+    whole = all(_whole(name, contenders[name], record["plan"]) for name in others)
     both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
     return {
         **record,
@@ -93,17 +101,20 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any], command: str) -> 
         "command": command,
         "plan": {**record["plan"], "contenders": list(names)},
         "contenders": {name: entry for name, entry in contenders.items() if entry},
-        "complete": record["complete"] and all(_whole(each, record["plan"]) for each in others),
+        "complete": record["complete"] and whole,
     }
 
 
-def _whole(entry: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool:
+def _whole(name: str, entry: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool:
     """Whether all that the plan asks of a contender was run."""
     if entry is None or len(entry["trials"]) < plan["tuning"]["trials"]:
         return False
-    seeds = [] if entry["best_lr"] is None else plan["seeds"]
-    shared = (plan["shared"] or {"seeds": []})["seeds"]
-    return len(entry["seeds"]) == len(seeds) and len(entry["shared"]) == len(shared)
+    wanted = {
+        "reach": plan["reach"].get(name, []),
+        "seeds": [] if entry["best_lr"] is None else plan["seeds"],
+        "shared": (plan["shared"] or {"seeds": []})["seeds"],
+    }
+    return all(len(entry.get(part, [])) == len(some) for part, some in wanted.items())
 
 
 def experiment_record(

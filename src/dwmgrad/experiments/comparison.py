@@ -63,6 +63,8 @@ class Comparison:
         contenders: names of `contenders.CONTENDERS`.
         tuning: how each one's learning rate is sought.
         search: where; None: in each one's own range.
+        reach: contender: further rates, to find where the range that works ends. They are run like
+            trials, but the best rate is never one of them.
         seeds: each contender runs once with each, at its best rate.
         shared: runs at one rate for all; None: none.
         target: a score to reach, chosen before any tuning.
@@ -78,6 +80,7 @@ class Comparison:
     contenders: tuple[str, ...]
     tuning: Tuning
     search: Range | None
+    reach: Mapping[str, tuple[float, ...]]
     seeds: tuple[int, ...]
     shared: Shared | None
     target: float
@@ -107,6 +110,11 @@ class Comparison:
         rates = np.geomspace(bounds.low, bounds.high, self.tuning.grid)
         return [self.run(contender, float(f"{lr:.2g}"), self.tuning.seed) for lr in rates]
 
+    def reach_runs(self, contender: str) -> list[Run]:
+        """The runs at the rates of `reach`."""
+        rates = self.reach.get(contender, ())
+        return [self.run(contender, lr, self.tuning.seed) for lr in rates]
+
     def seed_runs(self, contender: str, lr: float | None) -> list[Run]:
         """The runs at the contender's best rate; none without one."""
         return [] if lr is None else [self.run(contender, lr, seed) for seed in self.seeds]
@@ -128,6 +136,7 @@ class Comparison:
             "contenders": list(self.contenders),
             "tuning": asdict(self.tuning),
             "search": asdict(self.search) if self.search else None,
+            "reach": {name: list(rates) for name, rates in self.reach.items()},
             "seeds": list(self.seeds),
             "shared": {"lr": self.shared.lr, "seeds": list(self.shared.seeds)}
             if self.shared
@@ -145,7 +154,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
     """Read a file like those of configs/comparisons/.
 
     Its keys are the attributes of `Comparison`, `workload` by its name. `tuning`, `search`,
-    `shared`, `options`, `title`, `chosen_on` and `output_dir` may be absent.
+    `reach`, `shared`, `options`, `title`, `chosen_on` and `output_dir` may be absent.
 
     Args:
         path: the file.
@@ -170,6 +179,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         contenders=_contenders(values["contenders"], given.get("contenders"), path),
         tuning=_tuning(values, path),
         search=_range(values, path),
+        reach=_reach(values, path),
         seeds=whole_numbers(values["seeds"], "seeds", path),
         shared=_shared(values, path),
         target=_number(values, "target", path, positive=False),
@@ -227,6 +237,18 @@ def _range(values: Mapping[str, Any], path: str | Path) -> Range | None:
     if low >= high:
         raise UsageError(f"{path}: search: low {low:g} must be less than high {high:g}")
     return Range(low, high)
+
+
+def _reach(values: Mapping[str, Any], path: str | Path) -> dict[str, tuple[float, ...]]:
+    names = [str(name) for name in values["contenders"]]
+    found = mapping(values, "reach", path, names)
+    rates: dict[str, tuple[float, ...]] = {}
+    for name, given in found.items():
+        if not isinstance(given, list) or not given:
+            raise UsageError(f"{path}: reach: {name}: expected a list of rates, got {given!r}")
+        where = f"{path}: reach"
+        rates[name] = tuple(_number({name: rate}, name, where) for rate in given)
+    return rates
 
 
 def _shared(values: Mapping[str, Any], path: str | Path) -> Shared | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dwmgrad.experiments.contenders import get_contender
 from dwmgrad.experiments.pool import work_through
 from dwmgrad.experiments.workload import Workload
 from dwmgrad.glue.errors import UsageError
@@ -31,16 +32,19 @@ class Run:
     def path(self, root: Path | str) -> Path:
         """Where the result lies: root/WORKLOAD/CONTENDER/HASH-SEED.json.
 
-        The hash is of the complete settings and of the workload's description, so a workload with
-        other steps or another model is not taken for this one. Where its data lies does not count.
+        The hash is of the complete settings, of the workload's description and of the form of
+        DWMGrad's rule, so a workload with other steps or another model, or a rule that was changed
+        since, is not taken for this one. Where its data lies does not count.
 
         Raises:
             UsageError: a setting is wrong.
         """
-        identity = {
+        identity: dict[str, Any] = {
             "settings": self.workload.settings(self.contender, self.settings),
             "workload": self.workload.description(),
         }
+        if form := get_contender(self.contender).rule:
+            identity["rule"] = form
         text = json.dumps(identity, sort_keys=True)
         name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{self.seed}.json"
         return Path(root) / self.workload.name / self.contender / name

@@ -155,7 +155,8 @@ def make_runs(comparison: Comparison, processes: int, show: bool = True) -> list
             told(result, comparison)
     grids = [run for name in going() for run in comparison.grid_runs(name)]
     shared = [run for name in going() for run in comparison.shared_runs(name)]
-    make("grids and shared rate", [*grids, *shared])
+    reach = [run for name in going() for run in comparison.reach_runs(name)]
+    make("grids and shared rate", [*grids, *shared, *reach])
     while trials := [run for name in going() for run in search(comparison, name).wanted]:
         make("Optuna's trials", trials)
     best = {name: search(comparison, name).best_lr for name in going()}

@@ -54,7 +54,7 @@ class Result:
             return [run for entry in self.data["results"].values() for run in entry["runs"]]
         found: dict[tuple, Mapping[str, Any]] = {}
         for name, entry in self.data["contenders"].items():
-            for part in ("trials", "seeds", "shared"):
+            for part in ("trials", "reach", "seeds", "shared"):
                 for run in entry.get(part) or ():
                     found[name, run["lr"], run["seed"]] = run
         return list(found.values())
@@ -118,14 +118,14 @@ def _comparison(data: Mapping[str, Any], path: Path) -> None:
                      ("tolerance", (int, float))):  # fmt: skip
         if not isinstance(plan.get(name), of):
             raise UsageError(f"{path}: plan: {name} is missing or of a wrong kind; make it again")
-    for name, keys in (("shared", ("lr", "seeds")), ("search", ("low", "high"))):
+    for name, keys in (("shared", ("lr", "seeds")), ("search", ("low", "high")), ("reach", ())):
         given = plan.get(name) or {}
         if not isinstance(given, dict) or (given and not all(key in given for key in keys)):
             raise UsageError(f"{path}: plan: {name} {given!r}: expected {' and '.join(keys)}")
     for name, entry in data["contenders"].items():
         if not isinstance(entry, dict):
             raise UsageError(f"{path}: contenders: {name}: not a mapping; make it again")
-        for part in ("trials", "seeds", "shared"):
+        for part in ("trials", "reach", "seeds", "shared"):
             _runs(entry.get(part) or [], f"contenders: {name}: {part}", path, "lr")
 
 

@@ -72,7 +72,7 @@ class Comparison:
         return self._entry(name).get("best_lr")
 
     def runs(self, name: str, part: str) -> Runs:
-        """`trials`, `seeds` or `shared`."""
+        """`trials`, `reach`, `seeds` or `shared`."""
         return self._entry(name).get(part) or []
 
     def ran(self, name: str) -> bool:
@@ -90,6 +90,9 @@ class Comparison:
             planned = self.plan["tuning"].get("trials", 0)
             enough = all(len(self.runs(each, part)) >= planned for each in (name, ADAMW))
             return enough or self.result.complete
+        if part == "reach":
+            rates = self.plan.get("reach") or {}
+            return all(len(self.runs(n, part)) == len(rates.get(n, ())) for n in (name, ADAMW))
         wanted = set(self.seeds(part))
         return all(wanted <= {run["seed"] for run in self.runs(n, part)} for n in (name, ADAMW))
 
@@ -156,11 +159,15 @@ class Comparison:
         return best - (1 if self.higher else -1) * self.plan["tolerance"]
 
     def working(self, name: str) -> Range | None:
-        """The learning rates of the trials that work; None: not measured."""
+        """The learning rates that work, of the trials and of `reach`; None: not measured."""
         if self.mark is None:
             return None
-        trials = [(run["lr"], run["score"]) for run in self.runs(name, "trials")]
+        trials = [(run["lr"], run["score"]) for run in self.tried(name)]
         return working_range(trials, self.mark, self.higher)
+
+    def tried(self, name: str) -> Runs:
+        """The trials, and the runs beyond them that none was chosen from."""
+        return [*self.runs(name, "trials"), *self.runs(name, "reach")]
 
     def at_the_edge(self, name: str) -> bool:
         """Whether the best learning rate is the lowest or the highest that was tried."""

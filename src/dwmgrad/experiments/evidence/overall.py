@@ -82,7 +82,7 @@ class Workload:
 
     def robust(self, name: str) -> str:
         """Goal (d)."""
-        if not self.comparison or not self.whole(name, "trials"):
+        if not self.comparison or not (self.whole(name, "trials") and self.whole(name, "reach")):
             return NOT_MEASURED
         ours, theirs = self.comparison.working(name), self.comparison.working(ADAMW)
         if ours is None or theirs is None:

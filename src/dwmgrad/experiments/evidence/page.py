@@ -47,7 +47,8 @@ RULES = """How to read this:
   median over the seeds, a seed that never gets there counted as never. AdamW itself may touch that
   loss before its end, so the share is compared with AdamW's own.
 - (d) is the width of the widest range of learning rates, in powers of ten, within which the trials'
-  score stays within the plan's tolerance of AdamW's best trial, linear between trials. 'At least':
+  score stays within the plan's tolerance of AdamW's best trial, linear between trials. Some plans
+  have further rates beyond those of the search, to find the range's ends alone. 'At least':
   it touches an end of the range that was searched; where that is AdamW's, its width is not known
   and neither is who has more. A trial that diverged fails.
 - Not measured: not all that a goal needs is there."""

@@ -50,13 +50,13 @@ def _style(name: str, number: int) -> dict[str, Any]:
 def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
     factor = 100 if comparison.metric in SHARES else 1
     for number, name in enumerate(names):
-        trials = sorted((run["lr"], run["score"]) for run in comparison.runs(name, "trials")
+        trials = sorted((run["lr"], run["score"]) for run in comparison.tried(name)
                         if run["score"] is not None)  # fmt: skip
         style = _style(name, number)
         points = [(lr, factor * score) for lr, score in trials]
         axis.plot(*zip(*points, strict=True) if points else ([], []), "o-", markersize=4,
                   label=comparison.title(name), **style)  # fmt: skip
-        lost = [run["lr"] for run in comparison.runs(name, "trials") if run["score"] is None]
+        lost = [run["lr"] for run in comparison.tried(name) if run["score"] is None]
         base = 0.02 if comparison.higher else 0.98
         axis.plot(lost, [base] * len(lost), "x", markersize=8, markeredgewidth=2,
                   color=style["color"], transform=axis.get_xaxis_transform(),
@@ -66,7 +66,7 @@ def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
                      label="AdamW's best trial less the tolerance")  # fmt: skip
     axis.set_xscale("log")
     _log_if_wide(axis)
-    _fit(axis, [factor * run["score"] for name in names for run in comparison.runs(name, "trials")
+    _fit(axis, [factor * run["score"] for name in names for run in comparison.tried(name)
                 if name in _STRONG and run["score"] is not None], comparison.higher)  # fmt: skip
     share = ", %" if factor == 100 else ""
     arrow = "higher" if comparison.higher else "lower"
