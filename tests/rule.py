@@ -22,13 +22,13 @@ class Rule:
         loss_smoothing=0.0,
         bias_correction=False,
         normalize_momentum=False,
-        second_moment_factor=1.0,
+        second_moment_window=None,
     ):
         self.theta = np.array(theta, dtype=np.float64)
         self.s, self.v = np.zeros_like(self.theta), np.zeros_like(self.theta)
         self.lr, self.momentum, self.eps, self.weight_decay = lr, momentum, eps, weight_decay
         self.window, self.max_window, self.signal = window, max_window, signal
-        self.smoothing, self.factor = loss_smoothing, second_moment_factor
+        self.smoothing, self.second = loss_smoothing, second_moment_window
         self.corrects, self.normalizes = bias_correction, normalize_momentum
         self.last, self.weight = None, 0.0
 
@@ -44,7 +44,7 @@ class Rule:
         self.last = loss
         self.window = min(self.window + 1, self.max_window) if beta > 0 else max(self.window - 1, 1)
         w = self.window
-        long = self.factor * w
+        long = w if self.second is None else self.second
         self.s = self.s * (long - 1) / long + gradient**2 / long
         self.weight = self.weight * (long - 1) / long + 1 / long  # the sum of s's weights
         mean_square = self.s / self.weight if self.corrects else self.s

@@ -192,7 +192,7 @@ GROUP_KEYS = [
     "loss_smoothing",
     "bias_correction",
     "normalize_momentum",
-    "second_moment_factor",
+    "second_moment_window",
     "schema",
     "gamma",
 ]

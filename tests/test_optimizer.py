@@ -42,10 +42,10 @@ BEYOND = {
     "smoothed": {"loss_smoothing": 0.9},
     "corrected": {"bias_correction": True},
     "normalized": {"normalize_momentum": True},
-    "longer": {"second_moment_factor": 7.5},
+    "of its own": {"second_moment_window": 40},
     "all": {
         "loss_smoothing": 0.8, "bias_correction": True, "normalize_momentum": True,
-        "second_moment_factor": 5.0, "eps": 1e-2,
+        "second_moment_window": 25, "eps": 1e-2,
     },
 }  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_what_goes_beyond_the_paper_equals_its_rule_in_float64(case: str, signal
 
 def test_with_bias_correction_the_first_step_is_lr() -> None:
     param = torch.zeros(3, requires_grad=True)
-    optimizer = DWMGrad([param], lr=0.01, bias_correction=True, second_moment_factor=50.0)
+    optimizer = DWMGrad([param], lr=0.01, bias_correction=True, second_moment_window=200)
     param.grad = torch.tensor([1.0, -5.0, 0.1])
     optimizer.step(loss=1.0)
     torch.testing.assert_close(param.detach(), torch.tensor([-0.01, 0.01, -0.01]))

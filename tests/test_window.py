@@ -54,7 +54,7 @@ def test_the_window_stays_between_one_and_its_bound() -> None:
 def test_decay_and_momentum_follow_the_size() -> None:
     assert Window(size=1).decay() == 0.0
     assert Window(size=10).decay() == pytest.approx(0.9)
-    assert Window(size=10).decay(5.0) == pytest.approx(0.98)
+    assert Window(size=10).decay(50) == Window(size=3).decay(50) == pytest.approx(0.98)
     assert Window(size=1).momentum(0.9) == pytest.approx(0.09)
     assert Window(size=10).momentum(0.9) == pytest.approx(0.9)
     assert Window(size=25, max_size=100).momentum(0.9) == pytest.approx(0.225)

@@ -15,7 +15,7 @@ from .window import SIGNALS
 MISSING_LOSS = ("warn", "hold", "error")
 
 
-_NUMBERS = ("lr", "momentum", "eps", "weight_decay", "loss_smoothing", "second_moment_factor")
+_NUMBERS = ("lr", "momentum", "eps", "weight_decay", "loss_smoothing")
 _SWITCHES = (
     "bias_correction",
     "normalize_momentum",
@@ -23,7 +23,7 @@ _SWITCHES = (
     "stochastic_rounding",
     "capturable",
 )
-_COUNTS = ("initial_window", "max_window")
+_COUNTS = ("initial_window", "max_window", "second_moment_window")
 MOST_STEPS = 2**53  # up to which a float64 holds every whole number
 
 
@@ -71,7 +71,8 @@ def check(settings: dict[str, Any]) -> None:
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
     _check_number("loss_smoothing", settings["loss_smoothing"], below=1)
-    _check_number("second_moment_factor", settings["second_moment_factor"], below=1e6, least=1)
+    if settings["second_moment_window"] is not None:
+        _check_count("second_moment_window", settings["second_moment_window"])
     _check_choice("window_signal", settings["window_signal"], SIGNALS)
     _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
     for name in _SWITCHES:

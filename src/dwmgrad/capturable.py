@@ -82,7 +82,8 @@ class DeviceWindow:
         window = window.clamp(1, common["max_window"])
         last, mean = torch.where(moves, loss, last), torch.where(moves, smoothed, mean)
         steps = steps + happens
-        reach = common["second_moment_factor"] * window
+        fixed = common["second_moment_window"]
+        reach = window if fixed is None else torch.full_like(window, fixed)
         decay = (reach - 1) / reach
         zero_share = torch.where(happens, zero_share * decay, zero_share)
         self._numbers.copy_(

@@ -70,8 +70,8 @@ class DWMGrad(Optimizer):
             momentum μ = γω/δ and m = γ/2. At half the full window a gradient's total effect is
             then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
             noise in the gradients moves the parameters as far at any window. False by default.
-        second_moment_factor: f, by which the window of s is longer than ω: s keeps (fω - 1)/(fω).
-            In [1, 1e6); 1 by default.
+        second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
+            β₂ = 0.998. None, the default: ω.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -122,7 +122,7 @@ class DWMGrad(Optimizer):
         loss_smoothing: float | None = None,
         bias_correction: bool | None = None,
         normalize_momentum: bool | None = None,
-        second_moment_factor: float | None = None,
+        second_moment_window: int | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -146,7 +146,7 @@ class DWMGrad(Optimizer):
                     "loss_smoothing": loss_smoothing,
                     "bias_correction": bias_correction,
                     "normalize_momentum": normalize_momentum,
-                    "second_moment_factor": second_moment_factor,
+                    "second_moment_window": second_moment_window,
                 },
             ),
             "maximize": maximize,

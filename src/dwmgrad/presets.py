@@ -11,7 +11,7 @@ PAPER: dict[str, Any] = {
     "loss_smoothing": 0.0,
     "bias_correction": False,
     "normalize_momentum": False,
-    "second_moment_factor": 1.0,
+    "second_moment_window": None,
 }
 """The arguments that a preset may set, with the paper's values, which hold without one."""
 
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_smoothing": 0.9,
         "bias_correction": True,
         "normalize_momentum": True,
-        "second_moment_factor": 5.0,
+        "second_moment_window": 500,
     },
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares it with AdamW."""

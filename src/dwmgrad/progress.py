@@ -62,7 +62,7 @@ def advance(group: dict[str, Any], loss: float | None) -> None:
         window.observe(loss)
         group.update(progress_of(window))
     group["steps"] += 1
-    group["zero_share"] *= window.decay(group["second_moment_factor"])
+    group["zero_share"] *= window.decay(group["second_moment_window"])
 
 
 def momentum_scale(base: float, momentum: Any) -> Any:
@@ -87,7 +87,7 @@ def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
         step_size, eps = step_size * root, max(eps * root, LEAST_EPS)
     return kernels.Coefficients(
         step_size=step_size,
-        decay=window.decay(group["second_moment_factor"]),
+        decay=window.decay(group["second_moment_window"]),
         momentum=momentum,
         eps=eps,
         shrink=lr * group["weight_decay"],

@@ -56,9 +56,10 @@ class Window:
             return mean - (0.0 if self.mean_loss is None else self.mean_loss)
         return 0.0 if self.mean_loss is None else self.mean_loss - mean
 
-    def decay(self, factor: float = 1.0) -> float:
-        """What is kept of the mean squared gradient: (fω − 1)/(fω), f = 1 in the paper."""
-        return (factor * self.size - 1) / (factor * self.size)
+    def decay(self, fixed: int | None = None) -> float:
+        """What a step keeps of the mean squared gradient: (ω − 1)/ω; of a fixed window, its own."""
+        size = fixed or self.size
+        return (size - 1) / size
 
     def momentum(self, base: float) -> float:
         """The effective momentum μ = γω/δ for the base momentum γ."""

@@ -40,7 +40,7 @@ OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
     "loss_smoothing": float,
     "bias_correction": _boolean,
     "normalize_momentum": _boolean,
-    "second_moment_factor": float,
+    "second_moment_window": int,
     "missing_loss": _choice(*MISSING_LOSS),
     "maximize": _boolean,
     "foreach": _optional_boolean,
