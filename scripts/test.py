@@ -2,7 +2,8 @@
 
   python3 scripts/test.py               what every change must pass
   python3 scripts/test.py --slow        the slow tests, too
-  python3 scripts/test.py --oldest      the tests with the oldest supported versions
+  python3 scripts/test.py --oldest      the tests with the oldest supported versions, but for those
+                                        of the experiments, which are made with the newest
   python3 scripts/test.py --ecosystem   the tests with DeepSpeed, TRL, Sentence Transformers and
                                         the tests that ship with torch and Accelerate
 
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> None:
     if "--oldest" in arguments:
         arguments.remove("--oldest")
         python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))
+        arguments += ["--ignore", "tests/experiments"]
     elif "--ecosystem" in arguments:
         arguments.remove("--ecosystem")
         python, marked = str(prepare("ecosystem")), "ecosystem"

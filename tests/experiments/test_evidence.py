@@ -74,9 +74,13 @@ def rows(text: str, start: str) -> list[list[str]]:
 
 def test_the_page_begins_with_the_verdicts(made):
     goals = section(made.read_text(), "## The goals")
-    (equal,), (ahead_all, ahead_rest), (faster,), (wide,) = (
+    (equal, behind), (ahead_all, ahead_rest), (sooner, faster), (wide,) = (
         rows(goals, f"({letter})") for letter in "abcd"
     )
+    assert behind[1].startswith("**not measured** (2 of 5 met, 3 not measured)")
+    assert behind[2].startswith("**not met** (0 of 5 met")
+    assert sooner[1].startswith("**not measured** (2 of 5 met")
+    assert sooner[2].startswith("**not met**")
     assert equal[1].startswith("**not measured** (2 of 5 met, 3 not measured)")
     assert equal[2].startswith("**not met** (0 of 5 met")
     assert ahead_all[1].startswith("**not measured** (+") and "2 of 5 workloads" in ahead_all[1]
@@ -227,7 +231,8 @@ def test_a_search_in_which_all_diverged_meets_no_goal():
     ours = each.comparison.result.data["contenders"][OURS]
     ours["trials"] = [fake_results.diverged(run) for run in ours["trials"]]
     ours |= {"seeds": [], "best_lr": None}
-    assert each.equal(OURS) == each.faster(OURS) == each.robust(OURS) == "not met"
+    verdicts = {each.equal(OURS), each.not_behind(OURS), each.sooner(OURS), each.faster(OURS)}
+    assert verdicts == {each.robust(OURS)} == {"not met"}
     assert ahead([each], OURS)[0] == "not met"
 
 
@@ -266,6 +271,13 @@ def test_rates_beyond_the_search_end_a_range_that_it_cut_off():
     assert each.robust(OURS) == "met" and not each.comparison.working(OURS).at_least
     contenders[OURS]["reach"] = []  # planned and not run
     assert each.robust(OURS) == "not measured" and each.comparison.working(OURS).at_least
+
+
+def test_what_can_be_told_of_being_behind():
+    assert workload(-0.02, -0.021, -0.019).not_behind(OURS) == "not met"
+    assert workload(-0.02, 0.01, -0.01).not_behind(OURS) == "met"  # the interval includes 0
+    assert workload(-0.02).not_behind(OURS) == "not measured"  # one seed has no interval
+    assert workload(0.02, 0.021, 0.019).not_behind(OURS) == "met"
 
 
 def test_results_find_their_configuration_by_their_command(tmp_path):

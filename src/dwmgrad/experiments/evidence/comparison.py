@@ -145,7 +145,7 @@ def facts(comparison: Comparison) -> str:
             f"- Command: `{result.data.get('command') or 'not recorded'}`",
             f"- Machine: {machines(result.data['machine'])}.",
             f"- Versions: {versions(result.data['versions'])}."
-            + _chosen(plan),
+            + _preset(comparison) + _chosen(plan),
         ]
     )  # fmt: skip
 
@@ -170,3 +170,10 @@ def _plan(comparison: Comparison) -> str:
 
 def _chosen(plan: Mapping[str, Any]) -> str:
     return "\n- This workload took part in choosing the preset." if plan.get("chosen_on") else ""
+
+
+def _preset(comparison: Comparison) -> str:
+    """What the preset was when it was measured."""
+    values = comparison.defaults("dwmgrad-finetune")
+    told = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"\n- The preset: {told}." if told else ""

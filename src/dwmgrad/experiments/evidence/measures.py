@@ -71,6 +71,10 @@ class Comparison:
     def best_lr(self, name: str) -> float | None:
         return self._entry(name).get("best_lr")
 
+    def defaults(self, name: str) -> Mapping[str, Any]:
+        """The settings by which the contender was what it was."""
+        return self._entry(name).get("defaults") or {}
+
     def runs(self, name: str, part: str) -> Runs:
         """`trials`, `reach`, `seeds` or `shared`."""
         return self._entry(name).get(part) or []

@@ -45,7 +45,8 @@ RULES = """How to read this:
 - (c) is, for each seed, the first recorded step at which the mean training loss over the last 5 %
   of the budget is at or below AdamW's final one with the same seed, as a share of the budget; the
   median over the seeds, a seed that never gets there counted as never. AdamW itself may touch that
-  loss before its end, so the share is compared with AdamW's own.
+  loss before its end, so the tables by workload compare the share with AdamW's own, which is
+  the harder goal of the two.
 - (d) is the width of the widest range of learning rates, in powers of ten, within which the trials'
   score stays within the plan's tolerance of AdamW's best trial, linear between trials. Some plans
   have further rates beyond those of the search, to find the range's ends alone. 'At least':
