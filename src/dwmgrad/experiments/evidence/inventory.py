@@ -10,7 +10,12 @@ from dwmgrad.experiments.evidence.experiment import PAPER
 from dwmgrad.experiments.evidence.files import Result
 from dwmgrad.experiments.evidence.words import NOT_RUN, duration, machines, table
 
-REASONS = {"cifar10": "needs a GPU", "urbansound8k": "the data cannot be had"}
+REASONS = {
+    "cifar10": "needs a GPU",
+    "glue": "hours without a GPU",
+    "glue_lora": "hours without a GPU",
+    "urbansound8k": "the data cannot be had",
+}
 """Why a file of configs/ was not run."""
 
 
