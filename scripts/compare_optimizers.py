@@ -23,7 +23,8 @@ from dwmgrad.experiments.cli import check_output, command, parse
 from dwmgrad.experiments.compact import as_text, check_same_plan, comparison_record, joined
 from dwmgrad.experiments.comparison import Comparison, read_comparison
 from dwmgrad.experiments.evidence.files import read_result
-from dwmgrad.experiments.runner import Failure, write_text
+from dwmgrad.experiments.files import write_text
+from dwmgrad.experiments.runner import Failure
 from dwmgrad.experiments.table import comparison_tables
 from dwmgrad.experiments.tuning import make_runs
 from dwmgrad.glue.errors import UsageError, run_cli
@@ -63,16 +64,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     path = Path(output or comparison.output_dir / comparison.workload.name / "comparison.json")
     comparison.workload.check()
     check_output(path)
-    kept = older(path, comparison) if arguments.contenders else None
-    if kept:
-        values.pop("contenders")
+    kept = None
+    if arguments.contenders and (kept := older(path, comparison)):
+        values["contenders"] = None
+        names = read_comparison(file, **values).contenders
     line = command("compare_optimizers.py", file, ROOT, values)
+
+    def save(failures: Sequence[Failure]) -> dict[str, Any]:
+        made = comparison_record(comparison, failures, line)
+        return report(joined(made, kept, names, line) if kept else made, path)
+
     try:
         failures = make_runs(comparison, processes)
     except KeyboardInterrupt:
-        report(comparison, [], line, path, kept)
+        save([])
         raise
-    record = report(comparison, failures, line, path, kept)
+    record = save(failures)
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
@@ -98,16 +105,9 @@ def older(path: Path, comparison: Comparison) -> dict[str, Any] | None:
     return kept
 
 
-def report(
-    comparison: Comparison,
-    failures: Sequence[Failure],
-    line: str,
-    path: Path,
-    kept: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Tables and JSON of what there is, with what an older JSON has of other contenders."""
-    record = comparison_record(comparison, failures, line)
-    text = as_text(joined(record, kept, line) if kept else record)
+def report(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Tables and JSON of what there is."""
+    text = as_text(record)
     record = json.loads(text)
     write_text(path, text + "\n")
     print(f"\n{comparison_tables(record)}\n\nsaved as {path}")

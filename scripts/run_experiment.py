@@ -22,8 +22,9 @@ from typing import Any
 from dwmgrad.experiments.cli import check_output, command, parse
 from dwmgrad.experiments.compact import as_text, experiment_record
 from dwmgrad.experiments.config import Experiment, read_experiment
+from dwmgrad.experiments.files import write_json, write_text
 from dwmgrad.experiments.plots import learning_curves, valley
-from dwmgrad.experiments.runner import Failure, read_result, sweep, write_json, write_text
+from dwmgrad.experiments.runner import Failure, read_result, sweep
 from dwmgrad.experiments.table import markdown
 from dwmgrad.glue.errors import UsageError, run_cli
 

@@ -35,6 +35,8 @@ FORMATS = {
     "flat": StateDictOptions(flatten_optimizer_state_dict=True),
 }
 
+PRESETS_OF = {"sharded": None, "full": "finetune", "flat": "finetune"}
+
 
 class Lora(torch.nn.Module):
     """A frozen layer with a trained update of rank 2."""
@@ -106,6 +108,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "2 ranks, fused": ((2,), {"fused": True}),
     "2 ranks, foreach": ((2,), {"foreach": True}),
     "2 ranks, lora": ((2,), {"lora": True}),
+    "2 ranks, preset": ((2,), {"preset": "finetune"}),
     "4 ranks": ((4,), {}),
     "4 ranks, hybrid": ((2, 2), {}),
     "4 ranks, lora": ((4,), {"lora": True}),
@@ -114,12 +117,15 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 
 def beside_ddp(rank: int) -> dict[str, Any]:
-    ddp = {lora: train(*build(None, lora=lora)) for lora in (False, True)}
+    same: dict[str, Any] = {"lora": False, "preset": None}  # what DDP's run shares with the others
+    ddp: dict[str, dict[str, Any]] = {}
     found = {}
     for name, (shape, options) in CASES.items():
         if math.prod(shape) == dist.get_world_size():
-            sharded = train(*build(shape, **options))
-            found[name] = (sharded, ddp[options.get("lora", False)])
+            shared = {key: options.get(key, value) for key, value in same.items()}
+            if str(shared) not in ddp:
+                ddp[str(shared)] = train(*build(None, **shared))
+            found[name] = (train(*build(shape, **options)), ddp[str(shared)])
     return found
 
 
@@ -140,7 +146,7 @@ def state_of(model: torch.nn.Module, optimizer: DWMGrad, options: StateDictOptio
 
 
 def progress_of(optimizer: DWMGrad) -> dict[str, Any]:
-    names = ("window", "last_loss", "observations", "increases")
+    names = ("window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share")
     return {name: optimizer.param_groups[0][name] for name in names}
 
 
@@ -148,7 +154,7 @@ def write(rank: int, folder: Path) -> dict[str, dict]:
     """Writes a checkpoint in each format after 17 steps, and goes on to the end."""
     found = {}
     for name, options in FORMATS.items():
-        model, optimizer = build((dist.get_world_size(),))
+        model, optimizer = build((dist.get_world_size(),), preset=PRESETS_OF[name])
         train(model, optimizer, 0, STOP)
         dcp.save(state_of(model, optimizer, options), checkpoint_id=folder / name)
         found[name] = {"progress": progress_of(optimizer), **train(model, optimizer, STOP)}
@@ -158,7 +164,7 @@ def write(rank: int, folder: Path) -> dict[str, dict]:
 def resume(rank: int, folder: Path) -> dict[str, dict]:
     found = {}
     for name, options in FORMATS.items():
-        model, optimizer = build((dist.get_world_size(),))
+        model, optimizer = build((dist.get_world_size(),), preset=PRESETS_OF[name])
         state = state_of(model, optimizer, options)
         dcp.load(state, checkpoint_id=folder / name)
         set_state_dict(

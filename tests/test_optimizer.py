@@ -85,7 +85,7 @@ def walk(gradients: np.ndarray, size: int, losses: tuple[float, ...]) -> np.ndar
     for step, gradient in enumerate(gradients):
         param.grad = torch.full_like(param, gradient)
         optimizer.step(loss=losses[step % len(losses)])
-        seen.append(float(param))
+        seen.append(float(param.detach()))
     return np.diff(seen)
 
 

@@ -71,7 +71,7 @@ class DWMGrad(Optimizer):
             then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
             noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
-            β₂ = 0.998. None, the default: ω.
+            β₂ = 0.998. None, the default: ω, or what the preset says.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -482,6 +482,9 @@ class DWMGrad(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("loss_group", None)  # load_state_dict() comes by here, too
+        for group in self.param_groups:  # of a pickle that an earlier version made
+            for name, value in presets.PAPER.items():
+                group.setdefault(name, value)
         self._forget_losses()
 
     def _forget_losses(self) -> None:

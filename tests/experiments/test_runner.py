@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dwmgrad.experiments.runner import Run, run_once, sweep, write_json
+from dwmgrad.experiments.files import write_json
+from dwmgrad.experiments.runner import Run, run_once, sweep
+from dwmgrad.experiments.workloads import make_workload
+from dwmgrad.glue.checkpoints import checkpoints, steps_done
 from dwmgrad.glue.errors import UsageError
 
 from .fakes import Fake, counted
@@ -45,6 +48,65 @@ def test_each_setting_contender_seed_and_budget_has_its_own_file(tmp_path):
     assert len({run.path(tmp_path) for run in runs}) == len(runs)
     same = Run(Fake(data_dir="elsewhere"), "adamw", SETTINGS | {"schedule": "constant"}, 0)
     assert same.path(tmp_path) == runs[0].path(tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+from dwmgrad.experiments import recording, training
+from dwmgrad.experiments.runner import run_once
+from dwmgrad.experiments.workloads import make_workload
+
+name, data_dir, root, contender, lr, options, end = sys.argv[1:]
+training.SAVE_STEPS, took = 4, recording.Recorder.step
+
+def step(self, loss, optimizer):
+    if len(self.losses) == int(end):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return took(self, loss, optimizer)
+
+recording.Recorder.step = step
+workload = make_workload(name, data_dir or None, **eval(options))
+run_once(workload, contender, {"lr": float(lr)}, 3, root)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "contender"),
+    [
+        ("cifar10-short", "dwmgrad-finetune"),  # random crops, batch norms
+        pytest.param("cifar10-short", "schedule-free-adamw", marks=pytest.mark.slow),
+        pytest.param("tiny-sst2", "dwmgrad-finetune", marks=pytest.mark.slow),  # dropout
+        pytest.param("tiny-sst2", "adamw", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_dir, tmp_path):
+    if contender.startswith("schedule-free"):
+        pytest.importorskip("schedulefree")
+    data_dir, options = {
+        "cifar10-short": (str(images_dir), {"steps": 12, "depth": 8, "batch_size": 8}),
+        "tiny-sst2": (
+            "", {"steps": 12, "batch_size": 8, "train_examples": 40, "eval_examples": 16}
+        ),
+    }[name]  # fmt: skip
+    run = Run(make_workload(name, data_dir or None, **options), contender, {"lr": 1e-3}, 3)
+
+    def train(root: Path, end: int) -> int:
+        words = [name, data_dir, str(root), contender, "1e-3", repr(options), str(end)]
+        command = [sys.executable, "-c", KILLED, *words]
+        return subprocess.run(
+            command,
+        ).returncode
+
+    left = run.path(tmp_path / "killed").with_suffix(".unfinished")
+    for end, saved in ((7, [4]), (10, [8])):
+        assert train(tmp_path / "killed", end) == -signal.SIGKILL
+        assert [steps_done(path) for path in checkpoints(left)] == saved
+    assert train(tmp_path / "killed", -1) == train(tmp_path / "whole", -1) == 0
+    whole, killed = (json.loads(run.path(tmp_path / root).read_text())
+                     for root in ("whole", "killed"))  # fmt: skip
+    assert whole.pop("seconds") > 0 and killed.pop("seconds") > 0
+    assert killed == whole and whole["steps"] == 12
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])

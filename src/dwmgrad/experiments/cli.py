@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dwmgrad.experiments.runner import write_text
+from dwmgrad.experiments.files import write_text
 from dwmgrad.glue.errors import UsageError
 
 T = TypeVar("T")

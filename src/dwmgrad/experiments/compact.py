@@ -81,27 +81,31 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
                 )
 
 
-def joined(record: Mapping[str, Any], kept: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """`record`, of some contenders, with those that only `kept`, an older one, has.
+def joined(
+    record: Mapping[str, Any], kept: Mapping[str, Any], names: Sequence[str], command: str
+) -> dict[str, Any]:
+    """`record`, of some contenders, with what `kept`, an older one, has of the others.
 
     Args:
         record, kept: of one plan, see `check_same_plan`.
+        names: all contenders of the file.
         command: the one that would make all of them.
     """
-    names = dict.fromkeys([*kept["plan"]["contenders"], *record["contenders"]])
-    contenders = {
-        name: record["contenders"].get(name) or kept["contenders"].get(name) for name in names
-    }
-    others = [name for name in names if name not in record["contenders"]]
-    whole = all(_whole(name, contenders[name], record["plan"]) for name in others)
+    plan = {**record["plan"], "contenders": list(names)}
+    contenders = {}
+    for name in names:
+        new, old = record["contenders"].get(name), kept["contenders"].get(name)
+        # what was interrupted does not replace what is whole
+        contenders[name] = old if old and not _whole(name, new, plan) else new
+    whole = all(_whole(name, entry, plan) for name, entry in contenders.items())
     both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
     return {
         **record,
         **both,
         "command": command,
-        "plan": {**record["plan"], "contenders": list(names)},
+        "plan": plan,
         "contenders": {name: entry for name, entry in contenders.items() if entry},
-        "complete": record["complete"] and whole,
+        "complete": whole,
     }
 
 

@@ -31,7 +31,7 @@ class Recorder:
         self.positive: list[int] = []  # signals of DWMGrad, counted after each step
         self.signal = ""
         self.history: list[dict[str, Any]] = []
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float | None] = {}
         self.score: float | None = None
         self.diverged = False
 
@@ -62,20 +62,30 @@ class Recorder:
             return
         self.score = float(score)
         self.history.append({"step": len(self.losses), "score": self.score})
-        self.metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        self.metrics = {
+            name: float(value) if math.isfinite(value) else None
+            for name, value in (metrics or {}).items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What was recorded so far, as plain values."""
+        return dict(vars(self))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state()` gave."""
+        vars(self).update(state)
 
     def result(self, seconds: float) -> dict[str, Any]:
         """The run's result; `seconds` of training."""
         tail = max(1, math.ceil(0.05 * self.steps))
         failed = self.diverged or not self.losses
-        metrics = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return {
             "score": None if failed else self.score,
             "diverged": self.diverged,
             "train_loss": None if failed else _mean(self.losses[-tail:]),
             "steps": len(self.losses),
             "seconds": seconds,
-            "metrics": {} if failed else metrics,
+            "metrics": {} if failed else self.metrics,
             "history": self.history,
             **self._window(),
             "machine": machine(),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dwmgrad.experiments.contenders import get_contender
+from dwmgrad.experiments.files import write_json
 from dwmgrad.experiments.pool import work_through
 from dwmgrad.experiments.workload import Workload
 from dwmgrad.glue.errors import UsageError
@@ -74,6 +74,8 @@ def run_once(
 ) -> dict[str, Any]:
     """The result of a run, from its file if there is one, else from training now.
 
+    A run of many steps that was interrupted goes on from what it saved beside that file.
+
     Args:
         workload, contender, settings, seed: see `Workload.run`.
         root: the folder of all results.
@@ -89,8 +91,14 @@ def run_once(
     if path.exists():
         return read_result(path)
     workload.check()
-    with tempfile.TemporaryDirectory(prefix="dwmgrad-run-") as folder:
-        measured = workload.run(contender, settings, seed, Path(folder))
+    folder = path.with_suffix(".unfinished")  # an interrupted run goes on from it
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        measured = workload.run(contender, settings, seed, folder)
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
     result = {
         "workload": workload.name,
         "metric": workload.metric,
@@ -102,6 +110,7 @@ def run_once(
         **measured,
     }
     write_json(path, result)
+    shutil.rmtree(folder, ignore_errors=True)
     return read_result(path)
 
 
@@ -171,23 +180,3 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or "score" not in result:
         raise UsageError(f"{path}: not a result; remove it to run again")
     return result
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write all or nothing: a reader, or the next sweep, never sees half a file."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all or nothing.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

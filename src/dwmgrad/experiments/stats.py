@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -171,6 +171,7 @@ def working_range(
         heights[lr] = min(height, heights.get(lr, math.inf))
     points = sorted((math.log10(lr), lr, height) for lr, height in heights.items())
     best = Range(None, None, False)
+    touches = False  # an end of what was tried: that range may be wider than it looks
     begin: float | None = None
     for number, (x, lr, height) in enumerate(points):
         if height < 0:
@@ -185,10 +186,11 @@ def working_range(
             10 ** _crossing(x, height, after[0]) if after else lr,
             begin == points[0][1] or not after,
         )
+        touches = touches or found.at_least
         if best.low is None or found.decades > best.decades:
             best = found
         begin = None
-    return best
+    return replace(best, at_least=touches)
 
 
 def _crossing(x: float, height: float, other: tuple[float, float, float]) -> float:

@@ -1,8 +1,9 @@
-"""One run with the Hugging Face Trainer: any contender, every loss kept, no file written."""
+"""One run with the Hugging Face Trainer: any contender, every loss kept, long runs resumable."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +15,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dwmgrad.experiments.contenders import Contender, get_contender
+from dwmgrad.experiments.files import write_json
 from dwmgrad.experiments.recording import Recorder
 from dwmgrad.experiments.schedules import make_schedule
+from dwmgrad.glue.checkpoints import WholeCheckpointTrainer, checkpoints, steps_done
+
+SAVE_STEPS = 1000
+"""A run saves itself after each of so many steps, and goes on from there; shorter ones do not."""
 
 
 @dataclass
@@ -61,7 +67,8 @@ def train(
 
     Args:
         job: model and data.
-        contender, settings, seed, folder: as for `Workload.run`, settings complete.
+        contender, settings, seed, folder: as for `Workload.run`, settings complete. What the same
+            run has saved in the folder is where it goes on.
         steps: the budget.
         batch_size, eval_batch_size: examples per batch.
         evaluations: how often the score is taken, evenly spread; the last is at the end.
@@ -77,7 +84,9 @@ def train(
         max_grad_norm=max_grad_norm,
         seed=seed,
         eval_strategy="no",
-        save_strategy="no",
+        save_strategy="steps" if steps > SAVE_STEPS else "no",
+        save_steps=SAVE_STEPS,
+        save_total_limit=1,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -90,13 +99,51 @@ def train(
         train_dataset=job.train, eval_dataset=job.evaluation, data_collator=job.collate,
         compute_metrics=job.compute_metrics,
     )  # fmt: skip
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started - trainer.evaluation_seconds
-    return trainer.recorder.result(seconds)
+    last = next(iter(checkpoints(folder)[::-1]), None)
+    if last is not None:
+        trainer.remember(steps_done(last))
+    if steps_done(last) < steps:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return trainer.recorder.result(trainer.seconds())
 
 
-class _Trainer(Trainer):
+class _Collate:
+    """The training's collate, whose random numbers a resumed run repeats.
+
+    The loader makes each batch before the step of the one before it, and before the Trainer
+    restores the random state: so the states are kept and set here.
+    """
+
+    def __init__(self, collate: Any) -> None:
+        self.collate, self.made = collate, 0
+        self.before = torch.get_rng_state()
+        self.states: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.resumed = False
+
+    def __call__(self, examples: Any) -> Any:
+        first, self.states = self.states, None
+        if first:
+            torch.set_rng_state(first[0])
+        self.made, self.before = self.made + 1, torch.get_rng_state()
+        batch = self.collate(examples)
+        if first:
+            torch.set_rng_state(first[1])
+        return batch
+
+    def state(self, step: int) -> list[str] | None:
+        """The random states before the batch beyond `step` batches, and now; None: no such yet."""
+        states = (self.before, torch.get_rng_state())
+        return [bytes(s.tolist()).hex() for s in states] if self.made > step else None
+
+    def restore(self, step: int, states: list[str] | None) -> None:
+        """Goes on after `step` batches from what `state` gave."""
+        self.made, self.resumed = step, states is not None
+        if states:
+            before, now = (torch.tensor(list(bytes.fromhex(s)), dtype=torch.uint8) for s in states)
+            self.states = before, now
+
+
+class _Trainer(WholeCheckpointTrainer):
     """The Trainer with a contender's optimizer and schedule and a recorder of every step."""
 
     def __init__(
@@ -109,11 +156,44 @@ class _Trainer(Trainer):
         super().__init__(**options, optimizer_cls_and_kwargs=(contender.load(), own))
         self.job = job
         self.contender, self.settings = contender, settings
-        self.recorder = Recorder(steps)
-        self.evaluation_seconds = 0.0
+        self.recorder, self.collate = Recorder(steps), _Collate(job.collate)
+        self.started, self.evaluation_seconds = time.perf_counter(), 0.0
         self.loss: torch.Tensor | None = None
         self.remove_callback(PrinterCallback)
         self.add_callback(_Record(self, evaluations))
+
+    def seconds(self) -> float:
+        """Of training, without evaluation."""
+        return time.perf_counter() - self.started - self.evaluation_seconds
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # the record first: a checkpoint that counts has one
+        step = self.state.global_step
+        values = {"recorder": self.recorder.state(), "seconds": self.seconds(),
+                  "random": self.collate.state(step)}  # fmt: skip
+        write_json(self._record(step), values)
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # channels_last weights are not contiguous, which safetensors refuses
+        state = state_dict or self.job.model.state_dict()
+        super()._save(output_dir, {name: value.contiguous() for name, value in state.items()})
+
+    def remember(self, step: int) -> None:
+        """The record of what was done up to a checkpoint."""
+        values = json.loads(self._record(step).read_text(encoding="utf-8"))
+        self.recorder.restore(values["recorder"])
+        self.collate.restore(step, values["random"])
+        self.started -= values["seconds"]
+
+    def _record(self, step: int) -> Path:
+        return Path(str(self.args.output_dir)) / f"record-{step}.json"
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        kept = torch.get_rng_state()
+        super()._load_rng_state(checkpoint)
+        if self.collate.resumed:  # whose batches were made from it
+            torch.set_rng_state(kept)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -125,6 +205,13 @@ class _Trainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.loss = super().training_step(*args, **kwargs).detach()
         return self.loss
+
+    def get_train_dataloader(self) -> Any:
+        self.data_collator = self.collate
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = self.job.collate
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         kept = self.data_collator

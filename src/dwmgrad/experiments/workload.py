@@ -56,7 +56,8 @@ class Workload:
             settings: `lr`, `weight_decay`, `schedule` (a name of `schedules.SCHEDULES`), `warmup`
                 (a share of all steps), and arguments of the optimizer; `defaults` fill the gaps.
             seed: of the initial weights, of dropout and of the data's order.
-            folder: for working files; nothing in it is needed afterwards.
+            folder: for working files; what an interrupted run of the same arguments left in it is
+                where this one goes on. Nothing in it is needed afterwards.
 
         Returns:
             Plain values, as JSON takes them:

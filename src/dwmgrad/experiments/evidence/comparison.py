@@ -36,6 +36,10 @@ def section(comparison: Comparison, picture: str | None) -> str:
             "says so below."
         )
     errors = [
+        f"- {comparison.title(name)} was run in another form than it has today"
+        for name in comparison.names
+        if comparison.outdated(name)
+    ] + [
         f"- {comparison.title(name)} stopped with: {comparison.error(name)}"
         for name in comparison.names
         if comparison.error(name)
@@ -67,6 +71,8 @@ def tuned(comparison: Comparison) -> str:
         lr = "-" if best is None else f"{best:g}"
         if comparison.at_the_edge(name):
             lr += ", an end of its range"
+        if beyond := comparison.better_beyond(name):
+            lr += f", not as good as {beyond:g} beyond it"
         counted = f"{_diverged(trials)} of {several(len(trials), 'trial')}" if trials else ""
         bad = ", ".join(filter(None, [counted, _of_seeds(seeds)]))
         cells = _cells(comparison, name, "seeds")

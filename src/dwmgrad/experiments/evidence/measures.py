@@ -75,6 +75,14 @@ class Comparison:
         """The settings by which the contender was what it was."""
         return self._entry(name).get("defaults") or {}
 
+    def outdated(self, name: str) -> bool:
+        """Whether the contender has other settings of its own today."""
+        return (
+            name in CONTENDERS
+            and self.ran(name)
+            and (dict(self.defaults(name)) not in ({}, dict(CONTENDERS[name].defaults)))
+        )
+
     def runs(self, name: str, part: str) -> Runs:
         """`trials`, `reach`, `seeds` or `shared`."""
         return self._entry(name).get(part) or []
@@ -177,6 +185,14 @@ class Comparison:
         """Whether the best learning rate is the lowest or the highest that was tried."""
         rates, best = {run["lr"] for run in self.runs(name, "trials")}, self.best_lr(name)
         return best is not None and len(rates) > 1 and best in (min(rates), max(rates))
+
+    def better_beyond(self, name: str) -> float | None:
+        """The best of `reach`, where it is better than what the search chose; None: it is not."""
+        runs = [run for run in self.tried(name) if run.get("tuned_by") is not None]
+        lower = not self.higher or str(self.plan["tuning"].get("by", "")).endswith("loss")
+        runs.sort(key=lambda run: run["tuned_by"], reverse=not lower)
+        chosen = {run["lr"] for run in self.runs(name, "trials")}
+        return runs[0]["lr"] if runs and runs[0]["lr"] not in chosen else None
 
     def _entry(self, name: str) -> Mapping[str, Any]:
         return self.result.data["contenders"].get(name) or {}
