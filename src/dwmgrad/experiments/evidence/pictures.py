@@ -66,7 +66,7 @@ def _rates(axis: Any, comparison: Comparison, names: list[str]) -> None:
                      label="AdamW's best trial less the tolerance")  # fmt: skip
     axis.set_xscale("log")
     _log_if_wide(axis)
-    _fit(axis, [factor * run["score"] for name in names for run in comparison.tried(name)
+    _fit(axis, [factor * run["score"] for name in names for run in comparison.runs(name, "trials")
                 if name in _STRONG and run["score"] is not None], comparison.higher)  # fmt: skip
     share = ", %" if factor == 100 else ""
     arrow = "higher" if comparison.higher else "lower"
