@@ -175,9 +175,10 @@ class _Trainer(WholeCheckpointTrainer):
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # channels_last weights are not contiguous, which safetensors refuses
-        state = state_dict or self.job.model.state_dict()
-        super()._save(output_dir, {name: value.contiguous() for name, value in state.items()})
+        state = self.job.model.state_dict()
+        if not all(value.is_contiguous() for value in state.values()):  # safetensors refuses them
+            state_dict = {name: value.contiguous() for name, value in state.items()}
+        super()._save(output_dir, state_dict)
 
     def remember(self, step: int) -> None:
         """The record of what was done up to a checkpoint."""
