@@ -17,7 +17,7 @@ from dwmgrad.experiments.evidence.comparison import section as comparison_sectio
 from dwmgrad.experiments.evidence.files import Result, read_results
 from dwmgrad.experiments.evidence.inventory import config_of
 from dwmgrad.experiments.evidence.measures import Comparison
-from dwmgrad.experiments.evidence.overall import Workload, ahead
+from dwmgrad.experiments.evidence.overall import Workload, ahead, goals, per_workload
 from dwmgrad.experiments.evidence.page import MARKERS, fill_readme
 from dwmgrad.glue.errors import UsageError
 from dwmgrad.presets import PRESETS
@@ -306,6 +306,24 @@ def test_rates_beyond_the_search_end_a_range_that_it_cut_off():
     assert each.robust(OURS) == "not measured" and each.comparison.working(OURS).at_least
 
 
+def test_where_adamw_never_reached_the_target_says_so():
+    each = workload(0.02, 0.021, 0.019)
+    assert each.learned
+    for run in each.comparison.result.data["contenders"]["adamw"]["seeds"]:
+        run["scores"] = [[200, 0.6]]
+    assert not each.learned and "AdamW missed the target" in per_workload([each], OURS)
+    means = rows(
+        goals(
+            [each, workload(-0.02, -0.021, -0.019)],
+        ),
+        "(b)",
+    )
+    assert means[-1][0].endswith("whose target AdamW reached with a seed")
+    assert means[-1][1].startswith("**not met** (-2.00") and means[0][1].startswith(
+        "**not met** (+"
+    )
+
+
 def test_what_can_be_told():
     assert workload(-0.02, -0.021, -0.019).told(OURS) == "interval below 0"
     assert workload(-0.02, 0.01, -0.01).told(OURS) == "includes 0"
@@ -409,8 +427,8 @@ def test_readme_has_its_table_between_the_markers(results, configs, tmp_path):
         and cora[5].startswith("-")
     )
     assert rows(text, "Planned mrpc")[0][1] == "not run"
-    (everything, confirming) = rows(text, "**mean")
-    assert "not measured" in everything[4] and "not measured" in confirming[4]
+    everything, confirming, learned = rows(text, "**mean")
+    assert all("not measured" in row[4] for row in (everything, confirming, learned))
     assert "those not chosen on" in confirming[0] and cora[0].endswith(", chosen on")
     fill_readme(readme, found, configs)
     assert readme.read_text() == text
