@@ -59,6 +59,17 @@ def test_dwmgrad_is_there_with_each_signal():
         assert optimizer.param_groups[0]["max_window"] == 100
 
 
+@pytest.mark.parametrize(
+    ("name", "adamw", "adam"), [("tiny-sst2", 0.01, 0.0), ("cifar10", 1e-4, 1e-4)]
+)
+def test_a_decoupled_decay_is_not_added_to_gradients(name, adamw, adam):
+    work = make_workload(name)
+    for contender, expected in (("adamw", adamw), ("dwmgrad-loss", adamw), ("adam", adam)):
+        assert work.settings(contender, {"lr": 0.1})["weight_decay"] == expected
+        given = {"lr": 0.1, "weight_decay": 0.3}
+        assert work.settings(contender, given)["weight_decay"] == 0.3
+
+
 def test_a_rule_that_was_changed_makes_other_runs(tmp_path, monkeypatch):
     code = 'def f(x):\n    """Text."""\n    return x + 1\n'
     assert form_of(code) == form_of(code.replace("Text", "Other").replace("1", "1  # more"))

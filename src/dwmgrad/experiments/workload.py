@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dwmgrad import __version__
 from dwmgrad.experiments.contenders import get_contender
@@ -40,6 +40,9 @@ class Workload:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     lr_scale: float = 1.0
     data_dir: str | None = None
+    decay_is_l2: ClassVar[bool] = False
+    """Whether the default `weight_decay` is meant as an L2 penalty, too. If not, optimizers that add
+    it to the gradient have none: with Adam the decoupled 0.01 of AdamW would stop all learning."""
 
     def check(self) -> None:
         """Look, before any training, whether what the workload needs is there.
@@ -84,6 +87,8 @@ class Workload:
         own = get_contender(contender)
         result: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
         result |= {**own.defaults, **self.defaults}
+        if not own.decoupled and not self.decay_is_l2:
+            result["weight_decay"] = 0.0
         if own.schedule_free:
             result["schedule"] = "constant"
         result |= given

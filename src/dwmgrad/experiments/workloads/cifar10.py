@@ -15,7 +15,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Cifar10(Workload):
     defaults: Mapping[str, Any] = field(
         default_factory=lambda: {"schedule": "step", "weight_decay": 1e-4}
     )
+    decay_is_l2: ClassVar[bool] = True  # He et al. 2015
     depth: int = 110
     batch_size: int = 128
     train_images: int | None = None
