@@ -41,8 +41,8 @@ class Workload:
     lr_scale: float = 1.0
     data_dir: str | None = None
     decay_is_l2: ClassVar[bool] = False
-    """Whether the default `weight_decay` is meant as an L2 penalty, too. If not, optimizers that add
-    it to the gradient have none: with Adam the decoupled 0.01 of AdamW would stop all learning."""
+    """Whether the default `weight_decay` is meant as an L2 penalty, too. If not, optimizers that
+    add it to the gradient have none: with Adam the decoupled 0.01 of AdamW stops all learning."""
 
     def check(self) -> None:
         """Look, before any training, whether what the workload needs is there.
