@@ -12,6 +12,7 @@ import torch
 
 from dwmgrad import DWMGrad
 from dwmgrad.checkpoint import SCHEMA
+from dwmgrad.presets import PAPER
 
 RELEASED = Path(__file__).parent / "checkpoints"
 _spec = importlib.util.spec_from_file_location("released", RELEASED / "make.py")
@@ -246,6 +247,25 @@ def test_a_checkpoint_of_every_released_schema_goes_on_as_it_would_have(path: Pa
     for param, value in zip(params, saved["then"], strict=True):
         torch.testing.assert_close(param.detach(), value)
     assert [optimizer.window, optimizer.last_loss] == saved["windows_then"]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_pickle_that_an_earlier_version_made_goes_on(schema: int) -> None:
+    """All but what its groups did not have yet is the same."""
+    since_2 = ("steps", "state_dtype", "stochastic_rounding", "capturable")
+    new = (*PAPER.keys() - {"initial_window", "max_window"}, "mean_loss", "zero_share")
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:5])
+    other, older = by_pickle(model, optimizer)
+    for group in older.param_groups:
+        group["schema"] = schema
+        for name in (*new, *(since_2 if schema == 1 else ())):
+            del group[name]
+    other, loaded = by_pickle(other, older)
+    train(model, optimizer, LOSSES[5:])
+    train(other, loaded, LOSSES[5:])
+    assert loaded.window == optimizer.window
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_there_is_a_checkpoint_of_the_present_schema() -> None:

@@ -17,7 +17,7 @@ from .state import BUFFERS, SCALES, convert, local_part
 if TYPE_CHECKING:
     from .optimizer import DWMGrad
 
-_SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False}
+_SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
@@ -79,16 +79,21 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
 
 
 def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """A group of an older schema with what is new; with what is the present optimizer's own."""
-    group = {**group, "capturable": current["capturable"]}
+    """A saved group in the present schema, with what is the present optimizer's own."""
+    group = of_present_schema({**group, "capturable": current["capturable"]})
+    if current["state_dtype"] is not None and "state_dtype" in group:
+        group = {**group, "state_dtype": current["state_dtype"]}
+    return group
+
+
+def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
+    """A group of an older schema with what is new in it; others as they are."""
     written = group.get("schema")
     if written == 1:
         group = {**_SINCE_2, **group}
     if written in (1, 2):
         own = {"mean_loss": group.get("last_loss"), "zero_share": 0.0}
         group = {**PAPER, **own, **group, "schema": SCHEMA}
-    if current["state_dtype"] is not None and "state_dtype" in group:
-        group = {**group, "state_dtype": current["state_dtype"]}
     return group
 
 

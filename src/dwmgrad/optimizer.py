@@ -483,8 +483,7 @@ class DWMGrad(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("loss_group", None)  # load_state_dict() comes by here, too
         for group in self.param_groups:  # of a pickle that an earlier version made
-            for name, value in presets.PAPER.items():
-                group.setdefault(name, value)
+            group.update(checkpoint.of_present_schema(group))
         self._forget_losses()
 
     def _forget_losses(self) -> None:
