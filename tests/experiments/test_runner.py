@@ -92,10 +92,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_d
 
     def train(root: Path, end: int) -> int:
         words = [name, data_dir, str(root), contender, "1e-3", repr(options), str(end)]
-        command = [sys.executable, "-c", KILLED, *words]
-        return subprocess.run(
-            command,
-        ).returncode
+        return subprocess.run([sys.executable, "-c", KILLED, *words]).returncode
 
     left = run.path(tmp_path / "killed").with_suffix(".unfinished")
     for end, saved in ((7, [4]), (10, [8])):

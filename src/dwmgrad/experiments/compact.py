@@ -11,7 +11,7 @@ from dwmgrad.experiments.comparison import Comparison
 from dwmgrad.experiments.config import Experiment
 from dwmgrad.experiments.contenders import get_contender
 from dwmgrad.experiments.runner import Failure
-from dwmgrad.experiments.tuning import missing, results, search, told
+from dwmgrad.experiments.tuning import results, search, told
 from dwmgrad.experiments.workload import Workload
 from dwmgrad.glue.errors import UsageError
 
@@ -27,15 +27,9 @@ def comparison_record(
     """What there is of a comparison."""
     contenders: dict[str, Any] = {}
     found: list[Result] = []
-    complete = True
     for name in comparison.contenders:
         state = search(comparison, name)
         reach = results(comparison.reach_runs(name), comparison)
-        wanted = [
-            *comparison.seed_runs(name, state.best_lr),
-            *comparison.shared_runs(name),
-            *comparison.reach_runs(name),
-        ]
         seeds = results(comparison.seed_runs(name, state.best_lr), comparison)
         shared = results(comparison.shared_runs(name), comparison)
         errors = [failure.error for failure in failures if failure.run.contender == name]
@@ -53,14 +47,14 @@ def comparison_record(
             "error": without_folders(errors[0]) if errors else None,
         }
         found += [*state.trials, *reach, *seeds, *shared]
-        complete = complete and not state.wanted and not missing(wanted, comparison)
+    plan = comparison.plan()
     return {
         "kind": "comparison",
         "title": comparison.title,
         **_head(comparison.workload, found, command),
-        "plan": comparison.plan(),
+        "plan": plan,
         "contenders": contenders,
-        "complete": complete,
+        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
     }
 
 
@@ -97,7 +91,6 @@ def joined(
         new, old = record["contenders"].get(name), kept["contenders"].get(name)
         # what was interrupted does not replace what is whole
         contenders[name] = old if old and not _whole(name, new, plan) else new
-    whole = all(_whole(name, entry, plan) for name, entry in contenders.items())
     both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
     return {
         **record,
@@ -105,7 +98,7 @@ def joined(
         "command": command,
         "plan": plan,
         "contenders": {name: entry for name, entry in contenders.items() if entry},
-        "complete": whole,
+        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
     }
 
 
