@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,12 +18,24 @@ from torch.optim import Optimizer
 from . import kernels
 from .distributed import widest
 from .kernels.one_launch import Addresses
-from .progress import LEAST_EPS, momentum_scale
-from .state import dithers
+from .plan import Moves
+from .progress import LEAST_EPS, NO_SHARE, momentum_scale
+from .state import ZERO_SHARE, dithers, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
-_NUMBERS = (*_LOSSES, *_COUNTS, "zero_share")
+_NUMBERS = (*_LOSSES, *_COUNTS)
+
+
+class _Share:
+    """The share of the zeros in the mean squares of `members` parameters, one number on the device.
+
+    On the host it is a number in each parameter's state.
+    """
+
+    def __init__(self, number: Tensor, members: int) -> None:
+        self.number = number
+        self.members = members
 
 
 class DeviceWindow:
@@ -39,8 +52,7 @@ class DeviceWindow:
     """
 
     def __init__(self, groups: list[dict[str, Any]], device: torch.device) -> None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("take a few steps before the capture: they make state and kernels")
+        _refuse_capture(device)
         self.device = device
         self._dtype = widest(device)
         numbers = [math.nan if groups[0][name] is None else groups[0][name] for name in _NUMBERS]
@@ -48,6 +60,42 @@ class DeviceWindow:
         self._held = torch.zeros((), dtype=torch.int32, device=device)
         self._skipped = torch.zeros((), dtype=torch.int32, device=device)
         self._addresses = Addresses()
+        self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
+        self._fresh: dict[float, _Share] = {}  # made for the step to come
+
+    def age(self, own: dict[str, Any]) -> _Share:
+        """What a parameter has in common with those that began with it; `own` is its state."""
+        kept = self._shares.get(id(own))
+        if kept is not None and kept[0] is own:
+            return kept[1]
+        _refuse_capture(self.device)
+        value = float(own.get(ZERO_SHARE, 0.0))
+        share = self._fresh.get(value)
+        if share is None:
+            number = torch.full((), value, dtype=self._dtype, device=self.device)
+            share = self._fresh[value] = _Share(number, 0)
+        share.members += 1
+        self._shares[id(own)] = own, share
+        return share
+
+    def _after_step(self, cohorts: Moves, decay: Tensor, happens: Tensor) -> dict[_Share, Tensor]:
+        """Moves the shares on; returns, for each cohort's age, √(1 - share)."""
+        self._fresh.clear()
+        together: dict[_Share, list[dict[str, Any]]] = {}
+        for cohort in chain.from_iterable(cohorts):
+            together.setdefault(cohort.age, []).extend(cohort.states)
+        roots = {}
+        for age, owns in together.items():
+            share = age
+            if len(owns) < age.members:  # some of them have no gradient: they part
+                age.members -= len(owns)
+                share = _Share(age.number.clone(), len(owns))
+                self._shares.update((id(own), (own, share)) for own in owns)
+            after = share.number * decay
+            after = torch.where(after > NO_SHARE, after, 0.0)
+            share.number.copy_(torch.where(happens, after, share.number))
+            roots[age] = (1 - share.number).sqrt()
+        return roots
 
     def check(self, params: Iterable[Tensor]) -> None:
         """Raises RuntimeError unless all parameters are on its device."""
@@ -60,7 +108,7 @@ class DeviceWindow:
     def step(
         self,
         groups: list[dict[str, Any]],
-        tensors: list[kernels.Tensors],
+        cohorts: Moves,
         loss: Tensor,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
@@ -69,11 +117,11 @@ class DeviceWindow:
 
         Args:
             groups: the parameter groups.
-            tensors: for each group, what is to move.
+            cohorts: what is to move, by `age`.
             loss: as `distributed.mean_on_device` gives it.
             grad_scale, found_inf: what a gradient scaler leaves to this step, if one does.
         """
-        last, mean, window, observations, increases, steps, zero_share = self._numbers.unbind()
+        last, mean, window, observations, increases, steps = self._numbers.unbind()
         common = groups[0]
         happens, moves = loss < math.inf, loss.isfinite()
         smoothed = _smoothed(common["loss_smoothing"], loss, mean)
@@ -85,46 +133,44 @@ class DeviceWindow:
         fixed = common["second_moment_window"]
         reach = window if fixed is None else torch.full_like(window, fixed)
         decay = (reach - 1) / reach
-        zero_share = torch.where(happens, zero_share * decay, zero_share)
+        roots = self._after_step(cohorts, decay, happens)
         self._numbers.copy_(
-            torch.stack(
-                [last, mean, window, observations + moves, increases + grows, steps, zero_share]
-            )
+            torch.stack([last, mean, window, observations + moves, increases + grows, steps])
         )
-        correction = (1 - zero_share).sqrt() if common["bias_correction"] else 1.0
         self._skipped.logical_or_(~happens if found_inf is None else ~happens & (found_inf == 0))
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
-        for group, own in zip(groups, tensors, strict=True):
+        for group, own in zip(groups, cohorts, strict=True):
             lr = group["lr"]
             on_device = isinstance(lr, Tensor) and lr.device == self.device
             lr = lr.to(self._dtype) if on_device else float(lr)
             momentum = group["momentum"] * window / group["max_window"]
-            step_size = (-lr if group["maximize"] else lr) * correction
+            step_size = -lr if group["maximize"] else lr
             if group["normalize_momentum"]:
                 step_size = step_size * momentum_scale(group["momentum"], momentum)
-            eps = group["eps"] * correction
-            numbers = [
-                step_size,
-                decay,
-                1 - decay,
-                momentum,
-                eps.clamp(min=LEAST_EPS) if isinstance(eps, Tensor) else eps,
-                lr * group["weight_decay"],
-                inverse,
-                happens,
-                *halves,
-            ]
-            kernels.update_on_device(
-                own,
-                torch.stack([self._number(each) for each in numbers]),
-                self._held,
-                self._addresses,
-                dither_state=dithers(group),
-                dither_params=group["stochastic_rounding"],
-                use_foreach=group["foreach"],
-                use_fused=group["fused"],
-            )
+            for cohort in own:
+                root = roots[cohort.age]
+                numbers = [
+                    step_size * root,
+                    decay,
+                    1 - decay,
+                    momentum,
+                    (group["eps"] * root).clamp(min=LEAST_EPS),
+                    lr * group["weight_decay"],
+                    inverse,
+                    happens,
+                    *halves,
+                ]
+                kernels.run_on_device(
+                    cohort.buckets,
+                    torch.stack([self._number(each) for each in numbers]),
+                    self._held,
+                    self._addresses,
+                    dither_state=dithers(group),
+                    dither_params=group["stochastic_rounding"],
+                    use_foreach=group["foreach"],
+                    use_fused=group["fused"],
+                )
 
     def _number(self, value: Tensor | float) -> Tensor:
         if isinstance(value, Tensor):
@@ -142,10 +188,22 @@ class DeviceWindow:
         numbers |= {name: None for name in _LOSSES if math.isnan(numbers[name])}
         for group in groups:
             group.update(numbers)
+        shares = list({id(share): share for _, share in self._shares.values()}.values())
+        if shares:
+            values = torch.stack([share.number for share in shares]).tolist()
+            now = dict(zip(map(id, shares), map(share_of, values), strict=True))
+            for own, share in self._shares.values():
+                if ZERO_SHARE in own:
+                    own[ZERO_SHARE] = now[id(share)]
         held, skipped = bool(self._held), bool(self._skipped)
         self._held.zero_()
         self._skipped.zero_()
         return held, skipped
+
+
+def _refuse_capture(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("take a few steps before the capture: they make state and kernels")
 
 
 def reads_lr(group: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,14 @@ from . import arguments
 from .kernels import narrow
 from .presets import PAPER
 from .progress import PROGRESS, SCHEMA
-from .state import BUFFERS, SCALES, convert, local_part
+from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 if TYPE_CHECKING:
     from .optimizer import DWMGrad
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
+_TOLD = (*(name for name in PAPER if name != "initial_window"), "window_signal", "missing_loss",
+         "momentum", "eps", "maximize", "state_dtype", "stochastic_rounding")  # fmt: skip
 COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
 _WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
     "param_names",
@@ -57,25 +60,54 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
             f"state_dict has {len(groups)} parameter groups, "
             f"the optimizer has {len(optimizer.param_groups)}"
         )
-    groups = [
-        _upgraded(group, own) if isinstance(group, dict) else group
-        for group, own in zip(groups, optimizer.param_groups, strict=True)
-    ]
+    shares = [share_of_old_schema(group) for group in groups]
+    groups = _repaired(
+        [
+            _upgraded(group, own) if isinstance(group, dict) else group
+            for group, own in zip(groups, optimizer.param_groups, strict=True)
+        ]
+    )
     params: dict[Any, Tensor] = {}
+    shared: dict[Any, float] = {}
     for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
         _check_group(index, group, current, groups[0])
         params |= zip(group["params"], current["params"], strict=True)
+        shared |= dict.fromkeys(group["params"], shares[index])
     if len(params) != sum(len(group["params"]) for group in groups):
         raise ValueError("state_dict['param_groups'] names a parameter twice")
-    for key, buffers in state.items():
+    checked_state = {}
+    for key, own in state.items():
         if key not in params:
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
-        _check_buffers(key, buffers, params[key])
-    for group in groups:  # whose buffers are made together, at its first step
-        lost = [key for key in group["params"] if params[key].requires_grad and key not in state]
-        if lost and any(key in state for key in group["params"]):
-            raise ValueError(f"state_dict['state'] has no buffers for the parameters {lost}")
-    return {**state_dict, "param_groups": groups}
+        checked_state[key] = _checked_own(key, own, params[key], shared[key])
+    _refuse_shared(checked_state)
+    has_buffers = any(BUFFERS[0] in own for own in checked_state.values())
+    if (
+        groups
+        and groups[0]["steps"]
+        and not has_buffers
+        and any(p.requires_grad for p in params.values())
+    ):
+        warnings.warn(
+            f"the state dict has made {groups[0]['steps']} steps and has no state for any "
+            "parameter: the window goes on, momentum and mean squares begin anew",
+            stacklevel=5,
+        )
+    _tell_of_differences(groups, state_dict["param_groups"], optimizer)
+    return {**state_dict, "param_groups": groups, "state": checked_state}
+
+
+def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
+    """Raises ValueError if two buffers of a state dict are one."""
+    seen: dict[int, str] = {}
+    for key, own in state.items():
+        for name in BUFFERS + SCALES:
+            buffer = own.get(name)
+            if type(buffer) is Tensor and buffer.numel():
+                where = f"state_dict['state'][{key!r}][{name!r}]"
+                other = seen.setdefault(buffer.data_ptr(), where)
+                if other != where:
+                    raise ValueError(f"{where} is the same memory as {other}")
 
 
 def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +124,63 @@ def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
     if written == 1:
         group = {**_SINCE_2, **group}
     if written in (1, 2):
-        own = {"mean_loss": group.get("last_loss"), "zero_share": 0.0}
-        group = {**PAPER, **own, **group, "schema": SCHEMA}
+        group = {**PAPER, "mean_loss": group.get("last_loss"), **group}
+    if written in (1, 2, 3):
+        group = {**group, "schema": SCHEMA}
+        group.pop(ZERO_SHARE, None)  # now each parameter has its own
     return group
+
+
+def share_of_old_schema(group: Any) -> float | None:
+    """What a group of schema 3 said for all its parameters; 0, no correction, before; else None."""
+    if not isinstance(group, dict) or group.get("schema") not in (1, 2, 3):
+        return None
+    corrects = group.get("bias_correction") and group["schema"] == 3
+    share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
+    _check_share(ZERO_SHARE, share)
+    return share
+
+
+def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
+    """Brings an optimizer's own group, and its parameters' state, to the present schema."""
+    share = share_of_old_schema(group)
+    if share is None:
+        return  # it is of the present schema
+    new = of_present_schema(group)
+    group.clear()
+    group.update(new)
+    for param in group["params"]:
+        if share and BUFFERS[0] in states.get(param, {}):
+            states[param][ZERO_SHARE] = share_of(share)
+
+
+def _repaired(groups: list[Any]) -> list[Any]:
+    """Groups of which some are one step behind, as Ctrl-C inside a step once left them, as one."""
+    try:
+        steps = [group["steps"] for group in groups]
+        if max(steps) - min(steps) != 1:
+            return groups
+        newest = groups[steps.index(max(steps))]
+        return [{**group, **{name: newest[name] for name in PROGRESS}} for group in groups]
+    except (TypeError, KeyError, ValueError):  # refused with words later
+        return groups
+
+
+def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad) -> None:
+    """One warning that names each setting in which the optimizer and the state dict differ."""
+    found: dict[str, str] = {}
+    for group, old, current in zip(groups, saved, optimizer.param_groups, strict=True):
+        for name in _TOLD:
+            theirs, ours = old.get(name, group[name]), current[name]
+            if theirs != ours and name not in found:
+                wins = "the optimizer's" if group[name] == ours else "the state dict's"
+                found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
+    if found:
+        warnings.warn(
+            f"the state dict and the optimizer have other settings: {'; '.join(found.values())}. "
+            "To use a setting of your own, write it into optimizer.param_groups after loading",
+            stacklevel=5,
+        )
 
 
 def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
@@ -105,13 +191,15 @@ def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
     saved = (key for group in state_dict["param_groups"] for key in group["params"])
     own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
     for key, (param, state_dtype) in zip(saved, own, strict=True):
-        buffers = state_dict["state"].get(key)
-        if not buffers:
+        loaded = state_dict["state"].get(key)
+        if not loaded or BUFFERS[0] not in loaded:
             continue
         state = optimizer.state[param]
-        for name, buffer in buffers.items():
-            if state[name].dtype != buffer.dtype:
-                state[name] = buffer.to(device=param.device, copy=True)
+        for name in BUFFERS + SCALES:
+            if name in loaded and state[name].dtype != loaded[name].dtype:
+                state[name] = loaded[name].to(device=param.device, copy=True)
+        if ZERO_SHARE in loaded:
+            state[ZERO_SHARE] = share_of(float(loaded[ZERO_SHARE]))
         optimizer.state[param] = convert(state, param, state_dtype)
 
 
@@ -131,8 +219,9 @@ def _check_group(
     unknown = set(group) - set(current) - _WRITTEN_BY_OTHERS
     if missing or unknown:
         raise ValueError(
-            f"{where} is not a group of this DWMGrad: missing keys {sorted(missing)}, "
-            f"unknown keys {sorted(unknown, key=repr)}"
+            f"{where} is {_maker(group)} of this DWMGrad: missing keys {sorted(missing)}, "
+            f"unknown keys {sorted(unknown, key=repr)}. Go on with the optimizer that saved it, or "
+            "begin DWMGrad without its state"
         )
     keys = group["params"]
     if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):
@@ -155,6 +244,15 @@ def _check_group(
             )
 
 
+def _maker(group: dict[str, Any]) -> str:
+    """What a group that is not ours seems to be, by its keys."""
+    if "window" in group:
+        return "not a group"
+    if "betas" in group:
+        return "a group of Adam or AdamW, not"
+    return "a group of SGD, not" if "nesterov" in group else "a group of another optimizer, not"
+
+
 def _check_progress(group: dict[str, Any]) -> None:
     for name, least in (("window", 1), ("observations", 0), ("increases", 0), ("steps", 0)):
         value = group[name]
@@ -170,9 +268,12 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
             _check_finite(name, group[name], "a number or None")
-    _check_finite("zero_share", group["zero_share"], "a number")
-    if not 0 <= group["zero_share"] <= 1:
-        raise ValueError(f"zero_share must be in [0, 1], got {group['zero_share']!r}")
+
+
+def _check_share(where: str, share: Any) -> None:
+    _check_finite(where, share, "a number")
+    if not 0 <= share <= 1:
+        raise ValueError(f"{where} must be in [0, 1], got {share!r}")
 
 
 def _check_finite(name: str, value: Any, kind: str) -> None:
@@ -186,34 +287,58 @@ def _check_finite(name: str, value: Any, kind: str) -> None:
         raise ValueError(f"{name} must be finite, got {value!r}")
 
 
-def _check_buffers(key: Any, buffers: Any, param: Tensor) -> None:
+def _checked_own(key: Any, own: Any, param: Tensor, share: float | None) -> Any:
+    """One parameter's state, checked; `share` is that of an old schema, where it is one.
+
+    What others keep there is left alone. A parameter may have no state of ours yet.
+    """
     where = f"state_dict['state'][{key!r}]"
-    keys = set(buffers) if isinstance(buffers, dict) else set()
-    if keys != set(BUFFERS) and keys != {*BUFFERS, *SCALES}:
-        found = sorted(keys, key=repr) if isinstance(buffers, dict) else type(buffers).__name__
-        raise ValueError(f"{where} must have the keys {sorted(BUFFERS)}, got {found}")
-    narrows = len(keys) > len(BUFFERS)
-    for name, buffer in buffers.items():
-        if not isinstance(buffer, Tensor) or buffer.is_complex():
-            raise TypeError(f"{where}[{name!r}] must be a real tensor, got {type(buffer).__name__}")
-        dtypes, shape = _form_of(name, narrows, param)
-        if buffer.dtype not in dtypes:
-            raise TypeError(
-                f"{where}[{name!r}] must be a real tensor of {' or '.join(map(str, dtypes))}, "
-                f"got {buffer.dtype}"
-            )
-        if buffer.shape != shape:
-            raise ValueError(
-                f"{where}[{name!r}] has the shape {tuple(buffer.shape)}, its parameter "
-                f"{tuple(param.shape)}, which asks for {shape}"
-            )
-        if buffer.layout is not torch.strided or buffer.is_meta:
-            raise TypeError(f"{where}[{name!r}] must be a dense tensor with its data")
-        values = local_part(buffer.detach())
-        positive = name != "momentum_buffer"
-        if not values.isfinite().all() or (positive and (values < 0).any()):
-            least = " at least 0 and" if positive else ""
-            raise ValueError(f"{where}[{name!r}] must be{least} finite everywhere")
+    if not isinstance(own, dict):
+        raise TypeError(f"{where} must be a dict, got {type(own).__name__}")
+    ours = {name for name in BUFFERS + SCALES if name in own}
+    if not ours:
+        return own
+    if ours != set(BUFFERS) and ours != {*BUFFERS, *SCALES}:
+        raise ValueError(
+            f"{where} must have the keys {sorted(BUFFERS)}, got {sorted(own, key=repr)}"
+        )
+    if share:
+        own = {**own, ZERO_SHARE: share_of(share)}
+    if ZERO_SHARE in own:
+        number = own[ZERO_SHARE]
+        if isinstance(number, Tensor) and number.numel() == 1 and not number.is_meta:
+            number = number.item()
+        _check_share(f"{where}[{ZERO_SHARE!r}]", number)
+    narrows = len(ours) > len(BUFFERS)
+    for name in sorted(ours):
+        _check_buffer(f"{where}[{name!r}]", name, own[name], param, narrows)
+    return own
+
+
+def _check_buffer(where: str, name: str, buffer: Any, param: Tensor, narrows: bool) -> None:
+    if not isinstance(buffer, Tensor) or buffer.is_complex():
+        raise TypeError(f"{where} must be a real tensor, got {type(buffer).__name__}")
+    dtypes, shape = _form_of(name, narrows, param)
+    if buffer.dtype not in dtypes:
+        raise TypeError(
+            f"{where} must be a real tensor of {' or '.join(map(str, dtypes))}, got {buffer.dtype}"
+        )
+    if buffer.shape != shape:
+        raise ValueError(
+            f"{where} has the shape {tuple(buffer.shape)}, its parameter "
+            f"{tuple(param.shape)}, which asks for {shape}"
+        )
+    if buffer.layout is not torch.strided or buffer.is_meta:
+        raise TypeError(f"{where} must be a dense tensor with its data")
+    if narrows and not buffer.is_contiguous():
+        raise ValueError(f"{where} must be contiguous, got the strides {buffer.stride()}")
+    if type(buffer) is Tensor and torch._debug_has_internal_overlap(buffer) == 1:
+        raise ValueError(f"{where} must have memory for each element, got an expanded tensor")
+    values = local_part(buffer.detach())
+    positive = name != "momentum_buffer"
+    if not values.isfinite().all() or (positive and (values < 0).any()):
+        least = " at least 0 and" if positive else ""
+        raise ValueError(f"{where} must be{least} finite everywhere")
 
 
 def _form_of(

@@ -65,11 +65,12 @@ class Observation:
     def mark_stepped(self, groups: list[dict[str, Any]]) -> None:
         self._stepped.update(_keys(groups))
 
-    def moves(self, group: dict[str, Any]) -> bool:
-        """True at the first call for each group, so that its window moves once."""
-        first = id(group) not in self._moved
-        self._moved.add(id(group))
-        return first
+    def has_moved(self, group: dict[str, Any]) -> bool:
+        """Whether it has moved this group's window before: it does so once."""
+        return id(group) in self._moved
+
+    def mark_moved(self, groups: list[dict[str, Any]]) -> None:
+        self._moved.update(map(id, groups))
 
 
 def _keys(groups: list[dict[str, Any]]) -> list[int]:

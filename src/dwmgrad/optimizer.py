@@ -6,19 +6,22 @@ import functools
 import math
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import starmap
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, presets, progress, state
+from .cohorts import NewState, share_reader
 from .distributed import group_of, mean_on_device, mean_over_ranks
 from .loss_feed import BACKWARD, OBSERVE, LossFeed
 from .observation import Observation
+from .plan import Age, Plan, moves_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -105,6 +108,8 @@ class DWMGrad(Optimizer):
     _device_window: capturable.DeviceWindow | None
     _feed: LossFeed
     _held: list[bool | Tensor]
+    _overlaps: kernels.Overlaps
+    _plan: Plan | None
     _said: set[str]
 
     def __init__(
@@ -270,33 +275,69 @@ class DWMGrad(Optimizer):
             # a rank may make state alone, so no all-reduce then
             value = None if only_makes_state else self._settle(observation)
             skips = isinstance(value, float) and math.isnan(value)
-            # all memory first: where it runs out, nothing has moved yet
-            tensors = [] if skips else [self._tensors_of(group) for group in self.param_groups]
+            # whatever can fail comes first: a step that raises has moved nothing
+            makes_step = None if skips else self._prepared(observation, value)
         except BaseException:
             feed.observation = pending
             feed.refused = not brings_loss  # the next loss belongs to another step
             raise
         if skips:
             self._say_once(_SKIPPED)
-        if skips or only_makes_state:
-            return loss
-        if isinstance(value, Tensor):
-            assert self._device_window is not None
+        if makes_step is not None and not only_makes_state:
+            makes_step()
+        return loss
+
+    def _prepared(
+        self, observation: Observation | None, value: float | Tensor | None
+    ) -> Callable[[], None]:
+        """Checks and readies all that a step needs; what it returns makes the step."""
+        groups = self.param_groups
+        moving = [g for g in groups if observation is None or not observation.has_moved(g)]
+        begins = groups[0]["steps"] == (0 if moving else 1)
+        states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
+        window = self._device_window if isinstance(value, Tensor) else None
+        age: Age = share_reader() if window is None else window.age
+        moves = self._plan.renew(groups, self.state, age) if self._plan else None
+        if moves is None:
+            self._plan = None
+            moves = moves_of(groups, states, age, self._overlaps)
+            self._plan = Plan(groups, self.state, moves, self._overlaps)
+        if window is not None:
+            assert isinstance(value, Tensor)
             of_scaler = [self._of_scaler(name) for name in ("grad_scale", "found_inf")]
-            self._device_window.step(self.param_groups, tensors, value, *of_scaler)
-            return loss
-        for group, own in zip(self.param_groups, tensors, strict=True):
-            if observation is None or observation.moves(group):
-                progress.advance(group, value)
-            self._held += kernels.update(
-                own,
-                progress.coefficients(group),
-                use_foreach=group["foreach"],
-                use_fused=group["fused"],
+            return lambda: window.step(groups, moves, value, *of_scaler)
+        assert not isinstance(value, Tensor)
+        numbers = progress.advanced(moving[0], value) if moving else {}
+        changes = [(group, numbers) for group in moving]
+        calls = []
+        for group, own in zip(groups, moves, strict=True):
+            after = {**group, **numbers}
+            for zero_share, states_of, buckets in own:
+                share = progress.share_after(zero_share, after)
+                if zero_share:
+                    new = {state.ZERO_SHARE: state.share_of(share)}
+                    changes += [(kept, new) for kept in states_of]
+                calls.append((buckets, progress.coefficients(after, share), group))
+        return lambda: self._make_step(observation, moving, changes, calls)
+
+    def _make_step(
+        self,
+        observation: Observation | None,
+        moving: list[dict[str, Any]],
+        changes: list[tuple[dict[str, Any], dict[str, Any]]],
+        calls: list[tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]],
+    ) -> None:
+        if observation is not None:
+            observation.mark_moved(moving)
+        # One call of C, in which no signal's handler runs: Ctrl-C finds all numbers before the step
+        # or all after it.
+        deque(starmap(dict.update, changes), maxlen=0)
+        for buckets, coefficients, group in calls:
+            self._held += kernels.run(
+                buckets, coefficients, use_foreach=group["foreach"], use_fused=group["fused"]
             )
         if self._held and all(isinstance(held, bool) for held in self._held):
             self._tell_of_held()
-        return loss
 
     def _settle(self, observation: Observation | None) -> float | Tensor | None:
         """The step's loss, the same on every rank.
@@ -342,7 +383,9 @@ class DWMGrad(Optimizer):
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
-        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
+        if any(state.BUFFERS[0] in own for own in self.state.values()):
+            return False
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
         return not any(state.local_part(grad).any() for grad in self._grads())
 
@@ -370,37 +413,6 @@ class DWMGrad(Optimizer):
                 raise ValueError(
                     f"lr of parameter group {index} must be in [0, inf), got {group['lr']}"
                 )
-            for param in group["params"]:
-                if param.grad is not None and param.grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"DWMGrad takes dense gradients, got {param.grad.layout} for a parameter "
-                        f"of shape {tuple(param.shape)}: build the embedding with sparse=False"
-                    )
-
-    def _tensors_of(self, group: dict[str, Any]) -> kernels.Tensors:
-        """Parameters with a gradient, gradients and both buffers; creates the missing buffers.
-
-        Of a DTensor it gives this rank's shard: the rule has nothing to ask of the others.
-        """
-        tensors = kernels.Tensors.empty()
-        for ordinal, param in enumerate(group["params"]):
-            if not param.requires_grad:
-                continue
-            own = self.state[param]
-            if not own:  # also without a gradient, so that every rank has the same keys
-                # all of them or, where the memory runs out, none
-                own.update(state.create(param, group["state_dtype"]))
-            grad = param.grad
-            if grad is None or param.numel() == 0:
-                continue
-            if type(param) is not Parameter and hasattr(param, "to_local"):
-                if grad.placements != param.placements:
-                    grad = grad.redistribute(placements=param.placements)
-                param, grad = param.to_local(), grad.to_local()
-                if param.numel() == 0:
-                    continue
-            tensors.add(param, grad, *state.buffers_of(own), ordinal)
-        return tensors
 
     # ---- groups and checkpoints ----
 
@@ -445,6 +457,10 @@ class DWMGrad(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch."""
         self._read_device()
+        self._plan = None
+        for own in self.state.values():  # torch.distributed.checkpoint may load into what it gets
+            if state.ZERO_SHARE in own:
+                own[state.ZERO_SHARE] = own[state.ZERO_SHARE].clone()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -483,13 +499,15 @@ class DWMGrad(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("loss_group", None)  # load_state_dict() comes by here, too
         for group in self.param_groups:  # of a pickle that an earlier version made
-            group.update(checkpoint.of_present_schema(group))
+            checkpoint.bring_up(group, self.state)
         self._forget_losses()
 
     def _forget_losses(self) -> None:
         self._device_window = None
         self._feed = LossFeed()
         self._held = []
+        self._overlaps = kernels.Overlaps()
+        self._plan = None
         self._said = set()
 
 

@@ -14,19 +14,18 @@ import torch
 from . import kernels, state
 from .window import Window
 
-SCHEMA = 3
-PROGRESS = (
-    "window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share", "schema"
-)  # fmt: skip
-"""The window's numbers, how many steps were made, and the share that the zeros from which it began
-still have in the mean square, the product of its decays. Plain int, float or None, equal in every
+SCHEMA = 4
+PROGRESS = ("window", "last_loss", "mean_loss", "observations", "increases", "steps", "schema")
+"""The window's numbers, and how many steps were made. Plain int, float or None, equal in every
 parameter group."""
 LEAST_EPS = torch.finfo(torch.float32).tiny
+NO_SHARE = 2.0**-60
+"""A share below which 1 - share is 1."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), "steps": 0, "zero_share": 1.0}
+    return {**progress_of(Window(size=initial_window)), "steps": 0}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -55,14 +54,22 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def advance(group: dict[str, Any], loss: float | None) -> None:
-    """Counts one step in the group's numbers, whose loss moves the window; None holds it."""
+def advanced(group: dict[str, Any], loss: float | None) -> dict[str, Any]:
+    """The group's numbers after one more step, whose loss moves the window; None holds it."""
     window = window_of(group)
     if loss is not None:
         window.observe(loss)
-        group.update(progress_of(window))
-    group["steps"] += 1
-    group["zero_share"] *= window.decay(group["second_moment_window"])
+    return {**progress_of(window), "steps": group["steps"] + 1}
+
+
+def share_after(share: float, group: dict[str, Any]) -> float:
+    """The share of the zeros in a mean square after a step with the group's window.
+
+    It is the product of the decays since the parameter's own beginning. Without one, 0, nothing is
+    corrected: the paper's rule.
+    """
+    share *= window_of(group).decay(group["second_moment_window"])
+    return share if share > NO_SHARE else 0.0
 
 
 def momentum_scale(base: float, momentum: Any) -> Any:
@@ -75,15 +82,20 @@ def momentum_scale(base: float, momentum: Any) -> Any:
     return ((1 - middle) / (1 + middle) * (1 - momentum * momentum)) ** 0.5
 
 
-def coefficients(group: dict[str, Any]) -> kernels.Coefficients:
-    """What the kernels need of a group for the step that `advance` counted."""
+def coefficients(group: dict[str, Any], zero_share: float) -> kernels.Coefficients:
+    """What the kernels need for a step of parameters of this group.
+
+    Args:
+        group: with its numbers after `advanced`.
+        zero_share: of the parameters; see `share_after`.
+    """
     window, lr, eps = window_of(group), float(group["lr"]), group["eps"]
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr
     if group["normalize_momentum"]:
         step_size *= momentum_scale(group["momentum"], momentum)
-    if group["bias_correction"]:  # α/(√(s/c) + ε) = α√c/(√s + ε√c)
-        root = math.sqrt(1 - group["zero_share"])
+    if zero_share:  # α/(√(s/c) + ε) = α√c/(√s + ε√c), c = 1 - zero_share
+        root = math.sqrt(1 - zero_share)
         step_size, eps = step_size * root, max(eps * root, LEAST_EPS)
     return kernels.Coefficients(
         step_size=step_size,

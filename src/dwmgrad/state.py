@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from .kernels import narrow
-from .kernels.coefficients import Blockwise, Buffer
+from .kernels.coefficients import Blockwise
+from .kernels.fit import BUFFERS, SCALES
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
-BUFFERS = ("momentum_buffer", "square_avg")
-"""v and s, of the parameter's shape."""
-SCALES = ("momentum_scale", "square_scale")
-"""The scales of 8-bit buffers, one per block of 256 elements."""
+ZERO_SHARE = "zero_share"
+"""The share that the zeros from which s began still have in it, 1 at first: float64, 0-dim, on the
+host. It is there where s is corrected for them: with `bias_correction`, and for a parameter that
+begins later than the optimizer, whose window may be long by then. It is replaced at every step,
+never written to, so that parameters may share it."""
 _MARK = "_dwmgrad_state_dtype"
 
 
@@ -30,20 +32,23 @@ def keep_in_float32(module: torch.nn.Module) -> None:
             setattr(part.weight, _MARK, "float32")
 
 
-def create(param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
-    """Empty buffers for a parameter.
+def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> dict[str, Any]:
+    """The state of a parameter before its first step.
 
     Args:
         param: of any shape; a DTensor gets DTensors.
         state_dtype: one of `STATE_DTYPES`; None is the parameter's own dtype.
 
+        corrected: whether it has a `ZERO_SHARE`.
+
     Raises:
         ValueError: for 8-bit state of a parameter that is cut into shards.
     """
     kind = _kind(param, state_dtype)
+    share = {ZERO_SHARE: share_of(1.0)} if corrected else {}
     if kind != "int8":
         dtype = None if kind is None else getattr(torch, kind)
-        return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS}
+        return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS} | share
     if hasattr(param, "to_local") or getattr(param, "_fsdp_flattened", False):
         raise ValueError(
             'state_dtype="int8" does not take parameters that are cut into shards (FSDP, tensor '
@@ -51,15 +56,21 @@ def create(param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
             "state_dtype=torch.bfloat16"
         )
     v, s = narrow.zeros(param)
-    return dict(zip(BUFFERS + SCALES, (v.codes, s.codes, v.scales, s.scales), strict=True))
+    buffers = zip(BUFFERS + SCALES, (v.codes, s.codes, v.scales, s.scales), strict=True)
+    return dict(buffers) | share
 
 
-def buffers_of(state: dict[str, Tensor]) -> tuple[Buffer, Buffer]:
-    """v and s of a parameter's state, of this rank's shard."""
-    v, s = state[BUFFERS[0]], state[BUFFERS[1]]
-    if len(state) > len(BUFFERS):
+def share_of(number: float) -> Tensor:
+    """The number as a state holds it."""
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
+
+
+def buffers_of(state: dict[str, Any]) -> tuple[Any, Any]:
+    """v and s of a parameter's state, of this rank's shard; None for what is not there."""
+    v, s = (local_part(state.get(name)) for name in BUFFERS)
+    if v is not None and v.dtype == torch.int8 and s is not None and SCALES[0] in state:
         return Blockwise(v, state[SCALES[0]]), Blockwise(s, state[SCALES[1]])
-    return local_part(v), local_part(s)
+    return v, s
 
 
 def local_part(tensor: Any) -> Tensor:
@@ -69,19 +80,20 @@ def local_part(tensor: Any) -> Tensor:
     return tensor.to_local()
 
 
-def convert(state: dict[str, Tensor], param: Tensor, state_dtype: str | None) -> dict[str, Tensor]:
+def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> dict[str, Any]:
     """The same state in another precision; None leaves it as it is."""
     kind = _kind(param, state_dtype)
     held = "int8" if SCALES[0] in state else str(state[BUFFERS[0]].dtype).removeprefix("torch.")
     if kind is None or kind == held:
         return state
+    rest = {name: value for name, value in state.items() if name not in BUFFERS + SCALES}
     wide = {
         name: narrow.decode(buffer) if isinstance(buffer, Blockwise) else state[name]
         for name, buffer in zip(BUFFERS, buffers_of(state), strict=True)
     }
     if kind != "int8":
-        return {name: buffer.to(getattr(torch, kind)) for name, buffer in wide.items()}
-    new = create(param, state_dtype)
+        return rest | {name: buffer.to(getattr(torch, kind)) for name, buffer in wide.items()}
+    new = create(param, state_dtype) | rest
     half = torch.full(param.shape, 0x8000, dtype=torch.int64, device=param.device)
     for name, buffer in zip(BUFFERS, buffers_of(new), strict=True):
         assert isinstance(buffer, Blockwise)

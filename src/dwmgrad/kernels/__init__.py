@@ -11,31 +11,104 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from itertools import chain
 from types import ModuleType
+from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from . import foreach, fused, native, on_device, one_launch, reference
-from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
+from .fit import Overlaps, fitting
 from .gradients import can_be_squared
 
-__all__ = ["Blockwise", "Buffer", "Coefficients", "Tensors", "update", "update_on_device"]
+__all__ = [
+    "Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors",
+    "prepare", "run", "run_on_device", "update",
+]  # fmt: skip
 
 
-def update(
-    tensors: Tensors,
+class Bucket(NamedTuple):
+    """Tensors of one device, one dtype and one kind of state, checked, for one call of a kernel.
+
+    Attributes:
+        tensors: at least one row.
+        flat: whether a kernel may work by address; see `fit.fitting`.
+    """
+
+    tensors: Tensors
+    flat: bool
+
+
+def prepare(
+    sets: Sequence[list[Row]],
+    overlaps: Overlaps,
+    name: Callable[[int], str] = "row {}".format,
+) -> list[list[Bucket]]:
+    """Checks all that a step is to move, as one, and readies the kernels; nothing moves yet.
+
+    Args:
+        sets: parameters, gradients and buffers, one set for each set of coefficients.
+        overlaps: what the caller keeps from step to step.
+        name: gives the name of a parameter, by its place in all sets, for errors.
+
+    Returns:
+        The buckets of each set, for `run` or `run_on_device`.
+
+    Raises:
+        RuntimeError: if tensors do not fit together; it names the parameter.
+    """
+    rows = list(chain.from_iterable(sets))
+    flat: list[bool] = []
+    for place, (param, grad, v, s, ordinal) in enumerate(rows):
+        fitted, is_flat = fitting(param, grad, v, s, name, place)
+        flat.append(is_flat)
+        if fitted is not grad:
+            rows[place] = param, fitted, v, s, ordinal
+    for place in overlaps.find(rows, name):
+        flat[place] = False  # the plain loop takes one parameter after the other
+    done, buckets = 0, []
+    for own in sets:
+        end = done + len(own)
+        buckets.append(_buckets(rows[done:end], flat[done:end]))
+        done = end
+    return buckets
+
+
+def _buckets(rows: list[Row], flat: list[bool]) -> list[Bucket]:
+    found: dict[tuple, list[Row]] = {}
+    last: tuple = ()
+    bucket: list[Row] = []
+    for row, is_flat in zip(rows, flat, strict=True):
+        param, v = row[0], row[2]
+        kind = v.dtype if isinstance(v, Tensor) else Blockwise
+        key = (param.device, param.dtype, kind, is_flat)
+        if key != last:
+            last, bucket = key, found.setdefault(key, [])
+        bucket.append(row)
+    buckets = [Bucket(Tensors.of(own), key[-1]) for key, own in found.items()]
+    for each in buckets:
+        _by_address(each)  # loaded, or compiled, while a failure still changes nothing
+    return buckets
+
+
+def _by_address(bucket: Bucket) -> ModuleType | None:
+    row = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
+    return next((k for k in (native, one_launch) if bucket.flat and k.accepts(*row)), None)
+
+
+def run(
+    buckets: Sequence[Bucket],
     coefficients: Coefficients,
     *,
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
 ) -> list[bool | Tensor]:
-    """Applies the rule in place, each tensor with the fastest kernel that is right for it.
+    """Applies the rule in place, each bucket with the fastest kernel that is right for it.
 
     Args:
-        tensors: parameters, gradients and buffers; those of one index have one shape and device.
+        buckets: from `prepare`.
         coefficients: the step's numbers.
         use_foreach, use_fused: True prefers that kernel and False excludes it (`native` and
             `one_launch` count as fused); None chooses by what was measured. A kernel is never used
@@ -47,13 +120,21 @@ def update(
         number on it.
     """
     return [
-        _choose(bucket, flat, coefficients, use_foreach, use_fused).update(bucket, coefficients)
-        for flat, bucket in _buckets(tensors)
+        _choose(bucket, coefficients, use_foreach, use_fused).update(bucket.tensors, coefficients)
+        for bucket in buckets
     ]
 
 
-def update_on_device(
-    tensors: Tensors,
+def update(
+    tensors: Tensors, coefficients: Coefficients, **preferences: bool | None
+) -> list[bool | Tensor]:
+    """`prepare` and `run` for one set of tensors."""
+    rows = list(zip(*tensors, strict=True))
+    return run(prepare([rows], Overlaps())[0], coefficients, **preferences)
+
+
+def run_on_device(
+    buckets: Sequence[Bucket],
     numbers: Tensor,
     held: Tensor,
     addresses: one_launch.Addresses,
@@ -63,7 +144,7 @@ def update_on_device(
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
 ) -> None:
-    """As `update`, with all numbers on the device of the tensors, without waiting for it.
+    """As `run`, with all numbers on the device of the tensors, without waiting for it.
 
     Args:
         numbers, held, addresses: see `one_launch.launch`; the numbers may be float64.
@@ -72,60 +153,27 @@ def update_on_device(
     """
     may_fuse = use_fused is not False and not use_foreach
     dither = (dither_state, dither_params)
-    for flat, bucket in _buckets(tensors):
-        param, buffer = bucket.params[0], bucket.momentum_buffers[0]
-        if flat and may_fuse and one_launch.accepts(param, buffer):
-            one_launch.launch(bucket, numbers.float(), held, *dither, addresses)
+    for tensors, flat in buckets:
+        row = tensors.params[0], tensors.momentum_buffers[0]
+        if flat and may_fuse and one_launch.accepts(*row):
+            one_launch.launch(tensors, numbers.float(), held, *dither, addresses)
         else:
-            on_device.update(bucket, numbers, held, *dither)
-
-
-def _buckets(tensors: Tensors) -> Iterator[tuple[bool, Tensors]]:
-    """The tensors of one device, one dtype and one kind of state, and whether they are flat."""
-    buckets: dict[tuple, Tensors] = defaultdict(Tensors.empty)
-    for row in zip(*tensors, strict=True):
-        param, _, v, _, _ = row
-        kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        buckets[param.device, param.dtype, kind, _are_flat(*row[:4])].add(*row)
-    return ((flat, bucket) for (*_, flat), bucket in buckets.items())
-
-
-def _are_flat(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> bool:
-    """Whether one flat loop over memory visits the same element of all four."""
-    if type(param) not in (Tensor, Parameter) or type(grad) is not Tensor:
-        return False
-    if param.dtype != grad.dtype:
-        return False
-    if not (isinstance(v, Tensor) and isinstance(s, Tensor)):  # 8-bit: contiguous codes
-        return param.is_contiguous() and grad.is_contiguous()
-    if v.dtype != s.dtype:
-        return False
-    if param.is_contiguous() and grad.is_contiguous() and v.is_contiguous() and s.is_contiguous():
-        return True
-    # The state was made by zeros_like, so it is dense, and with it whatever has its strides.
-    # torch.optim.AdamW(fused=True) forgets this check on the CPU and mixes the elements up.
-    return param.stride() == grad.stride() == v.stride() == s.stride()
+            on_device.update(tensors, numbers, held, *dither)
 
 
 def _choose(
-    bucket: Tensors,
-    flat: bool,
-    c: Coefficients,
-    use_foreach: bool | None,
-    use_fused: bool | None,
+    bucket: Bucket, c: Coefficients, use_foreach: bool | None, use_fused: bool | None
 ) -> ModuleType:
-    param, buffer = bucket.params[0], bucket.momentum_buffers[0]
-    if not flat:
+    if not bucket.flat:
         return reference
+    param, buffer = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
     may_fuse = use_fused is not False and not use_foreach
-    if may_fuse and native.accepts(param, buffer):
-        return native
-    if may_fuse and one_launch.accepts(param, buffer):
-        return one_launch
+    if may_fuse and (kernel := _by_address(bucket)) is not None:
+        return kernel
     dithers = c.dither_params or c.dither_state
     if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype or dithers:
         return reference
-    if not can_be_squared(bucket.grads):
+    if not can_be_squared(bucket.tensors.grads):
         return reference  # which holds those elements
     if may_fuse and fused.accepts(param, c):
         return fused

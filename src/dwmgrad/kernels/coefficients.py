@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,6 +22,10 @@ class Blockwise(NamedTuple):
 
 
 Buffer = Tensor | Blockwise
+
+
+Row = tuple[Tensor, Tensor, Any, Any, int]
+"""One parameter of `Tensors`: θ, g, v, s and its ordinal."""
 
 
 class Tensors(NamedTuple):
@@ -44,6 +49,11 @@ class Tensors(NamedTuple):
     def empty(cls) -> Tensors:
         """No parameters yet."""
         return cls([], [], [], [], [])
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Tensors:
+        """The columns of rows, each a parameter's five."""
+        return cls(*map(list, zip(*rows, strict=True))) if rows else cls.empty()
 
     def add(self, param: Tensor, grad: Tensor, v: Buffer, s: Buffer, ordinal: int) -> None:
         """Appends one parameter."""

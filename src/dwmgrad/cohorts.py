@@ -1,0 +1,132 @@
+"""What a step moves: the parameters with a gradient, sorted by how long each has been moving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import state
+from .kernels import Row
+
+States = dict[Tensor, dict[str, Any]]
+
+
+class Cohort(NamedTuple):
+    """Parameters of one group whose mean squares have seen the same decays since they began.
+
+    Attributes:
+        age: what they have in common; from `cohorts_of`'s argument of this name.
+        rows: what the kernels get, a tuple of `Tensors`' columns for each parameter; of a DTensor
+            this rank's shard, where it has elements.
+        states: the parameters' states, those of empty shards too.
+    """
+
+    age: Any
+    rows: list[Row]
+    states: list[dict[str, Any]]
+
+
+class NewState:
+    """Makes the state of parameters that have none, and takes it back if their step fails.
+
+    Args:
+        states: the optimizer's state.
+        corrected: whether what is made has a `state.ZERO_SHARE`.
+    """
+
+    def __init__(self, states: States, corrected: bool) -> None:
+        self.states = states
+        self._corrected = corrected
+        self._made: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def of(self, param: Tensor, state_dtype: str | None) -> dict[str, Any]:
+        """The parameter's state, complete or, where the memory runs out, as it was."""
+        own = self.states[param]
+        if state.BUFFERS[0] not in own and state.BUFFERS[1] not in own:
+            new = state.create(param, state_dtype, self._corrected)
+            self._made.append((param, new))
+            own.update(new)
+        return own
+
+    def undo(self) -> None:
+        """Takes back what was made, and leaves what others keep there."""
+        for param, new in self._made:
+            own = self.states[param]
+            for name in new:
+                own.pop(name, None)
+            if not own:
+                del self.states[param]
+
+
+def cohorts_of(
+    group: dict[str, Any], states: NewState, age: Callable[[dict[str, Any]], Hashable]
+) -> list[Cohort]:
+    """The group's parameters that have a gradient; every trainable one gets its state.
+
+    So every rank has the same keys, whichever parameters have a gradient there.
+
+    Args:
+        group: a parameter group.
+        states: where the parameters' state is, or is made.
+        age: what to sort a parameter's state by.
+    """
+    found: dict[Hashable, Cohort] = {}
+    v_key, s_key = state.BUFFERS
+    for ordinal, param in enumerate(group["params"]):
+        if not param.requires_grad:
+            continue
+        own = states.of(param, group["state_dtype"])
+        grad = param.grad
+        if grad is None:
+            continue
+        key = age(own)
+        cohort = found.get(key)
+        if cohort is None:
+            cohort = found[key] = Cohort(key, [], [])
+        cohort.states.append(own)
+        v, s = own.get(v_key), own.get(s_key)
+        if type(param) is not Parameter and hasattr(param, "to_local"):
+            if grad.placements != param.placements:
+                grad = grad.redistribute(placements=param.placements)
+            param, grad = param.to_local(), grad.to_local()
+            v, s = state.local_part(v), state.local_part(s)
+        elif state.SCALES[0] in own:
+            v, s = state.buffers_of(own)
+        if param.numel() and not param.is_meta:
+            cohort.rows.append((param, grad, v, s, ordinal))
+    return list(found.values())
+
+
+def share_reader() -> Callable[[dict[str, Any]], float]:
+    """For `cohorts_of`: a state's `ZERO_SHARE`, 0 without one; each tensor is read once."""
+    known: dict[int, float] = {}
+
+    def share(own: dict[str, Any]) -> float:
+        number = own.get(state.ZERO_SHARE)
+        if number is None:
+            return 0.0
+        value = known.get(id(number))
+        if value is None:
+            value = known[id(number)] = float(number)
+        return value
+
+    return share
+
+
+def names_of(groups: list[dict[str, Any]], cohorts: list[list[Cohort]]) -> list[str]:
+    """The parameters of the cohorts as an error names them, in their order."""
+    return [
+        name_of(index, group, ordinal)
+        for index, (group, own) in enumerate(zip(groups, cohorts, strict=True))
+        for cohort in own
+        for *_, ordinal in cohort.rows
+    ]
+
+
+def name_of(index: int, group: dict[str, Any], ordinal: int) -> str:
+    """A parameter by its name, where the optimizer was given names, else by its place."""
+    names = group.get("param_names")
+    return f"parameter {names[ordinal]!r}" if names else f"parameter {ordinal} of group {index}"
