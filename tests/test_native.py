@@ -72,7 +72,10 @@ def test_the_bits_of_the_step_the_parameter_and_the_element_are_the_noise() -> N
 
 @pytest.mark.parametrize("kind", ["bfloat16", "v", "s"])
 def test_stochastic_rounding_is_right_in_the_mean(kind: str) -> None:
-    """4,000 roundings of the same numbers: their mean is nearer than a rounding could be."""
+    """4,000 roundings of the same numbers: their mean is nearer than a rounding could be.
+
+    For s, whose root a step divides by, it is the mean of the codes.
+    """
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(256, generator=generator)
     values = {"bfloat16": values, "v": values * 2 - 1, "s": values.pow(3)}[kind]
@@ -84,8 +87,10 @@ def test_stochastic_rounding_is_right_in_the_mean(kind: str) -> None:
         else:
             buffer = narrow.zeros(values)[kind == "s"]
             narrow.encode(buffer, values, bits)
-            total += narrow.decode(buffer).double()
-    step = {"bfloat16": 2**-8, "v": 2 / 127, "s": 4 / 255}[kind]  # between levels, at most
+            total += narrow.decode(buffer).double() ** (0.25 if kind == "s" else 1)
+    if kind == "s":
+        values = values.double() ** 0.25
+    step = {"bfloat16": 2**-8, "v": 2 / 127, "s": 1 / 255}[kind]  # between levels, at most
     assert ((total / 4000 - values).abs() < 6 * step / 4000**0.5 / 2).all()
 
 
@@ -98,6 +103,66 @@ def test_a_slow_decay_is_not_lost_in_8_bits() -> None:
         values = narrow.decode(buffer)
         values[1:] *= 0.99  # the first element keeps the block's scale
     assert 0.6 * 0.99**299 < values[1:].mean() < 1.6 * 0.99**299
+
+
+@pytest.mark.parametrize("preset", ["finetune", None])
+@pytest.mark.parametrize("compiler", [True, False], ids=["native", "reference"])
+def test_8_bit_steps_are_not_longer_than_those_of_float32(
+    preset: str | None, compiler: bool, request: pytest.FixtureRequest
+) -> None:
+    """Also of elements whose gradients are small beside the largest one of their block."""
+    if not compiler:
+        request.getfixturevalue("no_compiler")
+    size = (10.0 ** -torch.arange(9)).repeat(1024)[: 256 * 32]  # all sizes in each block
+    travel = []
+    for state_dtype in ("int8", "float32"):
+        param = torch.zeros_like(size, requires_grad=True)
+        delta = None if preset else 100
+        optimizer = DWMGrad([param], preset=preset, max_window=delta, state_dtype=state_dtype)
+        total = torch.zeros(9)
+        for step in range(300):
+            noise = torch.randn(size.shape, generator=torch.Generator().manual_seed(step))
+            param.grad, before = size * (1 + noise), param.detach().clone()
+            optimizer.step(loss=1 / (step + 1))
+            moved = (param.detach() - before).abs()
+            total += torch.stack([moved[size == each].mean() for each in size[:9]])
+        travel.append(total)
+    ratio = travel[0] / travel[1]
+    assert (ratio < 1.03).all()
+    assert (ratio[:5] > 0.93).all()  # the others lie below the lowest level
+
+
+@pytest.mark.parametrize("flush", [False, True], ids=["denormals", "flushed"])
+@pytest.mark.parametrize("compiler", [True, False], ids=["native", "reference"])
+def test_a_positive_mean_square_never_becomes_0_in_8_bits(
+    compiler: bool, flush: bool, request: pytest.FixtureRequest
+) -> None:
+    """In blocks of any size, and beside elements of any size."""
+    if not compiler:
+        request.getfixturevalue("no_compiler")
+    sizes = 10.0 ** torch.arange(-17, 19)[:, None]
+    grad = sizes.repeat(1, 256)
+    grad[:, 1::2] *= 1e-3
+    grad[:, 2] = 0.0
+    grad.clamp_min_(1e-18)  # whose square is a normal number
+    grad[0] = 0.0
+    param = torch.zeros_like(grad)
+    v, s = narrow.zeros(param)
+    tensors = Tensors([param], [grad], [v], [s], [0])
+    if flush and not torch.set_flush_denormal(True):
+        pytest.skip("this CPU does not flush denormal numbers")
+    try:
+        for step in range(20):
+            before = param.clone()
+            kernels.update(tensors, Coefficients(1.0, 0.9, 0.0, 1e-30, 0.0, step))
+            assert (s.codes[1:] > 0).all() and (narrow.decode(s)[1:] > 0).all()
+            assert not s.codes[0].any() and not v.codes[0].any()
+            lengths = (param - before).abs()[1:] * (1 - 0.9 ** (step + 1)) ** 0.5
+            assert lengths.max() < 2.5
+            mean = lengths[:, 4::2].mean(1)
+            torch.testing.assert_close(mean, torch.ones_like(mean), rtol=0.03, atol=0)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize(
