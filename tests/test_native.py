@@ -165,6 +165,38 @@ def test_a_positive_mean_square_never_becomes_0_in_8_bits(
         torch.set_flush_denormal(False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_float16_parameters_have_float32_state(dtype: torch.dtype) -> None:
+    """Their mean square would be 0 in float16, and each step as long as a first one."""
+    params = [torch.zeros(300, dtype=dtype).requires_grad_() for _ in range(2)]
+    optimizer = DWMGrad(params[:1], lr=0.01, preset="finetune")
+    optimizer.add_param_group({"params": params[1:], "state_dtype": torch.bfloat16})
+    for step in range(30):
+        before = params[0].detach().clone()
+        for param in params:
+            param.grad = torch.full_like(param, 1e-5)
+        optimizer.step(loss=float(step % 2))
+        assert 0 < (before - params[0].detach()).max() < 0.02
+    kinds = [optimizer.state[param]["square_avg"].dtype for param in params]
+    assert kinds == [torch.float32, torch.bfloat16]  # what is asked for is done
+
+
+def test_a_checkpoint_with_float16_state_goes_on_in_float32() -> None:
+    param = torch.linspace(-1, 1, 300).half().requires_grad_()
+    optimizer = DWMGrad([param], preset="finetune")
+    train(optimizer, [param], 0, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    own = saved["state"][0]
+    for name in ("momentum_buffer", "square_avg"):
+        own[name] = own[name].half()  # as earlier versions wrote it
+    for state_dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        other = DWMGrad([param], preset="finetune", state_dtype=state_dtype)
+        other.load_state_dict(copy.deepcopy(saved))
+        for name, buffer in other.state[param].items():
+            assert buffer.dtype == expected and torch.equal(buffer, own[name].to(expected))
+        train(other, [param], 5, 7)
+
+
 @pytest.mark.parametrize(
     ("state_dtype", "most"), [(None, 8.0), ("float32", 8.0), (torch.bfloat16, 4.0), ("int8", 2.04)]
 )
