@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -317,49 +318,103 @@ def test_autograd_sees_that_the_parameters_have_changed() -> None:
         loss.backward()
 
 
-STEP = """
-import warnings, torch
+@needs_compiler
+def test_the_numbers_do_not_depend_on_the_threads() -> None:
+    """Neither PyTorch's nor Python's."""
+    step = Coefficients(1e-3, 0.9, 0.5, 1e-8, 1e-4, 1, True, True)
+    most = torch.get_num_threads()
+    results = []
+
+    def run() -> None:
+        tensors = tensors_of(torch.bfloat16, "int8")
+        tensors = tensors._replace(grads=[torch.ones_like(param) for param in tensors.params])
+        for _ in range(5):
+            kernels.update(tensors, step)
+        results.append(tensors)
+
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            run()
+    finally:
+        torch.set_num_threads(most)
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 7
+    first, *others = (torch.utils._pytree.tree_leaves(each) for each in results)
+    for other in others:
+        assert all(map(torch.equal, filter(torch.is_tensor, first), filter(torch.is_tensor, other)))
+
+
+@needs_compiler
+def test_tensors_without_elements_are_no_trouble() -> None:
+    empty, full = torch.ones(0, 5), torch.ones(20000)
+    for params in ([empty], [empty, full, empty, empty], [full, empty]):
+        zeros = [[torch.zeros_like(param) for param in params] for _ in range(2)]
+        ones = [torch.ones_like(param) for param in params]
+        tensors = Tensors(
+            [p.clone() for p in params], ones, zeros[0], zeros[1], list(range(len(params)))
+        )
+        native.update(tensors, Coefficients(0.5, 0.0, 0.0, 1e-8, 0.0))
+        for param in tensors.params:
+            assert (param == 0.5).all()
+
+
+FORK = """
+import os, torch
 from dwmgrad import DWMGrad
-param = torch.ones(5000, requires_grad=True)
-optimizer = DWMGrad([param], lr=0.1)
-param.grad = torch.ones(5000)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    optimizer.step(loss=1.0)
-    optimizer.step(loss=0.5)
-print(len(caught), [str(w.message) for w in caught], float(param[0]))
+torch.set_num_threads(2)
+param = torch.zeros(200_000, requires_grad=True)
+param.grad = torch.ones_like(param)
+optimizer = DWMGrad([param])
+optimizer.step(loss=1.0)
+child = os.fork()
+optimizer.step(loss=0.5)
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
 """
 
 
-def in_a_process(folder: Path, **environment: str) -> str:
-    env = {**os.environ, "XDG_CACHE_HOME": str(folder), **environment}
-    done = subprocess.run([sys.executable, "-c", STEP], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    child = subprocess.Popen([sys.executable, "-c", FORK], env=environment, start_new_session=True)
+    try:
+        assert child.wait(timeout=60) == 0
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, 9)
+            child.wait()
 
 
 @needs_compiler
-def test_it_is_compiled_once_and_kept(tmp_path: Path) -> None:
-    assert in_a_process(tmp_path).startswith("0 []")
-    (built,) = (tmp_path / "dwmgrad").glob("*")
-    first = built.stat().st_mtime_ns
-    assert in_a_process(tmp_path).startswith("0 []")
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "dwmgrad").glob("*")] == [first]
-
-
-def test_without_a_compiler_it_says_so_once_and_steps_all_the_same(tmp_path: Path) -> None:
-    with_kernel = in_a_process(tmp_path / "a").split()[-1]
-    for folder, compiler in (("b", "no-such-compiler"), ("c", "false")):
-        found = in_a_process(tmp_path / folder, CC=compiler)
-        assert found.startswith("1 [") and "Install gcc, or set DWMGRAD_NATIVE=0" in found
-        assert abs(float(found.split()[-1]) - float(with_kernel)) < 1e-6
-    assert in_a_process(tmp_path / "d", CC="false", DWMGRAD_NATIVE="0").startswith("0 []")
-
-
-@needs_compiler
-def test_a_cache_that_others_may_write_into_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "dwmgrad").mkdir()
-    (tmp_path / "dwmgrad").chmod(0o777)
-    found = in_a_process(tmp_path)
-    assert found.startswith("1 [") and "others may write into" in found and "chmod go-w" in found
-    assert not list((tmp_path / "dwmgrad").iterdir())
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("dwmgrad_update", "another_name"),
+        ("sqrtf(si) + eps", "sqrtf(si) - eps"),
+        ("<< 16", "<< 15"),
+        ("level : 254", "level : 253"),
+        ("(1.0f / 127);\n        to", "(1.0f / 126);\n        to"),
+    ],
+)
+def test_a_library_that_computes_wrong_is_not_used(
+    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = native._SOURCE.read_text()
+    assert right in text
+    monkeypatch.setattr(native, "_SOURCE", tmp_path / "native.c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    native._SOURCE.write_text(text.replace(right, wrong))
+    native.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="has no dwmgrad_update|does not compute what it"):
+            assert native.library() is None
+    finally:
+        native.library.cache_clear()
+    assert not list((tmp_path / "cache" / "dwmgrad").iterdir())
