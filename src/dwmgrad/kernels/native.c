@@ -150,18 +150,20 @@ static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int sta
                  const numbers *c) {
     float wide_p[CHUNK], wide_g[CHUNK], wide_v[CHUNK], wide_s[CHUNK];
     uint32_t random[CHUNK];
-    float *p = (float *)t->param + at, *v = (float *)t->v + at, *s = (float *)t->s + at;
-    const float *g = (const float *)t->grad + at;
+    float *p = wide_p, *v = wide_v, *s = wide_s;
+    const float *g = wide_g;
     if (param_type == BFLOAT16) {
-        load_bfloat16(n, (const uint16_t *)t->param + at, p = wide_p);
+        load_bfloat16(n, (const uint16_t *)t->param + at, p);
         load_bfloat16(n, (const uint16_t *)t->grad + at, wide_g);
-        g = wide_g;
+    } else {
+        p = (float *)t->param + at, g = (const float *)t->grad + at;
     }
     if (state_type == BFLOAT16) {
-        load_bfloat16(n, (const uint16_t *)t->v + at, v = wide_v);
-        load_bfloat16(n, (const uint16_t *)t->s + at, s = wide_s);
-    } else if (state_type == INT8) {
-        v = wide_v, s = wide_s;
+        load_bfloat16(n, (const uint16_t *)t->v + at, v);
+        load_bfloat16(n, (const uint16_t *)t->s + at, s);
+    } else if (state_type == FLOAT32) {
+        v = (float *)t->v + at, s = (float *)t->s + at;
+    } else {
         for (int64_t i = 0; i < n; i += BLOCK) {
             int64_t m = n - i < BLOCK ? n - i : BLOCK;
             load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], v + i);
