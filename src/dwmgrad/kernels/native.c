@@ -139,7 +139,8 @@ static float store_s(int64_t n, const float *restrict from, uint8_t *restrict co
         level = level < 254 ? level : 254;
         float chance = (float)(int32_t)(random[i] >> 16) * (1.0f / 65536);
         level += code - level > chance ? 1.0f : 0.0f;
-        level = level < 1 && from[i] > 0 ? 1.0f : level; /* a step divides by its root */
+        float least = from[i] > 0 ? 1.0f : 0.0f; /* a step divides by its root */
+        level = level < least ? least : level;
         codes[i] = (uint8_t)(int32_t)level;
     }
     return scale;

@@ -80,8 +80,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         _TYPES[param.dtype],
         _INT8 if isinstance(buffer, Blockwise) else _TYPES[buffer.dtype],
         ctypes.byref(numbers),
-        # a forked child has none of its parent's threads, and OpenMP would wait for them
-        torch.get_num_threads() if loaded.process == os.getpid() else 1,
+        1 if loaded.is_forked else torch.get_num_threads(),
     )
     # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(tensors.params)
@@ -98,7 +97,9 @@ def library() -> Any | None:
         return None
     try:
         loaded: Any = compiled.load(_SOURCE, _prepare)
-        loaded.process = os.getpid()
+        # a forked child has none of its parent's threads, and OpenMP would wait for them
+        loaded.is_forked = False
+        os.register_at_fork(after_in_child=lambda: setattr(loaded, "is_forked", True))
         return loaded
     except Exception as error:  # whatever compilers, loaders and file systems raise
         warnings.warn(
