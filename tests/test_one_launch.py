@@ -110,6 +110,30 @@ def test_the_kernel_equals_the_others_while_the_window_moves(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_8_bit_blocks_of_any_size_are_rounded_alike(device: str) -> None:
+    """In blocks of large and of tiny numbers, and beside elements of other sizes."""
+    actual = make(torch.float32, torch.int8, device, [(38 * 256 + 100,)])
+    looped, compiled = on_cpu(actual), on_cpu(actual)
+    size = 10.0 ** torch.arange(-20, 19).repeat_interleave(256)[: actual.params[0].numel()]
+    size *= 10.0 ** -torch.arange(9).repeat(2000)[: size.numel()]
+    size[2560:2816] = 0.0
+    for step in range(3):
+        torch.manual_seed(step)
+        grad = torch.randn(size.shape) * size
+        for tensors in (actual, looped, compiled):
+            tensors.grads[0].copy_(grad)
+        c = Coefficients(1e-2, 0.75, 0.5, 1e-30, 0.0, noise=step)
+        one_launch.update(actual, c)
+        reference.update(looped, c)
+        if native.accepts(compiled.params[0], compiled.momentum_buffers[0]):
+            native.update(compiled, c)
+            assert torch.equal(numbers(actual), numbers(compiled)), "not the same bits"
+        for a, b in zip(actual.square_avgs[0], looped.square_avgs[0], strict=True):
+            assert (~torch.isclose(a.cpu().float(), b.float(), rtol=1e-6)).float().mean() < 0.01
+        assert (actual.square_avgs[0].codes.cpu()[grad.abs() > 1e-18] > 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_elements_that_cannot_be_squared_are_held(

@@ -84,9 +84,10 @@ class DWMGrad(Optimizer):
             every lr and every gradient is 0, a step without a loss holds the window in silence:
             that is how `torch.distributed.checkpoint` creates the state.
         state_dtype: the precision of the state. None: the parameters' own (8 bytes a parameter in
-            float32). `torch.bfloat16`: 4 bytes. `"int8"`: about 2, in blocks of 256; tensors of
-            fewer than 4,096 elements, and embeddings marked by `state.keep_in_float32`, stay in
-            float32. The last two round stochastically, with the same noise in every run.
+            float32), and float32 for float16 parameters. `torch.bfloat16`: 4 bytes. `"int8"`: about
+            2, in blocks of 256; tensors of fewer than 4,096 elements, and embeddings marked by
+            `state.keep_in_float32`, stay in float32. The last two round stochastically, with the
+            same noise in every run.
         stochastic_rounding: round bfloat16 parameters, and their state, stochastically, so that
             updates below half a unit of the last place are not lost.
         loss_group: the process group, or the one-dimensional device mesh, over whose ranks the

@@ -37,8 +37,8 @@ def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> d
 
     Args:
         param: of any shape; a DTensor gets DTensors.
-        state_dtype: one of `STATE_DTYPES`; None is the parameter's own dtype.
-
+        state_dtype: one of `STATE_DTYPES`; None is the parameter's own dtype, and float32 for a
+            float16 parameter.
         corrected: whether it has a `ZERO_SHARE`.
 
     Raises:
@@ -47,7 +47,7 @@ def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> d
     kind = _kind(param, state_dtype)
     share = {ZERO_SHARE: share_of(1.0)} if corrected else {}
     if kind != "int8":
-        dtype = None if kind is None else getattr(torch, kind)
+        dtype = getattr(torch, kind)
         return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS} | share
     if hasattr(param, "to_local") or getattr(param, "_fsdp_flattened", False):
         raise ValueError(
@@ -81,10 +81,16 @@ def local_part(tensor: Any) -> Tensor:
 
 
 def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> dict[str, Any]:
-    """The same state in another precision; None leaves it as it is."""
-    kind = _kind(param, state_dtype)
+    """The same state in another precision; None leaves it as it is, but for float16.
+
+    Earlier versions wrote float16 state of float16 parameters: it becomes float32.
+    """
     held = "int8" if SCALES[0] in state else str(state[BUFFERS[0]].dtype).removeprefix("torch.")
-    if kind is None or kind == held:
+    if state_dtype is None:
+        kind = "float32" if held == "float16" else held
+    else:
+        kind = _kind(param, state_dtype)
+    if kind == held:
         return state
     rest = {name: value for name, value in state.items() if name not in BUFFERS + SCALES}
     wide = {
@@ -106,8 +112,10 @@ def dithers(group: dict[str, Any]) -> bool:
     return group["stochastic_rounding"] or group["state_dtype"] == "bfloat16"
 
 
-def _kind(param: Tensor, state_dtype: str | None) -> str | None:
+def _kind(param: Tensor, state_dtype: str | None) -> str:
     if state_dtype == "int8":
         marked = getattr(param, _MARK, None)
         return marked or ("float32" if param.numel() < narrow.SMALLEST else "int8")
-    return state_dtype
+    if state_dtype is None and param.dtype == torch.float16:
+        return "float32"  # in float16 the square of a gradient below 1.7e-4 is 0
+    return state_dtype or str(param.dtype).removeprefix("torch.")

@@ -1,9 +1,9 @@
 """State in fewer bits, in plain PyTorch: what the fast kernels do is tested against this.
 
-Stochastic rounding goes up or down with the probability that makes its mean right, so that small
-changes are not lost step after step. Its random bits are a hash of the step, of the parameter's
-number in its group and of the element's index: a run gives the same numbers every time, on every
-data-parallel rank, and after a resume.
+Stochastic rounding goes up or down with the probability that makes its mean right (in 8 bits, for
+s, the mean of its code), so that small changes are not lost step after step. Its random bits are a
+hash of the step, of the parameter's number in its group and of the element's index: a run gives the
+same numbers every time, on every data-parallel rank, and after a resume.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ BLOCK = 256
 """Elements that share one scale."""
 SMALLEST = 4096
 """Tensors with fewer elements keep their state in float32: they cost nothing."""
+_LEAST_SCALE = {torch.int8: 2.0**-112, torch.uint8: 2.0**-94}
+"""So that the lowest level but 0, (1/127)² or (1/255)⁴ of it, is a normal number."""
 _BITS = 0xFFFFFFFF
 
 
@@ -81,6 +83,10 @@ def decode(buffer: Blockwise) -> Tensor:
 def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
     """Writes finite float32 values into the buffer, rounded stochastically between two levels.
 
+    A step adds v to the parameter, so v is right in the mean. It divides by the root of s: there
+    the mean of the code is right, which leaves that of 1/√s nearly right, too; and no positive s
+    becomes 0, which would make the next step longer by up to the root of the window.
+
     Args:
         buffer: codes and scales, overwritten.
         values: of the codes' shape; at least 0 for uint8 codes.
@@ -90,21 +96,22 @@ def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
     flat = values.reshape(-1)
     padded = torch.nn.functional.pad(flat.abs(), (0, scales.numel() * BLOCK - flat.numel()))
     largest = padded.view(-1, BLOCK).amax(1)
-    # where the inverse of the largest would not be a normal number, the block is 0
-    scales.copy_(torch.where(largest < 2.0**-120, 0.0, largest))
-    inverse = torch.where(scales > 0, 1 / scales, 0.0)
-    share = flat.abs() * inverse.repeat_interleave(BLOCK)[: flat.numel()]
+    scales.copy_(largest.clamp_min(_LEAST_SCALE[codes.dtype]))
+
+    def of_elements(numbers: Tensor) -> Tensor:
+        return numbers.repeat_interleave(BLOCK)[: flat.numel()]
+
     chance = (bits.reshape(-1) & 0xFFFF).float() * (1 / 65536)
     if codes.dtype == torch.uint8:
-        level = (share.sqrt().sqrt() * 255).floor().clamp_max(254.0)
-        low, high = (
-            (level * (1 / 255)).square().square(),
-            ((level + 1) * (1 / 255)).square().square(),
-        )
+        # 255·share^¼; the inverse of float32's largest number alone would not be a normal number
+        code = (flat * of_elements(16 / scales)).sqrt().sqrt() * 127.5
+        level = code.floor().clamp_max(254.0)
+        level = level + (code - level > chance)
+        level = torch.where(flat > 0, level.clamp_min(1.0), level)
     else:
+        share = flat.abs() * of_elements(1 / scales)
         level = (share.sqrt() * 127).floor().clamp_max(126.0)
         low, high = (level * (1 / 127)).square(), ((level + 1) * (1 / 127)).square()
-    level = level + (share - low > chance * (high - low))
-    if codes.dtype == torch.int8:
+        level = level + (share - low > chance * (high - low))
         level = torch.where(flat < 0, -level, level)
     codes.copy_(level.reshape(codes.shape))

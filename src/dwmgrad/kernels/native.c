@@ -102,19 +102,19 @@ static void load_s(int64_t n, const uint8_t *restrict codes, float scale, float 
     }
 }
 
-/* The largest magnitude; 0 where its inverse would not be a normal number. */
-static float scale_of(int64_t n, const float *restrict x) {
+/* The largest magnitude, or more: the lowest level but 0 must be a normal number. */
+static float scale_of(int64_t n, const float *restrict x, float least) {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
-    return float_of(largest) < 0x1p-120f ? 0 : float_of(largest);
+    return float_of(largest) < least ? least : float_of(largest);
 }
 
 static float store_v(int64_t n, const float *restrict from, int8_t *restrict codes,
                      const uint32_t *restrict random) {
-    float scale = scale_of(n, from), inverse = scale > 0 ? 1 / scale : 0;
+    float scale = scale_of(n, from, 0x1p-112f), inverse = 1 / scale;
     for (int64_t i = 0; i < n; i++) {
         float share = fabsf(from[i]) * inverse;
         float level = floorf(sqrtf(share) * 127);
@@ -131,16 +131,16 @@ static float store_v(int64_t n, const float *restrict from, int8_t *restrict cod
 
 static float store_s(int64_t n, const float *restrict from, uint8_t *restrict codes,
                      const uint32_t *restrict random) {
-    float scale = scale_of(n, from), inverse = scale > 0 ? 1 / scale : 0;
+    /* 16, which the roots make 2: 1 / FLT_MAX is not a normal number */
+    float scale = scale_of(n, from, 0x1p-94f), inverse = 16 / scale;
     for (int64_t i = 0; i < n; i++) {
-        float share = from[i] * inverse;
-        float level = floorf(sqrtf(sqrtf(share)) * 255);
+        float code = sqrtf(sqrtf(from[i] * inverse)) * 127.5f;
+        float level = floorf(code);
         level = level < 254 ? level : 254;
-        float low = level * (1.0f / 255), high = (level + 1) * (1.0f / 255);
         float chance = (float)(int32_t)(random[i] >> 16) * (1.0f / 65536);
-        low = low * low, low = low * low;
-        high = high * high, high = high * high;
-        level += share - low > chance * (high - low) ? 1.0f : 0.0f;
+        level += code - level > chance ? 1.0f : 0.0f;
+        float least = from[i] > 0 ? 1.0f : 0.0f; /* a step divides by its root */
+        level = level < least ? least : level;
         codes[i] = (uint8_t)(int32_t)level;
     }
     return scale;
@@ -151,18 +151,20 @@ static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int sta
                  const numbers *c) {
     float wide_p[CHUNK], wide_g[CHUNK], wide_v[CHUNK], wide_s[CHUNK];
     uint32_t random[CHUNK];
-    float *p = (float *)t->param + at, *v = (float *)t->v + at, *s = (float *)t->s + at;
-    const float *g = (const float *)t->grad + at;
+    float *p = wide_p, *v = wide_v, *s = wide_s;
+    const float *g = wide_g;
     if (param_type == BFLOAT16) {
-        load_bfloat16(n, (const uint16_t *)t->param + at, p = wide_p);
+        load_bfloat16(n, (const uint16_t *)t->param + at, p);
         load_bfloat16(n, (const uint16_t *)t->grad + at, wide_g);
-        g = wide_g;
+    } else {
+        p = (float *)t->param + at, g = (const float *)t->grad + at;
     }
     if (state_type == BFLOAT16) {
-        load_bfloat16(n, (const uint16_t *)t->v + at, v = wide_v);
-        load_bfloat16(n, (const uint16_t *)t->s + at, s = wide_s);
-    } else if (state_type == INT8) {
-        v = wide_v, s = wide_s;
+        load_bfloat16(n, (const uint16_t *)t->v + at, v);
+        load_bfloat16(n, (const uint16_t *)t->s + at, s);
+    } else if (state_type == FLOAT32) {
+        v = (float *)t->v + at, s = (float *)t->s + at;
+    } else {
         for (int64_t i = 0; i < n; i += BLOCK) {
             int64_t m = n - i < BLOCK ? n - i : BLOCK;
             load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], v + i);

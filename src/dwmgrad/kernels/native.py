@@ -1,18 +1,15 @@
 """The rule as one pass of compiled C over all tensors: what the CPU runs where it has a compiler.
 
-The C file is compiled once per machine (a fraction of a second) and kept in the user's cache
-folder. It runs on the threads that PyTorch has already (the OpenMP library that it loaded).
+The C file is compiled once per machine (a fraction of a second); see `compiled`. It runs on the
+threads that PyTorch has already (the OpenMP library that it loaded).
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import itertools
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
+import struct
 import warnings
 from functools import cache
 from pathlib import Path
@@ -21,13 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import compiled
 from .coefficients import Blockwise, Buffer, Coefficients, Tensors
 
 _SOURCE = Path(__file__).with_name("native.c")
-# No -ffast-math: NaN and infinities must be seen. No contraction: the same numbers on every CPU.
-_FLAGS = (
-    "-O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=off"
-).split()
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT8 = 2
 _PIECE = 16 * 1024  # native.c's PIECE
@@ -86,7 +80,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         _TYPES[param.dtype],
         _INT8 if isinstance(buffer, Blockwise) else _TYPES[buffer.dtype],
         ctypes.byref(numbers),
-        torch.get_num_threads(),
+        1 if loaded.is_forked else torch.get_num_threads(),
     )
     # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(tensors.params)
@@ -95,73 +89,59 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
 
 @cache
 def library() -> Any | None:
-    """The compiled kernel; None where there is no compiler, with a warning that says so once."""
+    """The compiled kernel; None where there is none to be had, with a warning that says so once.
+
+    An interrupt leaves nothing behind: the next call begins anew.
+    """
     if os.environ.get("DWMGRAD_NATIVE") == "0":
         return None
     try:
-        path = _built()
-        loaded = ctypes.CDLL(str(path))
-        loaded.dwmgrad_update.argtypes = [
-            ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int,
-            ctypes.c_void_p, ctypes.c_int,
-        ]  # fmt: skip
-        loaded.dwmgrad_update.restype = ctypes.c_int
-    except (OSError, subprocess.SubprocessError) as error:
+        loaded: Any = compiled.load(_SOURCE, _prepare)
+        # a forked child has none of its parent's threads, and OpenMP would wait for them
+        loaded.is_forked = False
+        os.register_at_fork(after_in_child=lambda: setattr(loaded, "is_forked", True))
+        return loaded
+    except Exception as error:  # whatever compilers, loaders and file systems raise
         warnings.warn(
-            f"DWMGrad's CPU kernel could not be built ({_reason(error)}), so its step runs on "
-            "PyTorch's operators: equal, but slower. Install gcc, or set DWMGRAD_NATIVE=0 to "
-            "silence this.",
+            f"DWMGrad's CPU kernel could not be built ({error or type(error).__name__}), so its "
+            "step runs on PyTorch's operators: equal, but slower. Install gcc, or set "
+            "DWMGRAD_NATIVE=0 to silence this.",
             stacklevel=2,
         )
         return None
-    return loaded
 
 
-def _built() -> Path:
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or os.name == "nt":
-        raise OSError("no C compiler found")
-    folder = _folder()
-    # a home may be shared by machines of different kinds
-    kind = [_SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _cpu_flags()]
-    name = hashlib.sha256("\0".join(kind).encode()).hexdigest()[:16]
-    path = folder / f"native-{name}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch, "native.so")
-            # compiled with OpenMP but linked without: PyTorch has brought its own library
-            command = [*compiler.split(), *_FLAGS, "-c", str(_SOURCE), "-o", f"{built}.o"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            command = [*compiler.split(), "-shared", f"{built}.o", "-o", str(built), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            os.replace(built, path)
-    return path
+def _prepare(loaded: Any) -> None:
+    """Declares the kernel's arguments and tries it on one number of each kind.
+
+    The number's v and s are such that they stay as they are, and nothing rounds.
+
+    Raises:
+        OSError: if the kernel is not there or not right.
+    """
+    update = getattr(loaded, "dwmgrad_update", None)
+    if update is None:
+        raise OSError("the library has no dwmgrad_update")
+    update.argtypes = [
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int,
+        ctypes.c_void_p, ctypes.c_int,
+    ]  # fmt: skip
+    update.restype = ctypes.c_int
+    numbers = _Numbers(0.25, 0.75, 0.25, 0.5, 4.0, 0.5, 0, 0, 0)
+    floats = _TYPES.values()
+    for kind, state_kind in itertools.product(floats, (*floats, _INT8)):
+        state = [b"\x7f", b"\xff"]  # the codes of a block's largest numbers
+        if state_kind != _INT8:
+            state = [_bytes(0.25, state_kind), _bytes(16, state_kind)]
+        before = [_bytes(1, kind), _bytes(4, kind), *state, _bytes(0.25), _bytes(16)]
+        cells = [ctypes.create_string_buffer(each, len(each)) for each in before]
+        row = [*map(ctypes.addressof, cells), 1, 0, 0]
+        update((ctypes.c_int64 * 9)(*row), 1, 1, kind, state_kind, ctypes.byref(numbers), 1)
+        if [cell.raw for cell in cells] != [_bytes(0.25, kind), *before[1:]]:
+            raise OSError("the library does not compute what it should")
 
 
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base, "dwmgrad")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError):
-        return Path(tempfile.mkdtemp(prefix="dwmgrad-"))
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise OSError(f"others may write into {folder}: chmod go-w {folder}")
-    if not os.access(folder, os.W_OK):
-        return Path(tempfile.mkdtemp(prefix="dwmgrad-"))
-    return folder
-
-
-def _cpu_flags() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        return (error.stderr or "").strip().splitlines()[-1:][0] if error.stderr else str(error)
-    return str(error)
+def _bytes(number: float, kind: int = 0) -> bytes:
+    """A number as float32, or as bfloat16, which is the upper half of it."""
+    (bits,) = struct.unpack("=I", struct.pack("=f", number))
+    return struct.pack("=H", bits >> 16) if kind else struct.pack("=I", bits)

@@ -55,39 +55,36 @@ def _store(pointers, x, bits, mask, DTYPE: tl.constexpr, DITHER: tl.constexpr):
 
 
 @triton.jit
-def _scale(x):
-    """The largest magnitude; 0 where its inverse would not be a normal number; and that inverse."""
+def _scale(x, least):
+    """The largest magnitude, or more: the lowest level but 0 must be a normal number."""
     largest = tl.max(tl.abs(x), axis=1)
-    scale = tl.where(largest < 7.52316384526264e-37, 0.0, largest)  # 2 ** -120
-    inverse = tl.where(scale > 0, tl.div_rn(1.0, tl.where(scale > 0, scale, 1.0)), 0.0)
-    return scale, inverse
+    return tl.where(largest < least, least, largest)
 
 
 @triton.jit
-def _round(share, level, low, high, bits):
-    chance = (bits & 0xFFFF).to(tl.int32).to(tl.float32) * (1 / 65536)
-    return level + tl.where(share - low > chance * (high - low), 1.0, 0.0)
+def _chance(bits):
+    return (bits & 0xFFFF).to(tl.int32).to(tl.float32) * (1 / 65536)
 
 
 @triton.jit
 def _store_v(codes, scales, x, bits, mask, has_scale):
-    scale, inverse = _scale(x)
-    share = tl.abs(x) * inverse[:, None]
+    scale = _scale(x, 1.925929944387236e-34)  # 2 ** -112
+    share = tl.abs(x) * tl.div_rn(1.0, scale)[:, None]
     level = tl.minimum(tl.floor(tl.sqrt_rn(share) * 127), 126.0)
     low, high = level * (1 / 127), (level + 1) * (1 / 127)
-    level = _round(share, level, low * low, high * high, bits)
+    low, high = low * low, high * high
+    level += tl.where(share - low > _chance(bits) * (high - low), 1.0, 0.0)
     tl.store(codes, tl.where(x < 0, -level, level).to(tl.int8), mask=mask)
     tl.store(scales, scale, mask=has_scale)
 
 
 @triton.jit
 def _store_s(codes, scales, x, bits, mask, has_scale):
-    scale, inverse = _scale(x)
-    share = x * inverse[:, None]
-    level = tl.minimum(tl.floor(tl.sqrt_rn(tl.sqrt_rn(share)) * 255), 254.0)
-    low, high = level * (1 / 255), (level + 1) * (1 / 255)
-    low, high = low * low, high * high
-    level = _round(share, level, low * low, high * high, bits)
+    scale = _scale(x, 5.048709793414476e-29)  # 2 ** -94
+    code = tl.sqrt_rn(tl.sqrt_rn(x * tl.div_rn(16.0, scale)[:, None])) * 127.5
+    level = tl.minimum(tl.floor(code), 254.0)
+    level += tl.where(code - level > _chance(bits), 1.0, 0.0)
+    level = tl.where((level < 1) & (x > 0), 1.0, level)
     tl.store(codes, level.to(tl.int32).to(tl.uint8), mask=mask)
     tl.store(scales, scale, mask=has_scale)
 
