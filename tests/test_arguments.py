@@ -91,3 +91,27 @@ def test_complex_parameters_are_refused() -> None:
 def test_no_parameters_at_all_are_torchs_error() -> None:
     with pytest.raises(ValueError, match="empty parameter list"):
         DWMGrad([])
+
+
+@pytest.mark.parametrize(
+    ("given", "initial"),
+    [
+        ({}, 5),
+        ({"max_window": 3}, 3),
+        ({"max_window": 1}, 1),
+        ({"max_window": 5}, 5),
+        ({"max_window": 3, "preset": "finetune"}, 3),
+        ({"max_window": 3, "initial_window": 2}, 2),
+        ({"preset": "finetune"}, 5),
+    ],
+    ids=str,
+)
+def test_an_initial_window_that_is_not_given_fits_max_window(given: dict, initial: int) -> None:
+    optimizer = DWMGrad([torch.zeros(1, requires_grad=True)], **given)
+    assert optimizer.window == optimizer.param_groups[0]["initial_window"] == initial
+
+
+@pytest.mark.parametrize("max_window", [0, -1, True, 2.5, "3"])
+def test_a_wrong_max_window_is_what_is_named(max_window) -> None:
+    with pytest.raises((TypeError, ValueError), match="^max_window must be"):
+        DWMGrad([torch.zeros(1, requires_grad=True)], max_window=max_window)

@@ -1,7 +1,11 @@
 """DWMGrad, a momentum optimizer whose memory follows the training loss (arXiv 2510.25042)."""
 
+import os
+import sys
+from importlib.util import find_spec
+
+from . import integrations as _integrations
 from ._version import __version__
-from .integrations import connect as _connect
 from .optimizer import DWMGrad
 
 __all__ = ["DWMGrad", "__version__", "register", "unregister"]
@@ -10,28 +14,34 @@ __all__ = ["DWMGrad", "__version__", "register", "unregister"]
 def register() -> None:
     """Makes `--optim dwmgrad` work in Hugging Face's Trainer and HfArgumentParser.
 
-    Call it before the parser is built. A second call does nothing.
+    `import dwmgrad` does so by itself, as soon as transformers' training arguments are imported:
+    this is for what was taken back by `unregister`, and to be told if a library is missing. A
+    second call does nothing.
 
     Raises:
-        ImportError: if transformers is not installed.
+        ImportError: if transformers or accelerate is not installed.
     """
-    try:
-        from .integrations.transformers import register
-    except ModuleNotFoundError as error:
-        if error.name not in ("transformers", "accelerate"):
-            raise
-        raise ImportError(
-            f"--optim dwmgrad needs {error.name}: pip install transformers accelerate"
-        ) from error
+    for needed in ("transformers", "accelerate"):
+        if needed not in sys.modules and find_spec(needed) is None:
+            raise ImportError(
+                f"--optim dwmgrad needs {needed}: pip install transformers accelerate", name=needed
+            )
+    _integrations.connect()
+    from .integrations.transformers import register
 
     register()
 
 
 def unregister() -> None:
-    """Takes `register` back: names, parser and Trainer are as they were without dwmgrad."""
+    """Takes the name back: names, parser and Trainer are as they were without dwmgrad."""
+    _integrations.disconnect("transformers")
     from .integrations.transformers import unregister
 
     unregister()
 
 
-_connect()
+_integrations.connect()
+if "DWMGRAD_CREATED" in os.environ:  # below a `python -m dwmgrad`, which is told of a DWMGrad
+    from . import startup as _startup
+
+    _startup.watch()

@@ -132,12 +132,12 @@ def assert_ranks_agree(optimizer: Any) -> None:
     Raises:
         RuntimeError: on every rank; names the numbers, the parameters and the ranks that differ.
     """
-    partitioned = False
-    while not hasattr(optimizer, "observe_loss"):
-        partitioned |= type(optimizer).__module__.startswith("deepspeed")
-        if not hasattr(optimizer, "optimizer"):
-            raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
-        optimizer = optimizer.optimizer
+    from .wrappers import dwmgrad_in, layers
+
+    wrappers, optimizer = layers(optimizer), layers(optimizer)[-1]
+    if dwmgrad_in(optimizer) is None:
+        raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
+    partitioned = any(type(each).__module__.startswith("deepspeed") for each in wrappers)
     group = optimizer.loss_group
     if _size(group) < 2:
         return

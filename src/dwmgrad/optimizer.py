@@ -60,7 +60,8 @@ class DWMGrad(Optimizer):
         weight_decay: decoupled weight decay λ.
         preset: None: the paper's rule. `"finetune"`: what `presets.PRESETS` has under this name
             for each of the arguments below that is not given; AdamW's learning rates suit it.
-        initial_window: the window ω before the first step, in steps; 5 by default.
+        initial_window: the window ω before the first step, in steps; by default 5, or
+            `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
         window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.window.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from numbers import Integral
 from typing import Any
 
 PAPER: dict[str, Any] = {
@@ -30,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The values of all arguments of `PAPER`: the given ones, then the preset's, then the paper's.
 
+    An initial window that is not given is `max_window`, where that is smaller.
+
     Args:
         preset: a name of `PRESETS`, or None.
         given: the arguments; None stands for one that was not given.
@@ -44,4 +47,7 @@ def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
             f"preset must be None or one of {', '.join(PRESETS)}; got {preset!r}{hint}"
         )
     chosen = {**PAPER, **PRESETS[preset]} if preset else PAPER
-    return {name: value if value is not None else chosen[name] for name, value in given.items()}
+    values = {name: value if value is not None else chosen[name] for name, value in given.items()}
+    if given["initial_window"] is None and isinstance(values["max_window"], Integral):
+        values["initial_window"] = min(values["initial_window"], values["max_window"])
+    return values

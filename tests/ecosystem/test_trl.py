@@ -108,11 +108,20 @@ def test_dpo(causal_lm: Path, tmp_path: Path) -> None:
     assert len(set(seen.logged)) > 3
 
 
-def test_its_own_sft_script_in_one_command(causal_lm: Path, tmp_path: Path) -> None:
-    """`python -m dwmgrad .../trl/scripts/sft.py --optim dwmgrad`, the script as it ships."""
+@pytest.mark.parametrize("how", ["the script", "the module", "the command"])
+def test_its_own_sft_script_in_one_command(causal_lm: Path, tmp_path: Path, how: str) -> None:
+    """`python -m dwmgrad .../trl/scripts/sft.py --optim dwmgrad`, the script as it ships.
+
+    The command, `trl sft`, starts the script in a process of its own.
+    """
     import trl
 
-    script = Path(trl.__file__).parent / "scripts" / "sft.py"
+    script = {
+        "the script": str(Path(trl.__file__).parent / "scripts" / "sft.py"),
+        "the module": "-m trl.scripts.sft",
+        "the command": "-m trl.cli.main sft --num_processes 1 --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no --cpu",
+    }[how]
     data = tmp_path / "data"
     data.mkdir()
     rows = (json.dumps({"text": text}) for text in sentences(16))

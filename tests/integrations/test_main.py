@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
+
+import dwmgrad
 
 TRAIN = """
 import os
@@ -161,11 +164,196 @@ def test_ctrl_c_ends_it_as_it_ends_a_script(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in errors and "runpy" not in errors
 
 
+ASKS = """
+import os, sys
+from transformers import TrainingArguments
+if __name__ == "__main__":
+    args = TrainingArguments("x", optim="dwmgrad", report_to="none", use_cpu=True)
+    sys.stdout.write(f"{args.optim!r} {__spec__ and __spec__.name} {sys.argv} {__file__}\\n")
+"""
+KNOWN = "<OptimizerNames.DWMGRAD: 'dwmgrad'>"
+
+
+def test_a_module_runs_as_python_dash_m_runs_it(tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "__main__.py").write_text(LOOKS)
+    (tmp_path / "neighbour.py").write_text("")
+    command = ["pack", "--a", "b c", "-m", "--help"]
+    ours, alone = start(["dwmgrad", "-m", *command], tmp_path), start(command, tmp_path)
+    assert ours.returncode == 0, ours.stderr
+    assert ours.stdout == alone.stdout and "__main__" in ours.stdout
+    ours, alone = start(["dwmgrad", "-m", "pack.no"], tmp_path), start(["pack.no"], tmp_path)
+    assert ours.returncode == alone.returncode == 1 and ours.stderr == alone.stderr
+
+
+def test_a_traceback_of_a_module_shows_the_module_alone(tmp_path: Path) -> None:
+    script(tmp_path, "raise KeyError('gone')\n")
+    ours = start(["dwmgrad", "-m", "script"], tmp_path)
+    assert ours.returncode == 1 and "KeyError: 'gone'" in ours.stderr
+    assert "runpy" not in ours.stderr and "dwmgrad" not in ours.stderr
+
+
+def test_launchers_run_modules_with_it(tmp_path: Path) -> None:
+    script(tmp_path, ASKS)
+    torchrun = "torch.distributed.run --standalone --nproc_per_node 1 -m dwmgrad -m script --a -m b"
+    found = start(torchrun.split(), tmp_path, OMP_NUM_THREADS="1")
+    assert found.returncode == 0, found.stderr
+    path = tmp_path / "script.py"
+    assert found.stdout == f"{KNOWN} script ['{path}', '--a', '-m', 'b'] {path}\n"
+
+
+@pytest.mark.slow
+def test_accelerate_launches_modules_with_it(tmp_path: Path) -> None:
+    script(tmp_path, ASKS)
+    command = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 "
+    command += "--mixed_precision no --dynamo_backend no -m dwmgrad -m script --a"
+    assert KNOWN in start(command.split(), tmp_path).stdout
+
+
+CHILDREN = """
+import multiprocessing, os, subprocess, sys
+from transformers import TrainingArguments
+
+class Local: pass  # a child finds it in this file
+
+def build(queue, args, local):
+    known = TrainingArguments("x", optim="dwmgrad", report_to="none", use_cpu=True).optim
+    queue.put((known, args.optim, type(local).__module__))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    args = TrainingArguments("x", optim="dwmgrad", report_to="none", use_cpu=True)
+    process = context.Process(target=build, args=(queue, args, Local()))
+    process.start()
+    known, sent, module = queue.get(timeout=200)
+    process.join()
+    sys.stdout.write(f"{known!r} {sent!r} {module}\\n")
+"""
+
+
+@pytest.mark.parametrize("how", [["script.py"], ["-m", "script"]], ids=str)
+def test_spawned_children_know_the_name_and_their_main(how: list[str], tmp_path: Path) -> None:
+    script(tmp_path, CHILDREN)
+    found = start(["dwmgrad", *how], tmp_path)
+    assert found.stdout == f"{KNOWN} {KNOWN} __mp_main__\n", found.stderr
+
+
+def test_arguments_sent_to_a_child_bring_the_name_with_them(tmp_path: Path) -> None:
+    """The child runs no line that imports dwmgrad."""
+    code = CHILDREN.replace("    context =", "    import dwmgrad\n    context =").replace(
+        'TrainingArguments("x", optim="dwmgrad", report_to="none", use_cpu=True).optim\n    queue',
+        "'dwmgrad' in sys.modules\n    queue",
+    )
+    found = start([script(tmp_path, code)[:-3]], tmp_path)
+    assert found.stdout == f"True {KNOWN} __mp_main__\n", found.stderr
+
+
+PRINTS = "import sys; print(sys.path, [n for n in sys.modules if n.startswith('torch')])"
+
+
+@pytest.mark.parametrize("flag", ["-u", "-I", "-E"])
+def test_other_children_are_as_they_would_be(flag: str, tmp_path: Path) -> None:
+    """Their path, what they import, and a sitecustomize of the user's."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('hello from', __name__)\n")
+    path = script(
+        tmp_path,
+        f"import subprocess, sys; subprocess.run([sys.executable, {flag!r}, '-c', {PRINTS!r}])",
+    )
+    places = f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    ours = start(["dwmgrad", path], tmp_path, PYTHONPATH=places)
+    alone = start(["runpy", "script"], tmp_path, PYTHONPATH=places)
+    assert ours.returncode == 0 and ours.stdout == alone.stdout
+    assert ours.stdout.count("hello") == (2 if flag == "-u" else 1)
+
+
+def test_children_without_dwmgrad_go_on(tmp_path: Path) -> None:
+    """In an environment that has neither dwmgrad nor torch."""
+    venv.create(tmp_path / "other", with_pip=False)
+    [packages] = (tmp_path / "other" / "lib").glob("python*/site-packages")
+    (packages / "accelerate").mkdir()
+    (packages / "accelerate" / "__init__.py").write_text("")
+    (packages / "accelerate" / "accelerator.py").write_text("print('another one')")
+    child = "import sitecustomize, accelerate.accelerator, sys; print('torch' in sys.modules)"
+    path = script(
+        tmp_path,
+        "import os, subprocess; os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':')[0]; "
+        f"subprocess.run([{str(tmp_path / 'other' / 'bin' / 'python')!r}, '-c', {child!r}])",
+    )
+    found = start(["dwmgrad", path], tmp_path)
+    assert found.stdout == "another one\nFalse\n" and "Traceback" not in found.stderr
+
+
+def test_a_safe_path_stays_safe(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    if not hasattr(sys.flags, "safe_path"):
+        pytest.skip("this Python has no -P")
+    (tmp_path / "inner" / "script.py").write_text("import sys; print(sys.path)")
+    ours = start(["dwmgrad", "inner/script.py"], tmp_path, PYTHONSAFEPATH="1")
+    alone = subprocess.run(
+        [sys.executable, "-P", "inner/script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ours.stdout == alone.stdout and str(tmp_path) not in ours.stdout
+
+
+MAKES = """
+import multiprocessing, sys, torch
+from dwmgrad import DWMGrad
+
+def make():
+    DWMGrad([torch.zeros(2, requires_grad=True)])
+
+if __name__ == "__main__":
+    if sys.argv[1] == "itself":
+        make()
+    elif sys.argv[1] in ("fork", "spawn"):
+        process = multiprocessing.get_context(sys.argv[1]).Process(target=make)
+        process.start()
+        process.join()
+    elif sys.argv[1] == "fails":
+        sys.exit(3)
+    elif sys.argv[1] == "exits":
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("itself", False),
+        ("fork", False),
+        ("spawn", False),
+        ("nothing", True),
+        ("exits", True),
+        ("fails", False),
+        ("--help", False),
+    ],
+)
+def test_a_script_without_a_dwmgrad_is_told_so_at_its_end(
+    how: str, told: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    found = start(["dwmgrad", script(tmp_path, MAKES), how], tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    assert found.returncode == (3 if how == "fails" else 0), found.stderr
+    said = "script.py has ended without creating a DWMGrad: give it --optim dwmgrad"
+    assert (said in found.stderr) is told and len(found.stderr.splitlines()) == told
+    assert not os.listdir(tmp_path / "tmp")
+
+
+def test_the_scripts_own_settings_come_before_transformers(tmp_path: Path) -> None:
+    code = "import sys; assert 'transformers' not in sys.modules; assert 'dwmgrad' in sys.modules"
+    assert start(["dwmgrad", script(tmp_path, code)], tmp_path).returncode == 0
+
+
 def test_help_and_mistakes_explain_themselves(tmp_path: Path) -> None:
+    version = start(["dwmgrad", "--version"], tmp_path)
+    assert version.stdout == f"dwmgrad {dwmgrad.__version__}\n" and version.returncode == 0
     shown = start(["dwmgrad", "--help"], tmp_path)
     assert shown.returncode == 0
     assert "--optim dwmgrad" in shown.stdout and "max_window" in shown.stdout
-    for command in ([], ["nowhere.py"], ["--optim", "dwmgrad", "run_glue.py"]):
+    for command in ([], ["nowhere.py"], ["-m"], ["--optim", "dwmgrad", "run_glue.py"]):
         wrong = start(["dwmgrad", *command], tmp_path)
         assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "give the script before its arguments" in wrong.stderr

@@ -1,16 +1,23 @@
 """The name: there after register(), as if built in, and gone without a trace after unregister()."""
 
 import copy
+import copyreg
 import json
 import pickle
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
 import transformers.trainer
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import (
+    HfArgumentParser,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.training_args import OptimizerNames
 
 import dwmgrad
@@ -27,10 +34,13 @@ def traces() -> list:
         list(OptimizerNames),
         dict(OptimizerNames.__members__),
         dir(OptimizerNames),
-        vars(Trainer)["get_optimizer_cls_and_kwargs"].__func__,
+        vars(Trainer)["get_optimizer_cls_and_kwargs"],
+        vars(TrainingArguments)["__post_init__"],
         list(transformers.trainer.DEFAULT_CALLBACKS),
         "dwmgrad" in help_text,
         pickle.dumps(OptimizerNames.SGD),
+        OptimizerNames in copyreg.dispatch_table,
+        OptimizerNames in ForkingPickler._extra_reducers,
     ]
 
 
@@ -115,11 +125,14 @@ class TestTheName:
         kind(torch.nn.Linear(2, 2).parameters(), **kwargs)
 
     def test_a_name_and_an_argument_that_exclude_each_other(self) -> None:
-        args = TrainingArguments(
-            "x", optim="dwmgrad_8bit", optim_args="state_dtype=bfloat16", report_to="none"
-        )
-        with pytest.raises(ValueError, match="state_dtype=bfloat16 and --optim dwmgrad_8bit"):
-            Trainer.get_optimizer_cls_and_kwargs(args)
+        args = TrainingArguments("x", optim="dwmgrad_8bit", report_to="none")
+        args.optim_args = "state_dtype=bfloat16"
+        for late in (
+            lambda: TrainingArguments("x", optim=args.optim, optim_args=args.optim_args),
+            lambda: Trainer.get_optimizer_cls_and_kwargs(args),
+        ):
+            with pytest.raises(ValueError, match="state_dtype=bfloat16 and --optim dwmgrad_8bit"):
+                late()
 
     def test_eight_bits_leave_embeddings_in_float32(self) -> None:
         model = torch.nn.Sequential(torch.nn.Embedding(500, 64), torch.nn.Linear(64, 500))
@@ -135,10 +148,38 @@ class TestTheName:
         args = TrainingArguments("x", optim="sgd", report_to="none")
         assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is torch.optim.SGD
 
-    def test_a_typo_in_optim_args_ends_before_training(self, model, dataset, arguments) -> None:
-        trainer = Trainer(model, arguments(optim_args="max_windw=3"), train_dataset=dataset)
+    @pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments])
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"optim_args": "max_windw=3"}, "'max_windw=3' is not understood.*max_window"),
+            ({"optim_args": "max_window=0"}, "optim_args: max_window must be at least 1, got 0"),
+            ({"optim_args": "momentum=2"}, r"optim_args: momentum must be in \[0, 1\), got 2"),
+            ({"optim_args": "foreach=true,fused=true"}, "exclude each other"),
+            ({"optim_args": "initial_window=20"}, "initial_window=20 and max_window=10"),
+            ({"optim_args": {"max_window": 3}}, "optim_args: write key=value.*in one text"),
+            ({"adam_epsilon": 0.0}, "--adam_epsilon: eps must be at least"),
+            ({"learning_rate": -1.0}, "--learning_rate: lr must be in"),
+        ],
+        ids=str,
+    )
+    def test_a_mistake_ends_where_the_arguments_are_built(self, kind, settings, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            kind("x", optim="dwmgrad", report_to="none", **settings)
+        kind("x", optim="sgd", report_to="none", **settings)  # is for its own optimizer to judge
+
+    def test_so_does_a_mistake_on_the_command_line(self) -> None:
+        parser = HfArgumentParser(TrainingArguments)
+        with pytest.raises(ValueError, match="did you mean max_window"):
+            parser.parse_args_into_dataclasses([*COMMAND_LINE, "--optim_args", "max_windw=3"])
+
+    def test_arguments_that_change_later_are_checked_before_training(
+        self, model, dataset, arguments
+    ) -> None:
+        args = arguments(optim_args="max_window=3")
+        args.optim_args = "max_windw=3"
         with pytest.raises(ValueError, match="'max_windw=3' is not understood.*max_window"):
-            trainer.train()
+            Trainer(model, args, train_dataset=dataset).train()
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,33 @@ def test_other_optimizers_log_as_ever(model, dataset, arguments) -> None:
     assert not any("window" in entry for entry in trainer.state.log_history)
 
 
+class Renames(Trainer):
+    """Logs its loss under a name of its own, as SetFit does."""
+
+    def log(self, logs, *args, **kwargs) -> None:
+        names = {"loss": "embedding_loss", "eval_loss": "eval_embedding_loss"}
+        super().log({names.get(key, key): value for key, value in logs.items()}, *args, **kwargs)
+
+
+def test_the_window_is_in_logs_that_call_the_loss_otherwise(model, dataset, arguments) -> None:
+    args = arguments(logging_steps=3, eval_strategy="steps", eval_steps=3)
+    trainer = Renames(model, args, train_dataset=dataset, eval_dataset=dataset)
+    trainer.train()
+    trainer.evaluate(metric_key_prefix="held_out")
+    has_window = {
+        key: "window" in entry
+        for entry in trainer.state.log_history
+        for key in entry
+        if key.endswith("_loss")
+    }
+    assert has_window == {
+        "embedding_loss": True,
+        "eval_embedding_loss": False,
+        "train_loss": False,
+        "held_out_loss": False,
+    }
+
+
 def parameters(trainer: Trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.model.parameters()]
 

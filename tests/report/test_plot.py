@@ -1,12 +1,14 @@
 """The picture of a run, from its logs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import dwmgrad
 from dwmgrad.report import plot_run
 
 
@@ -53,3 +55,41 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(tmp_path / "window.png")
     wrong = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
+    assert done.stderr == ""
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert version.returncode == 0 and version.stdout.startswith("dwmgrad ")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"log_history": 3}', '{"epoch": 1}', '{"log_history": [7]}']
+)
+def test_a_damaged_record_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(ValueError, match="trainer_state.json is damaged"):
+        plot_run(tmp_path)
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
+    """In a Python that sees this source and torch's packages, and no matplotlib."""
+    hidden = ("matplotlib", "mpl_toolkits", "pylab", "dwmgrad", "__")
+    for path in filter(os.path.isdir, sys.path):
+        if "-packages" in path:
+            for entry in os.scandir(path):
+                place = tmp_path / entry.name
+                if not entry.name.startswith(hidden) and not place.exists():
+                    place.symlink_to(entry.path)
+    places = os.pathsep.join([str(tmp_path), str(Path(dwmgrad.__file__).parent.parent)])
+    found = subprocess.run(
+        [sys.executable, "-S", "-m", "dwmgrad.report", str(write_run(tmp_path, history(5)))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": places},
+    )
+    assert found.returncode == 1
+    line = "python -m dwmgrad.report: the picture needs matplotlib: pip install matplotlib\n"
+    assert found.stderr == line
+
+
+def test_numbers_that_a_trainer_wrote_as_text(tmp_path: Path) -> None:
+    logs = [{"step": s, "loss": f"{1 / s:.3f}", "window": s} for s in range(1, 5)]
+    assert plot_run(write_run(tmp_path, logs)) == tmp_path / "window.png"

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate.accelerator import Accelerator  # the package may still be half imported
-from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
 from ..loss_feed import BACKWARD
 from ..optimizer import DWMGrad
+from ..wrappers import innermost, inside
+
+if TYPE_CHECKING:
+    from accelerate.accelerator import Accelerator
+
+__all__ = ["attach", "innermost", "inside"]
 
 
 def attach() -> None:
@@ -25,6 +28,10 @@ def attach() -> None:
 
     The class is wrapped, not an instance: hyper-parameter search makes new ones.
     """
+    # Here, so that this module can be imported first: its own import must not attach it half made.
+    from accelerate.accelerator import Accelerator
+    from accelerate.utils import DistributedType
+
     if getattr(Accelerator.backward, "feeds_dwmgrad", False):
         return
     backward, free_memory = Accelerator.backward, Accelerator.free_memory
@@ -83,19 +90,6 @@ def _refuse_replacement(config: dict[str, Any]) -> None:
             'place: set "zero_force_ds_cpu_optimizer": false in DeepSpeed\'s configuration (a JSON '
             "file of its own, which an accelerate configuration names as deepspeed_config_file)"
         )
-
-
-def inside(optimizers: Iterable[Any]) -> list[DWMGrad]:
-    """The DWMGrad optimizers under any number of wrappers, each once."""
-    found = {id(inner): inner for inner in map(innermost, optimizers)}
-    return [inner for inner in found.values() if isinstance(inner, DWMGrad)]
-
-
-def innermost(optimizer: Any) -> Any:
-    """The optimizer under AcceleratedOptimizer's and DeepSpeed's wrappers."""
-    while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any]) -> list[DWMGrad]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Not from `transformers` itself, which may still be half imported.
-from transformers.trainer import DEFAULT_CALLBACKS
+# Not from `transformers` itself, which may still be half imported; nor the Trainer, which must not
+# be imported because of us.
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
-from transformers.training_args import TrainingArguments
 
 from ..distributed import assert_ranks_agree
 from ..optimizer import DWMGrad
-from .accelerate import innermost
+from ..wrappers import dwmgrad_in, innermost
 from .names import preset_of
 
-_CALLBACKS: list[type[TrainerCallback]] = DEFAULT_CALLBACKS  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from transformers.training_args import TrainingArguments
 
 
 class DWMGradCallback(TrainerCallback):
@@ -28,13 +28,15 @@ class DWMGradCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._seen = (0, 0)
-        self._given: Any = None
+        self._asked: bool | None = None  # None: whatever the arguments' `optim` says
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._given = innermost(kwargs.get("optimizer"))
-        if isinstance(self._given, DWMGrad) and args.deepspeed_plugin is not None:
+        given = kwargs.get("optimizer")
+        if given is not None:
+            self._asked = dwmgrad_in(given) is not None
+        if self._asked and args.deepspeed_plugin is not None:
             raise RuntimeError(
                 "DeepSpeed drops Trainer(optimizers=...), so AdamW would train in DWMGrad's place: "
                 "use --optim dwmgrad or optimizer_cls_and_kwargs"
@@ -43,12 +45,13 @@ class DWMGradCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        optimizer = innermost(kwargs.get("optimizer"))
-        if not isinstance(optimizer, DWMGrad):
-            asked = preset_of(args.optim) is not None if self._given is None else self._given
-            if asked is True or isinstance(asked, DWMGrad):
+        optimizer = dwmgrad_in(kwargs.get("optimizer"))
+        if optimizer is None:
+            asked = preset_of(args.optim) is not None if self._asked is None else self._asked
+            if asked:
+                other = type(innermost(kwargs.get("optimizer"))).__name__
                 raise RuntimeError(
-                    f"DWMGrad was asked for and {type(optimizer).__name__} trains in its place: "
+                    f"DWMGrad was asked for and {other} trains in its place: "
                     'leave "optimizer" out of DeepSpeed\'s configuration, and give DWMGrad as '
                     "--optim dwmgrad or optimizer_cls_and_kwargs"
                 )
@@ -79,8 +82,8 @@ class DWMGradCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        optimizer = innermost(kwargs.get("optimizer"))
-        if not isinstance(optimizer, DWMGrad) or logs is None or "loss" not in logs:
+        optimizer = dwmgrad_in(kwargs.get("optimizer"))
+        if optimizer is None or logs is None or not _is_of_training(logs):
             return
         observations, increases = _counts(optimizer)
         numbers: dict[str, float] = {
@@ -126,21 +129,22 @@ class RanksAgreeCallback(TrainerCallback):
         _check_ranks(kwargs.get("optimizer"))
 
 
+def _is_of_training(logs: dict[str, Any]) -> bool:
+    """Whether a log has a loss of the training, under whatever name: `embedding_loss`, say.
+
+    The logs of an evaluation, of a prediction and of the training's end have their duration.
+    """
+    if any(key.endswith("_runtime") for key in logs):
+        return False
+    others = ("eval_", "test_", "predict_", "train_")
+    return any(
+        key == "loss" or (key.endswith("_loss") and not key.startswith(others)) for key in logs
+    )
+
+
 def _check_ranks(optimizer: Any) -> None:
-    if isinstance(innermost(optimizer), DWMGrad):
+    if dwmgrad_in(optimizer) is not None:
         assert_ranks_agree(optimizer)
-
-
-def attach() -> None:
-    """Gives the callback to every Trainer built from now on; a second call does nothing."""
-    if DWMGradCallback not in _CALLBACKS:
-        _CALLBACKS.append(DWMGradCallback)
-
-
-def detach() -> None:
-    """Takes `attach` back."""
-    if DWMGradCallback in _CALLBACKS:
-        _CALLBACKS.remove(DWMGradCallback)
 
 
 def ignores_items_in_batch(model: Any) -> bool:

@@ -19,4 +19,18 @@ def preset_of(optim: Any) -> dict[str, Any] | None:
     Args:
         optim: the Trainer's argument, a member of its enum (whose hash is not its text's) or text.
     """
-    return NAMES.get(getattr(optim, "value", optim))
+    name = getattr(optim, "value", optim)
+    return NAMES.get(name) if isinstance(name, str) else None
+
+
+def member_of(name: str) -> Any:
+    """The name as a member of transformers' enum, in a process that need not know it yet.
+
+    Arguments that are sent to a child process are made by this.
+    """
+    from .. import register
+
+    register()
+    from transformers.training_args import OptimizerNames
+
+    return OptimizerNames(name)

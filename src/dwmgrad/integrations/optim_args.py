@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
+from .. import arguments, presets
 from ..arguments import MISSING_LOSS
-from ..presets import PRESETS
+from ..optimizer import DWMGrad
+from ..presets import PAPER, PRESETS
 from ..state import STATE_DTYPES
 from ..window import SIGNALS
+from .names import preset_of
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -65,6 +70,10 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown or repeated key, a value that does not parse, or a missing '='.
     """
+    if text is not None and not isinstance(text, str):
+        raise ValueError(
+            f"optim_args: write key=value, separated by commas, in one text, got {text!r}"
+        )
     parsed: dict[str, Any] = {}
     for item in filter(None, (text or "").replace(" ", "").split(",")):
         key, equals, value = item.partition("=")
@@ -86,3 +95,51 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
                 f"{', '.join(OPTIM_ARGS)}"
             ) from None
     return parsed
+
+
+def settings_of(args: Any) -> dict[str, Any] | None:
+    """DWMGrad's keyword arguments as the Trainer's arguments ask for them.
+
+    Args:
+        args: `TrainingArguments`, complete or about to be.
+
+    Returns:
+        None if they ask for another optimizer.
+
+    Raises:
+        ValueError: for `optim_args` that are not understood, or that the name excludes.
+    """
+    preset = preset_of(args.optim)
+    if preset is None:
+        return None
+    asked = parse_optim_args(args.optim_args)
+    for key in preset.keys() & asked.keys():
+        raise ValueError(
+            f"optim_args: {key}={asked[key]} and --optim {getattr(args.optim, 'value', args.optim)}"
+            f", which sets {key}={preset[key]}, exclude each other: use --optim dwmgrad"
+        )
+    return {"lr": args.learning_rate, "eps": args.adam_epsilon, **preset, **asked}
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raises as `DWMGrad(params, **settings)` will, before there are parameters.
+
+    Numbers of the Trainer's that are still text are left to the Trainer.
+
+    Raises:
+        ValueError: the message names the argument, and how the Trainer calls it.
+    """
+    signature = inspect.signature(DWMGrad).parameters
+    whole = {name: signature[name].default for name in signature if name != "params"}
+    whole |= {
+        name: value
+        for name, value in settings.items()
+        if name not in ("lr", "eps") or isinstance(value, Real)
+    }
+    try:
+        whole |= presets.resolve(whole.pop("preset"), {name: whole[name] for name in PAPER})
+        arguments.check(whole)
+    except (TypeError, ValueError) as error:
+        name = str(error).split()[0]
+        where = _HAS_ITS_OWN.get(name, "optim_args")
+        raise ValueError(f"{where}: {error}") from None

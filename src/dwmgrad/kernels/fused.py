@@ -28,7 +28,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     Holds no element.
     """
     params, grads, momentum_buffers, square_avgs, _ = tensors
-    steps = torch.full((), _STEPS_WITHOUT_BIAS, device=params[0].device)
+    steps = torch.full((), _STEPS_WITHOUT_BIAS, dtype=torch.float32, device=params[0].device)
     torch._fused_adamw_(
         momentum_buffers,
         grads,
@@ -84,7 +84,8 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def numbers() -> Tensor:
-        return torch.rand(64, generator=generator, dtype=torch.float64).to(device, dtype)
+        found = torch.rand(64, generator=generator, dtype=torch.float64, device="cpu")
+        return found.to(device, dtype)
 
     tensors = Tensors([numbers()], [numbers()], [numbers()], [numbers()], [0])
     expected = copy.deepcopy(tensors)

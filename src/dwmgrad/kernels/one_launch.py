@@ -162,7 +162,7 @@ _addresses = Addresses()
 
 
 def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    row = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    row = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return row.to(device, non_blocking=True)
 
 
@@ -198,8 +198,9 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
         kind: of the state; int8 stands for `Blockwise`.
     """
     generator = torch.Generator().manual_seed(0)
-    param = torch.rand(9300, generator=generator).to(device, dtype)
-    grad = torch.rand(9300, generator=generator).to(device, dtype)
+    param, grad = (
+        torch.rand(9300, generator=generator, device="cpu").to(device, dtype) for _ in range(2)
+    )
     buffers: tuple[Buffer, Buffer] = narrow.zeros(param)
     if kind != torch.int8:
         buffers = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .. import __version__
 from .plot import plot_run
 
 
@@ -14,10 +15,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--output", type=Path, help="the PNG to write (default: RUN_DIR/window.png)"
     )
+    parser.add_argument("--version", action="version", version=f"dwmgrad {__version__}")
     options = parser.parse_args(arguments)
     try:
         print(plot_run(options.run_dir, options.output))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.exit(1, f"python -m dwmgrad.report: {error}\n")
 
 

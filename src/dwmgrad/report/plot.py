@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 CURVES = {
     "loss": "loss",
@@ -27,25 +28,30 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: if there is no `trainer_state.json`.
-        ValueError: if it logs no loss.
+        ImportError: if matplotlib is not installed.
+        ValueError: if it logs no loss, or is damaged.
     """
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the picture needs {error.name}: pip install matplotlib", name=error.name
+        ) from error
     run_dir = Path(run_dir)
     history = _history(run_dir)
     present = [key for key in CURVES if any(key in entry for entry in history)]
     if "loss" not in present:
         raise ValueError(f"{run_dir} logged no loss: lower --logging_steps")
 
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
     figure = Figure(figsize=(8, 2.0 * len(present) + 0.6), layout="constrained")
     axes = figure.subplots(len(present), sharex=True, squeeze=False)[:, 0]
     for axis, key in zip(axes, present, strict=True):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
         axis.plot(*zip(*points, strict=True), color="tab:blue", linewidth=1.2, label="training")
         axis.set_ylabel(CURVES[key])
         axis.grid(alpha=0.3)
         axis.margins(x=0.01)
-    evaluated = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    evaluated = [(e["step"], float(e["eval_loss"])) for e in history if "eval_loss" in e]
     if evaluated:
         axes[0].plot(*zip(*evaluated, strict=True), "o--", color="tab:orange", label="evaluation")
         axes[0].legend(frameon=False)
@@ -56,7 +62,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     return path
 
 
-def _history(run_dir: Path) -> list[dict[str, float]]:
+def _history(run_dir: Path) -> list[dict[str, Any]]:
     newest_first = sorted(
         run_dir.glob("checkpoint-*/trainer_state.json"),
         key=lambda path: path.stat().st_mtime,
@@ -64,5 +70,9 @@ def _history(run_dir: Path) -> list[dict[str, float]]:
     )
     for path in [run_dir / "trainer_state.json", *newest_first]:
         if path.is_file():
-            return json.loads(path.read_text())["log_history"]
+            try:
+                history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+                return [entry for entry in history if "step" in entry]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
     raise FileNotFoundError(f"{run_dir} has no trainer_state.json, nor has a checkpoint in it")
