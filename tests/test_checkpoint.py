@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import io
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,99 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(case: str) -> 
         assert all(
             torch.equal(buffer, after["state"][key][name]) for name, buffer in buffers.items()
         )
+
+
+def test_what_others_keep_in_the_state_is_left_alone() -> None:
+    """Lookahead, averages and other wrappers write into `optimizer.state[p]`."""
+    model, optimizer = make()
+    params = list(model.parameters())
+    kept = {param: torch.full((3,), float(i)) for i, param in enumerate(params)}
+    for param in params:
+        optimizer.state[param]["initial"] = kept[param]
+    train(model, optimizer, LOSSES[:2])
+    for param in params:
+        optimizer.state[param]["step"] = 7
+    state_dict = through_file(optimizer.state_dict())
+    _, plain = make()
+    _, converted = make(state_dtype=torch.bfloat16)
+    for loaded in (plain, converted):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded.load_state_dict(copy.deepcopy(state_dict))
+        for own in loaded.state.values():
+            assert own["step"] == 7 and own["initial"].shape == (3,)
+    train(model, optimizer, LOSSES[2:4])
+    assert all(optimizer.state[param]["initial"] is kept[param] for param in params)
+
+
+def test_parameters_without_state_get_it_at_their_first_step() -> None:
+    """A checkpoint from before a layer was unfrozen."""
+    model, optimizer = make()
+    model[0].requires_grad_(False)
+    for loss in LOSSES[:3]:
+        model[1].weight.grad = torch.ones_like(model[1].weight)
+        optimizer.step(loss=loss)
+    saved = through_file(optimizer.state_dict())
+    assert len(saved["state"]) == 2
+    other, loaded = make()
+    loaded.load_state_dict(saved)
+    train(other, loaded, LOSSES[3:5])
+    assert len(loaded.state) == 4 and loaded.param_groups[0]["steps"] == 5
+
+
+def test_numbers_without_any_state_do_not_load_in_silence() -> None:
+    model, optimizer = make()
+    train(model, optimizer, LOSSES[:3])
+    saved = {**optimizer.state_dict(), "state": {}}
+    _, loaded = make()
+    with pytest.warns(UserWarning, match="has made 3 steps and has no state for any parameter"):
+        loaded.load_state_dict(saved)
+
+
+def test_settings_that_differ_are_named_once_with_both_values() -> None:
+    model, optimizer = make(max_window=20, momentum=0.8)
+    train(model, optimizer, LOSSES[:3])
+    saved = through_file(optimizer.state_dict())
+    _, loaded = make(preset="finetune", state_dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="other settings") as said:
+        loaded.load_state_dict(saved)
+    (text,) = [str(each.message) for each in said]
+    assert "max_window is 20 there and 100 here (the state dict's holds)" in text
+    assert "momentum is 0.8 there and 0.9 here" in text
+    assert "state_dtype is None there and 'bfloat16' here (the optimizer's holds)" in text
+    assert loaded.param_groups[0]["max_window"] == 20
+    _, same = make(max_window=20, momentum=0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same.load_state_dict(saved)
+
+
+def test_a_checkpoint_of_adamw_is_called_one() -> None:
+    model, optimizer = make()
+    stranger = torch.optim.AdamW([{"params": g["params"]} for g in optimizer.param_groups])
+    with pytest.raises(ValueError, match="a group of Adam or AdamW, not of this DWMGrad"):
+        optimizer.load_state_dict(stranger.state_dict())
+
+
+HOSTILE = {
+    "expanded scales": ("momentum_scale", lambda t: torch.ones(1).expand(t.shape)),
+    "strided scales": ("square_scale", lambda t: torch.stack([t, t], 1)[:, 0]),
+    "transposed codes": ("momentum_buffer", lambda t: t.t().contiguous().t()),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_8_bit_state_of_a_hostile_layout_is_refused_by_key(case: str) -> None:
+    """The kernel would write past the end of the four bytes of an expanded scale."""
+    param = torch.nn.Parameter(torch.zeros(64, 512))
+    param.grad = torch.randn(64, 512)
+    optimizer = DWMGrad([param], lr=0.1, state_dtype="int8")
+    optimizer.step(loss=1.0)
+    saved = copy.deepcopy(optimizer.state_dict())
+    name, change = HOSTILE[case]
+    saved["state"][0][name] = change(saved["state"][0][name])
+    with pytest.raises(ValueError, match=rf"\[0\]\['{name}'\] must be contiguous"):
+        optimizer.load_state_dict(through_file(saved))
 
 
 @pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])

@@ -62,6 +62,7 @@ class DeviceWindow:
         self._addresses = Addresses()
         self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
         self._fresh: dict[float, _Share] = {}  # made for the step to come
+        self.begins = groups[0]["steps"] == 0  # no step has been tried yet
 
     def age(self, own: dict[str, Any]) -> _Share:
         """What a parameter has in common with those that began with it; `own` is its state."""
@@ -81,6 +82,7 @@ class DeviceWindow:
     def _after_step(self, cohorts: Moves, decay: Tensor, happens: Tensor) -> dict[_Share, Tensor]:
         """Moves the shares on; returns, for each cohort's age, √(1 - share)."""
         self._fresh.clear()
+        self.begins = False
         together: dict[_Share, list[dict[str, Any]]] = {}
         for cohort in chain.from_iterable(cohorts):
             together.setdefault(cohort.age, []).extend(cohort.states)

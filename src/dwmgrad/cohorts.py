@@ -40,22 +40,21 @@ class NewState:
     def __init__(self, states: States, corrected: bool) -> None:
         self.states = states
         self._corrected = corrected
-        self._made: list[tuple[Tensor, dict[str, Any]]] = []
+        self._made: list[Tensor] = []
 
     def of(self, param: Tensor, state_dtype: str | None) -> dict[str, Any]:
-        """The parameter's state, complete or, where the memory runs out, as it was."""
+        """The parameter's state, made if there is none."""
         own = self.states[param]
         if state.BUFFERS[0] not in own and state.BUFFERS[1] not in own:
-            new = state.create(param, state_dtype, self._corrected)
-            self._made.append((param, new))
-            own.update(new)
+            self._made.append(param)
+            own.update(state.create(param, state_dtype, self._corrected))
         return own
 
     def undo(self) -> None:
         """Takes back what was made, and leaves what others keep there."""
-        for param, new in self._made:
+        for param in self._made:
             own = self.states[param]
-            for name in new:
+            for name in (*state.BUFFERS, *state.SCALES, state.ZERO_SHARE):
                 own.pop(name, None)
             if not own:
                 del self.states[param]

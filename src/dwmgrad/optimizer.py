@@ -295,9 +295,9 @@ class DWMGrad(Optimizer):
         """Checks and readies all that a step needs; what it returns makes the step."""
         groups = self.param_groups
         moving = [g for g in groups if observation is None or not observation.has_moved(g)]
-        begins = groups[0]["steps"] == (0 if moving else 1)
-        states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
         window = self._device_window if isinstance(value, Tensor) else None
+        begins = window.begins if window else groups[0]["steps"] == (0 if moving else 1)
+        states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
         age: Age = share_reader() if window is None else window.age
         moves = self._plan.renew(groups, self.state, age) if self._plan else None
         if moves is None:
