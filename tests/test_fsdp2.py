@@ -146,7 +146,7 @@ def state_of(model: torch.nn.Module, optimizer: DWMGrad, options: StateDictOptio
 
 
 def progress_of(optimizer: DWMGrad) -> dict[str, Any]:
-    names = ("window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share")
+    names = ("window", "last_loss", "mean_loss", "observations", "increases", "steps")
     return {name: optimizer.param_groups[0][name] for name in names}
 
 

@@ -66,10 +66,11 @@ class DWMGrad(Optimizer):
         window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.window.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal
             reads, in [0, 1). 0, the default: it reads each loss as it is.
-        bias_correction: divide s by the sum of its weights over the optimizer's steps; Adam's
-            correction for parameters that are there from the first step, while one whose gradients
-            begin later is not corrected. False by default: s begins near 0, and the first step is
-            larger than lr.
+        bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
+            Adam does. False by default: s begins near 0, and the first step is larger than lr. A
+            parameter that begins later than the optimizer (unfrozen, added, its state cleared) is
+            corrected in any case, as the window may be long by then: its first steps are about lr.
+            DeepSpeed's ZeRO joins a group's parameters into one, which has one age.
         normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with the effective
             momentum μ = γω/δ and m = γ/2. At half the full window a gradient's total effect is
             then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
