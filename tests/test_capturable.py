@@ -338,7 +338,7 @@ def on_two_ranks(rank: int) -> list:
             optimizer.step(loss=None if loss is None else torch.tensor(loss) * (1 + rank))
             seen.append(progress(optimizer)[0])
         found.append((seen, [param.detach() for param in params_of(optimizer)]))
-    assert sent == 80 * [4]
+    assert sent == 80 * [48]
     return found
 
 

@@ -88,7 +88,7 @@ def test_a_negative_loss_is_a_loss() -> None:
 def test_the_graph_of_a_loss_is_let_go() -> None:
     param, optimizer = make()
     optimizer.observe_loss((param * 2).sum())
-    assert not optimizer._feed.observation._total.requires_grad
+    assert not optimizer._feed.observation.loss.requires_grad
     optimizer.step()
     assert isinstance(optimizer.last_loss, float)
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernels
-from .distributed import widest
+from .distributed import AgreedOnDevice, widest
 from .kernels.one_launch import Addresses
 from .progress import LEAST_EPS, momentum_scale
 from .state import dithers
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
-_NUMBERS = (*_LOSSES, *_COUNTS, "zero_share")
+_NUMBERS = (*_LOSSES, *_COUNTS, "zero_share", "micro_batches")
 
 
 class DeviceWindow:
@@ -61,24 +61,27 @@ class DeviceWindow:
         self,
         groups: list[dict[str, Any]],
         tensors: list[kernels.Tensors],
-        loss: Tensor,
+        agreed: AgreedOnDevice,
         grad_scale: Tensor | None,
-        found_inf: Tensor | None,
     ) -> None:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
             groups: the parameter groups.
             tensors: for each group, what is to move.
-            loss: as `distributed.mean_on_device` gives it.
-            grad_scale, found_inf: what a gradient scaler leaves to this step, if one does.
+            agreed: what the ranks make of the step.
+            grad_scale: what a gradient scaler leaves to this step, if one does.
         """
-        last, mean, window, observations, increases, steps, zero_share = self._numbers.unbind()
-        common = groups[0]
+        last, mean, window, observations, increases, steps, zero_share, count = (
+            self._numbers.unbind()
+        )
+        common, loss = groups[0], agreed.loss
         happens, moves = loss < math.inf, loss.isfinite()
-        smoothed = _smoothed(common["loss_smoothing"], loss, mean)
-        grows = moves & _grows(common["window_signal"], smoothed, mean)
-        window = window + grows.to(window.dtype) - (moves & ~grows).to(window.dtype)
+        alike = (count == 0) | (count == agreed.micro_batches)  # else not to be compared
+        smoothed = _smoothed(common["loss_smoothing"], loss, torch.where(alike, mean, torch.nan))
+        grows = moves & alike & _grows(common["window_signal"], smoothed, mean)
+        shrinks = moves & alike & ~grows
+        window = window + grows.to(window.dtype) - shrinks.to(window.dtype)
         window = window.clamp(1, common["max_window"])
         last, mean = torch.where(moves, loss, last), torch.where(moves, smoothed, mean)
         steps = steps + happens
@@ -86,13 +89,13 @@ class DeviceWindow:
         reach = window if fixed is None else torch.full_like(window, fixed)
         decay = (reach - 1) / reach
         zero_share = torch.where(happens, zero_share * decay, zero_share)
+        count = torch.where(moves, agreed.micro_batches, count)
+        observations, increases = observations + moves, increases + grows
         self._numbers.copy_(
-            torch.stack(
-                [last, mean, window, observations + moves, increases + grows, steps, zero_share]
-            )
+            torch.stack([last, mean, window, observations, increases, steps, zero_share, count])
         )
         correction = (1 - zero_share).sqrt() if common["bias_correction"] else 1.0
-        self._skipped.logical_or_(~happens if found_inf is None else ~happens & (found_inf == 0))
+        self._skipped.logical_or_(loss.isnan())
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
         for group, own in zip(groups, tensors, strict=True):
@@ -140,6 +143,8 @@ class DeviceWindow:
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
         numbers |= {name: int(numbers[name]) for name in _COUNTS}
         numbers |= {name: None for name in _LOSSES if math.isnan(numbers[name])}
+        if numbers["micro_batches"].is_integer():
+            numbers["micro_batches"] = int(numbers["micro_batches"])
         for group in groups:
             group.update(numbers)
         held, skipped = bool(self._held), bool(self._skipped)

@@ -93,7 +93,9 @@ def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
         group = {**_SINCE_2, **group}
     if written in (1, 2):
         own = {"mean_loss": group.get("last_loss"), "zero_share": 0.0}
-        group = {**PAPER, **own, **group, "schema": SCHEMA}
+        group = {**PAPER, **own, **group}
+    if written in (1, 2, 3):
+        group = {"micro_batches": 0, **group, "schema": SCHEMA}
     return group
 
 
@@ -170,6 +172,9 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
             _check_finite(name, group[name], "a number or None")
+    _check_finite("micro_batches", group["micro_batches"], "a number")
+    if group["micro_batches"] < 0:
+        raise ValueError(f"micro_batches must be at least 0, got {group['micro_batches']!r}")
     _check_finite("zero_share", group["zero_share"], "a number")
     if not 0 <= group["zero_share"] <= 1:
         raise ValueError(f"zero_share must be in [0, 1], got {group['zero_share']!r}")

@@ -14,19 +14,21 @@ import torch
 from . import kernels, state
 from .window import Window
 
-SCHEMA = 3
+SCHEMA = 4
 PROGRESS = (
-    "window", "last_loss", "mean_loss", "observations", "increases", "steps", "zero_share", "schema"
+    "window", "last_loss", "mean_loss", "observations", "increases", "micro_batches", "steps",
+    "zero_share", "schema",
 )  # fmt: skip
-"""The window's numbers, how many steps were made, and the share that the zeros from which it began
-still have in the mean square, the product of its decays. Plain int, float or None, equal in every
-parameter group."""
+"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
+many steps were made, and the share that the zeros from which it began still have in the mean
+square, the product of its decays. Plain int, float or None, equal in every parameter group."""
 LEAST_EPS = torch.finfo(torch.float32).tiny
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), "steps": 0, "zero_share": 1.0}
+    window = progress_of(Window(size=initial_window))
+    return {**window, "micro_batches": 0, "steps": 0, "zero_share": 1.0}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -55,12 +57,16 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def advance(group: dict[str, Any], loss: float | None) -> None:
-    """Counts one step in the group's numbers, whose loss moves the window; None holds it."""
+def advance(group: dict[str, Any], loss: float | None, micro_batches: float) -> None:
+    """Counts one step in the group's numbers, whose loss moves the window; None holds it.
+
+    Losses of steps with unlike numbers of micro-batches are not compared: where each is divided by
+    the full number, the loss of a short step is lower for that alone.
+    """
     window = window_of(group)
     if loss is not None:
-        window.observe(loss)
-        group.update(progress_of(window))
+        window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
+        group.update(progress_of(window), micro_batches=micro_batches)
     group["steps"] += 1
     group["zero_share"] *= window.decay(group["second_moment_window"])
 

@@ -9,15 +9,28 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+LIGHTNING = tuple(
+    f"{package}.strategies.strategy"
+    for package in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "pytorch_lightning",
+        "lightning_fabric",
+    )
+)
+"""Where Lightning and Fabric run backward, under all the names of their packages."""
+
 
 def connect() -> None:
-    """Lets Accelerate hand over the losses and the Trainer show the window.
+    """Lets Accelerate and Lightning hand over the losses and the Trainer show the window.
 
     What is imported already is attached at once, the rest when it is imported: `import dwmgrad`
     itself imports torch alone. Safe to call again.
     """
     after_import("accelerate.accelerator", _attach("dwmgrad.integrations.accelerate"))
     after_import("transformers.trainer", _attach("dwmgrad.integrations.callback"))
+    for strategy in LIGHTNING:
+        after_import(strategy, _attach("dwmgrad.integrations.lightning"))
 
 
 def _attach(integration: str) -> Callable[[], None]:

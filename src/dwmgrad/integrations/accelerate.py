@@ -2,13 +2,13 @@
 
 The Trainer, its many subclasses and bare loops all call it once per micro-batch, with the loss
 unscaled and, under DeepSpeed, before the optimizer's step, which happens inside. So this is the one
-place where every loss can be had.
+place where every loss can be had. What is handed on is what is differentiated: the loss after
+Accelerate, or DeepSpeed, has divided it by the accumulation steps.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +16,7 @@ from accelerate.accelerator import Accelerator  # the package may still be half 
 from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
-from ..loss_feed import BACKWARD
+from ..loss_feed import BACKWARD, brought
 from ..optimizer import DWMGrad
 
 
@@ -44,14 +44,22 @@ def attach() -> None:
 
     @functools.wraps(backward)
     def backward_with_loss(self: Accelerator, loss: Any, **kwargs: Any) -> Any:
-        optimizers = _feed(self, loss, kwargs)
-        try:
+        optimizers = inside(self._optimizers)
+        if not optimizers:
+            return backward(self, loss, **kwargs)
+        steps_inside = self.distributed_type == DistributedType.DEEPSPEED
+        with brought(
+            optimizers,
+            loss,
+            BACKWARD,
+            gradient=kwargs.get("gradient"),
+            divisor=_divisor(self, kwargs),
+            alone=len({id(innermost(o)) for o in self._optimizers}) == 1,
+            steps_inside=steps_inside,
+            is_local=lambda optimizer: is_local(optimizer, self._models),
+        ):
             result = backward(self, loss, **kwargs)
-        except BaseException:  # out of memory, say: the loss goes with its batch
-            for optimizer in optimizers:
-                optimizer.discard_loss()
-            raise
-        if self.distributed_type == DistributedType.DEEPSPEED and self.sync_gradients:
+        if steps_inside and self.sync_gradients:
             # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
             for optimizer in optimizers:
                 optimizer.discard_loss()
@@ -98,22 +106,23 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any]) -> list[DWMGrad]:
-    """Hands the loss over; returns the optimizers that got it."""
-    optimizers = inside(accelerator._optimizers)
-    if optimizers and len({id(innermost(o)) for o in accelerator._optimizers}) > 1:
-        warnings.warn(
-            f"{len(accelerator._optimizers)} optimizers are prepared by one Accelerator, so "
-            "backward() cannot tell whose loss it gets: call observe_loss(loss) on each DWMGrad",
-            stacklevel=3,
-        )
-        return []
-    # Accelerate divides every loss by the accumulation steps, the losses of a short last batch too,
-    # so there the mean of the undivided ones is right. The Trainer divides by itself and says so.
-    divides = (
-        accelerator.gradient_accumulation_steps > 1
-        and backward_arguments.get("scale_wrt_gas") is not False
+def is_local(optimizer: DWMGrad, models: Iterable[Any]) -> bool:
+    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
+    distributed = [m for m in models if hasattr(m, "require_backward_grad_sync")]
+    if all(model.require_backward_grad_sync for model in distributed):
+        return False
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return any(
+        not model.require_backward_grad_sync
+        and (len(distributed) == 1 or any(id(param) in own for param in model.parameters()))
+        for model in distributed
     )
-    for optimizer in optimizers:
-        optimizer._feed.observe(loss, route=BACKWARD, average=divides)
-    return optimizers
+
+
+def _divisor(accelerator: Accelerator, backward_arguments: dict[str, Any]) -> int:
+    """What the loss is divided by before it is differentiated. The Trainer divides by itself."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return accelerator.gradient_accumulation_steps
+    divides = backward_arguments.get("scale_wrt_gas", True)
+    engine = accelerator.deepspeed_engine_wrapped
+    return engine.engine.gradient_accumulation_steps() if divides and engine is not None else 1
