@@ -150,7 +150,7 @@ REFUSED = {
     "a parameter less": (lambda sd: sd["param_groups"][0]["params"].pop(), "has 1 parameters"),
     "a key less": (lambda sd: sd["param_groups"][1].pop("window"), r"missing keys \['window'\]"),
     "a key more": (in_group(0, gamma=1), r"unknown keys \['gamma'\]"),
-    "newer schema": (in_group(0, schema=4), "'schema'] is 4.*reads 1 to 3: update dwmgrad"),
+    "newer schema": (in_group(0, schema=5), "'schema'] is 5.*reads 1 to 4: update dwmgrad"),
     "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
     "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),
     "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),

@@ -393,7 +393,7 @@ def size(group: Any) -> int:
 
 def device_of(device: torch.device, group: Any) -> torch.device:
     """Where this group's collectives run; off-loaded parameters, on the CPU, know nothing of it."""
-    if dist.get_backend(group) == "nccl":
+    if size(group) > 1 and dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
