@@ -135,7 +135,11 @@ def local_sgd(rank: int) -> list:
     from accelerate import Accelerator  # seconds, which the other workers need not wait
     from accelerate.local_sgd import LocalSGD
 
+    # how torchrun tells Accelerate of the ranks
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # of the group that there is
     accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     inner = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error")

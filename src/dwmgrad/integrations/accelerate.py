@@ -9,6 +9,7 @@ Accelerate, or DeepSpeed, has divided it by the accumulation steps.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,15 +21,19 @@ from ..loss_feed import BACKWARD, brought
 from ..optimizer import DWMGrad
 
 
+_replicas: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The models whose gradients DistributedDataParallel averages; Accelerate does not keep them."""
+
+
 def attach() -> None:
-    """Wraps `backward`, `prepare` and `free_memory` of Accelerator; a second call does nothing.
+    """Wraps `backward`, `prepare`, `prepare_model` and `free_memory` of Accelerator; a second call does nothing.
 
     The class is wrapped, not an instance: hyper-parameter search makes new ones.
     """
     if getattr(Accelerator.backward, "feeds_dwmgrad", False):
         return
     backward, free_memory = Accelerator.backward, Accelerator.free_memory
-    prepare = Accelerator.prepare
+    prepare, prepare_model = Accelerator.prepare, Accelerator.prepare_model
 
     @functools.wraps(prepare)
     def prepare_and_check(self: Accelerator, *objects: Any, **kwargs: Any) -> Any:
@@ -41,6 +46,13 @@ def attach() -> None:
         if given and not inside(self._optimizers):
             raise RuntimeError("Accelerate put another optimizer in DWMGrad's place")
         return prepared
+
+    @functools.wraps(prepare_model)
+    def prepare_model_and_know(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        model = prepare_model(self, *args, **kwargs)
+        if hasattr(model, "require_backward_grad_sync"):
+            _replicas.add(model)
+        return model
 
     @functools.wraps(backward)
     def backward_with_loss(self: Accelerator, loss: Any, **kwargs: Any) -> Any:
@@ -56,7 +68,7 @@ def attach() -> None:
             divisor=_divisor(self, kwargs),
             alone=len({id(innermost(o)) for o in self._optimizers}) == 1,
             steps_inside=steps_inside,
-            is_local=lambda optimizer: is_local(optimizer, self._models),
+            is_local=is_local,
         ):
             result = backward(self, loss, **kwargs)
         if steps_inside and self.sync_gradients:
@@ -76,6 +88,7 @@ def attach() -> None:
     Accelerator.backward = backward_with_loss
     Accelerator.free_memory = free_memory_and_losses
     Accelerator.prepare = prepare_and_check
+    Accelerator.prepare_model = prepare_model_and_know
 
 
 def _refuse_replacement(config: dict[str, Any]) -> None:
@@ -106,17 +119,13 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def is_local(optimizer: DWMGrad, models: Iterable[Any]) -> bool:
+def is_local(optimizer: DWMGrad) -> bool:
     """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
-    distributed = [m for m in models if hasattr(m, "require_backward_grad_sync")]
-    if all(model.require_backward_grad_sync for model in distributed):
+    unsynced = [model for model in _replicas if not model.require_backward_grad_sync]
+    if not unsynced:
         return False
     own = {id(param) for group in optimizer.param_groups for param in group["params"]}
-    return any(
-        not model.require_backward_grad_sync
-        and (len(distributed) == 1 or any(id(param) in own for param in model.parameters()))
-        for model in distributed
-    )
+    return any(id(param) in own for model in unsynced for param in model.parameters())
 
 
 def _divisor(accelerator: Accelerator, backward_arguments: dict[str, Any]) -> int:
