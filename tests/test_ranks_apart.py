@@ -363,8 +363,9 @@ def test_ranks_that_are_set_up_unlike_are_told_what_differs(tmp_path: Path) -> N
     assert "state_dtype is None on rank 0 and bfloat16 on rank 1" in first["state_dtype"]
     assert "; window is 5" not in first["max_window"]
     assert "window is 5 on rank 0 and 6 on rank 1" in first["window"]
-    assert "the kernel is the compiled one on rank 0 and PyTorch's operators on rank 1" in (
-        first["kernel"]
+    assert (
+        "the kernel is the compiled one on rank 0 and PyTorch's operators on rank 1"
+        in (first["kernel"])
     )
     assert first["lr"] == "no error"  # schedules per rank are nobody's business
 

@@ -122,9 +122,12 @@ class LossFeed:
             RuntimeError: if this step's loss comes on another route already.
         """
         self.expect(route)
-        value = self._checked(loss)
-        open_one = self.observation if self.is_open else None
-        self.observation = Observation(route, value) if open_one is None else open_one.plus(value)
+        self.add(self._checked(loss), route)
+
+    def add(self, loss: Tensor | float, route: str) -> None:
+        """As `observe`, for a loss in memory of its own, on a route that was expected."""
+        known = self.observation if self.is_open else None
+        self.observation = Observation(route, loss) if known is None else known.plus(loss)  # type: ignore[union-attr]
 
     def discard(self, routes: Iterable[str] | None = None) -> None:
         """Drops the losses that no step has used; with routes, those that came on one of them."""
@@ -263,52 +266,57 @@ def brought(
         is_local: whether the gradients of an optimizer stay on this rank.
     """
     value = _differentiated(loss, gradient, divisor)
-    before: list[Any] = []
     for optimizer in optimizers:
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if alone:
             optimizer._feed.expect(route)
-        before.append(optimizer._feed.observation if alone else marks(optimizer.param_groups))
+    before = [None if alone else marks(optimizer.param_groups) for optimizer in optimizers]
+    pending = [optimizer._feed.observation for optimizer in optimizers]
+    for optimizer in optimizers:
         if steps_inside and value is not None:
             optimizer._feed.say_if_coarse(loss)
-            optimizer._feed.observe(value, route)
+            optimizer._feed.add(value, route)
     try:
         yield
     except BaseException:
         if steps_inside:
-            for optimizer, pending in zip(optimizers, before, strict=True):
+            for optimizer, earlier in zip(optimizers, pending, strict=True):
                 if optimizer._feed.is_open:
-                    optimizer._feed.observation = pending
+                    optimizer._feed.observation = earlier
         raise
     if steps_inside or value is None:
         return
-    for optimizer, earlier in zip(optimizers, before, strict=True):
-        if alone or earlier != marks(optimizer.param_groups):
+    for optimizer, unchanged in zip(optimizers, before, strict=True):
+        if alone or marks(optimizer.param_groups) != unchanged:
             feed = optimizer._feed
             feed.say_if_coarse(loss)
-            feed.observe(value, route)
+            feed.expect(route)
+            feed.add(value, route)
             feed.trace(optimizer.param_groups)
             feed.local = is_local(optimizer)
 
 
-@torch.no_grad()
 def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor | None:
     """The number whose gradient a backward pass computes; None for what it will refuse."""
-    if not isinstance(loss, Tensor) or (loss.numel() != 1 and gradient is None):
+    if not isinstance(loss, Tensor) or (gradient is None and loss.is_complex()):
         return None
-    if gradient is None:
-        return None if loss.is_complex() else _copied(loss) / divisor
-    product = loss.detach() * gradient.detach().conj()
-    return _copied((product.real if product.is_complex() else product).sum()) / divisor
+    if gradient is not None:
+        product = loss.detach() * gradient.detach().conj()
+        loss = (product.real if product.is_complex() else product).sum()
+    if loss.numel() != 1:
+        return None
+    value = _copied(loss)
+    return value if divisor == 1 else value / divisor
 
 
 def _copied(loss: Tensor) -> Tensor:
     """A tensor with one element, detached, in float32 at least, in memory of its own."""
     loss = loss.detach()
-    if hasattr(loss, "full_tensor"):  # a DTensor, which every rank of its mesh brings
-        loss = loss.full_tensor()
+    if type(loss) is not Tensor and hasattr(loss, "full_tensor"):
+        loss = loss.full_tensor()  # a DTensor, which every rank of its mesh brings
     wide = torch.float64 if loss.dtype == torch.float64 else torch.float32
-    return loss.reshape(()).to(wide, copy=True)
+    loss = loss.to(wide, copy=True)
+    return loss if loss.dim() == 0 else loss.reshape(())
 
 
 def _call(closure: Callable[[], Any], scaled: bool, groups: list[dict[str, Any]]) -> Any:

@@ -20,13 +20,12 @@ from torch.optim import Optimizer
 from ..loss_feed import BACKWARD, brought
 from ..optimizer import DWMGrad
 
-
 _replicas: weakref.WeakSet[Any] = weakref.WeakSet()
 """The models whose gradients DistributedDataParallel averages; Accelerate does not keep them."""
 
 
 def attach() -> None:
-    """Wraps `backward`, `prepare`, `prepare_model` and `free_memory` of Accelerator; a second call does nothing.
+    """Wraps what Accelerator does with optimizers and losses; a second call does nothing.
 
     The class is wrapped, not an instance: hyper-parameter search makes new ones.
     """
