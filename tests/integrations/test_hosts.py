@@ -195,5 +195,5 @@ def test_accumulate_on_two_ranks_gives_what_was_differentiated(tmp_path: Path) -
         # Accelerate divides by 4, also the 2 losses of the short last step; the mean over 2 ranks
         assert seen == pytest.approx(sum(losses + others) / 4 / 2, rel=1e-6)
     assert first["seen"] == second["seen"]
-    assert first["reduced"] == second["reduced"] == [4] * 6
+    assert first["reduced"] == second["reduced"] == [48] * 6
     assert all(map(torch.equal, first["params"], second["params"]))
