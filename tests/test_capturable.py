@@ -158,6 +158,21 @@ def test_no_step_reads_the_device(state_dtype: Any) -> None:
         optimizer.state_dict()
 
 
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_steps_of_unlike_numbers_of_losses_are_not_compared_there_either(signal: str) -> None:
+    arguments = {"window_signal": signal, "loss_smoothing": 0.5}
+    actual, expected = make(True, **arguments), make(False, **arguments)
+    for step, count in enumerate((2, 2, 1, 1, 3, 2, 2)):
+        for optimizer in (actual, expected):
+            new_gradients(optimizer, step)
+            for _ in range(count):
+                optimizer.observe_loss(math.cos(step) / 2)
+            optimizer.step()
+        assert_equal(actual, expected)
+        numbers = [each.param_groups[0]["micro_batches"] for each in (actual, expected)]
+        assert numbers == [count, count] and type(numbers[0]) is int
+
+
 def test_a_lr_on_the_device_is_followed() -> None:
     lr = torch.tensor(1e-2, dtype=torch.float64)
     actual, expected = make(True, lr=lr), make(False)
@@ -338,7 +353,7 @@ def on_two_ranks(rank: int) -> list:
             optimizer.step(loss=None if loss is None else torch.tensor(loss) * (1 + rank))
             seen.append(progress(optimizer)[0])
         found.append((seen, [param.detach() for param in params_of(optimizer)]))
-    assert sent == 80 * [4]
+    assert sent == 80 * [48]
     return found
 
 

@@ -118,9 +118,9 @@ def test_ranks_agree_bit_by_bit_at_every_step(worlds) -> None:
             assert all(map(torch.equal, other["params"], first["params"]))
 
 
-def test_a_step_costs_one_4_byte_all_reduce_however_many_micro_batches(worlds) -> None:
+def test_a_step_costs_one_small_all_reduce_however_many_micro_batches(worlds) -> None:
     for world in worlds:
-        assert [rank["reduced"] for rank in world] == [[4] * STEPS] * len(world)
+        assert [rank["reduced"] for rank in world] == [[48] * STEPS] * len(world)
 
 
 def test_ranks_equal_one_process_on_the_joined_batch(worlds, alone) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ranks import run
 
 from dwmgrad import DWMGrad
-from dwmgrad.distributed import mean_over_ranks
+from dwmgrad.distributed import Share, agree
 
 
 def ddp_run(rank: int) -> tuple:
@@ -37,13 +37,13 @@ def ddp_run(rank: int) -> tuple:
     return windows, losses, own, reduced, [p.detach() for p in model.parameters()]
 
 
-def test_ddp_ranks_agree_bit_by_bit_with_one_4_byte_all_reduce_a_step(tmp_path: Path) -> None:
+def test_ddp_ranks_agree_bit_by_bit_with_one_small_all_reduce_a_step(tmp_path: Path) -> None:
     first, second = run(ddp_run, tmp_path)
     assert first[0] == second[0] and first[1] == second[1]
     assert first[2] != second[2]
     for mean, a, b in zip(first[1], first[2], second[2], strict=True):
         assert mean == pytest.approx((a + b) / 2, rel=1e-6)
-    assert first[3] == second[3] == [4] * 60
+    assert first[3] == second[3] == [48] * 60
     assert all(map(torch.equal, first[4], second[4]))
 
 
@@ -52,7 +52,7 @@ def odd_losses(rank: int) -> list:
     cpu = torch.device("cpu")
     cases = [(1.0, torch.tensor(2.0)), (None, 1.0), (float("nan"), 1.0), (float("inf"), None)]
     cases += [(None, None), (torch.tensor(float("-inf")), 1.0)]
-    means = [mean_over_ranks(case[rank], cpu) for case in cases]
+    means = [agree(Share(case[rank], 1), cpu).loss for case in cases]
     param = torch.ones(2, requires_grad=True)
     optimizer = DWMGrad([param], missing_loss="hold")
     for step in range(6):

@@ -88,7 +88,7 @@ def test_a_negative_loss_is_a_loss() -> None:
 def test_the_graph_of_a_loss_is_let_go() -> None:
     param, optimizer = make()
     optimizer.observe_loss((param * 2).sum())
-    assert not optimizer._feed.observation._total.requires_grad
+    assert not optimizer._feed.observation.loss.requires_grad
     optimizer.step()
     assert isinstance(optimizer.last_loss, float)
 
@@ -107,6 +107,9 @@ def test_a_16_bit_loss_is_taken_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="float32"):
         optimizer.step(loss=torch.tensor(0.5, dtype=torch.bfloat16))
     assert optimizer.last_loss == 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it says so once
+        optimizer.step(loss=torch.tensor(0.25, dtype=torch.bfloat16))
 
 
 def test_micro_batches_add_up_and_never_leak_into_the_next_step() -> None:
@@ -127,7 +130,7 @@ def test_two_routes_for_one_step_are_an_error(second: str) -> None:
         if second == "argument":
             optimizer.step(loss=1.0)
         else:
-            optimizer.step(lambda: pytest.fail("the closure ran"))
+            optimizer.step(lambda: 1.0)
     assert snapshot(param, optimizer) == before
     optimizer.step()
     assert optimizer.last_loss == 1.0
@@ -153,12 +156,52 @@ def test_a_closure_that_observes_and_returns_the_loss_is_an_error() -> None:
     optimizer.step(loss=0.5)
 
 
-def test_a_closure_must_return_the_loss() -> None:
+def test_a_closure_may_bring_no_loss() -> None:
+    """As Lightning's does in manual optimization, and where a batch is skipped."""
+    _, optimizer = make()
+    with pytest.warns(UserWarning, match="got no loss"):
+        assert optimizer.step(lambda: None) is None
+    assert (optimizer.window, optimizer.param_groups[0]["steps"]) == (4, 2)
+    optimizer.observe_loss(1.0)
+    optimizer.step(lambda: None)
+    assert (optimizer.last_loss, optimizer.window) == (1.0, 5)
+
+
+def test_a_loss_in_the_place_of_the_closure_is_told_its_name() -> None:
     param, optimizer = make()
     before = snapshot(param, optimizer)
-    with pytest.raises(TypeError, match="must return the loss, got None"):
+    for loss in (1.0, torch.tensor(1.0)):
+        with pytest.raises(TypeError, match=r"got (float|Tensor): write step\(loss=loss\)"):
+            optimizer.step(loss)
+    with pytest.raises(TypeError, match="a closure as its first argument, got str$"):
+        optimizer.step("loss")
+    assert snapshot(param, optimizer) == before
+
+
+def test_without_a_gradient_and_a_loss_a_step_does_nothing() -> None:
+    param, optimizer = make(missing_loss="error")
+    param.grad = None
+    before = snapshot(param, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
         optimizer.step(lambda: None)
     assert snapshot(param, optimizer) == before
+
+
+def test_a_step_of_another_number_of_losses_is_not_compared() -> None:
+    _, optimizer = make(loss_smoothing=0.5)
+    seen = []
+    for losses in ([1.0], [0.5, 0.5], [0.75, 0.75], [0.25], [0.125]):
+        for loss in losses:
+            optimizer.observe_loss(loss)
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        seen.append((group["window"], group["mean_loss"], group["micro_batches"]))
+        assert optimizer.last_loss == sum(losses)
+    # 2 losses: held, and begun anew; 2 again: worse; 1: held; 1 again: better
+    assert seen == [(5, 1.5, 1), (5, 1.0, 2), (4, 1.25, 2), (4, 0.25, 1), (5, 0.1875, 1)]
+    assert (group["observations"], group["increases"]) == (6, 2)
 
 
 def test_without_a_loss_the_window_holds_and_says_so_once() -> None:
@@ -231,8 +274,7 @@ def test_a_skipped_step_of_a_gradient_scaler_drops_its_loss() -> None:
     scaler.update()
     assert snapshot(param, optimizer) == before
     param.grad = torch.ones(3) * scaler.get_scale()
-    optimizer.observe_loss(0.75)
-    optimizer.observe_loss(0.75)
+    optimizer.observe_loss(1.5)
     scaler.step(optimizer)
     assert (optimizer.last_loss, optimizer.window) == (1.5, 5)
 

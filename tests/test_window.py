@@ -39,6 +39,18 @@ def test_smoothing_puts_an_exponential_mean_before_the_signal() -> None:
     assert means == [(4, 4.0, 4.0), (5, 2.0, 3.0), (4, 3.5, 3.25), (5, 2.0, 2.625)]
 
 
+@pytest.mark.parametrize("signal", ["decrease", "increase", "loss"])
+def test_a_loss_of_another_kind_is_not_compared_and_begins_anew(signal: str) -> None:
+    window = Window(signal=signal, smoothing=0.5)
+    window.observe(4.0)
+    before = window.size, window.increases
+    window.observe(1.0, alike=False)
+    assert (window.size, window.increases) == before
+    assert (window.last_loss, window.mean_loss, window.observations) == (1.0, 1.0, 2)
+    window.observe(0.5)
+    assert window.mean_loss == 0.75
+
+
 def test_smoothing_rides_over_noise_that_would_toss_the_window() -> None:
     losses = [10 - 0.1 * step + (0.3 if step % 2 else -0.3) for step in range(60)]
     assert sizes("decrease", losses)[-1] <= 6

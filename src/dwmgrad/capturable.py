@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernels
-from .distributed import widest
+from .distributed import AgreedOnDevice, widest
 from .kernels.one_launch import Addresses
 from .plan import Moves
 from .progress import LEAST_EPS, NO_SHARE, momentum_scale
@@ -24,7 +24,7 @@ from .state import ZERO_SHARE, dithers, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
-_NUMBERS = (*_LOSSES, *_COUNTS)
+_NUMBERS = (*_LOSSES, *_COUNTS, "micro_batches")
 
 
 class _Share:
@@ -111,24 +111,25 @@ class DeviceWindow:
         self,
         groups: list[dict[str, Any]],
         cohorts: Moves,
-        loss: Tensor,
+        agreed: AgreedOnDevice,
         grad_scale: Tensor | None,
-        found_inf: Tensor | None,
     ) -> None:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
             groups: the parameter groups.
             cohorts: what is to move, by `age`.
-            loss: as `distributed.mean_on_device` gives it.
-            grad_scale, found_inf: what a gradient scaler leaves to this step, if one does.
+            agreed: what the ranks make of the step.
+            grad_scale: what a gradient scaler leaves to this step, if one does.
         """
-        last, mean, window, observations, increases, steps = self._numbers.unbind()
-        common = groups[0]
+        last, mean, window, observations, increases, steps, count = self._numbers.unbind()
+        common, loss = groups[0], agreed.loss
         happens, moves = loss < math.inf, loss.isfinite()
-        smoothed = _smoothed(common["loss_smoothing"], loss, mean)
-        grows = moves & _grows(common["window_signal"], smoothed, mean)
-        window = window + grows.to(window.dtype) - (moves & ~grows).to(window.dtype)
+        alike = (count == 0) | (count == agreed.micro_batches)  # else not to be compared
+        smoothed = _smoothed(common["loss_smoothing"], loss, torch.where(alike, mean, torch.nan))
+        grows = moves & alike & _grows(common["window_signal"], smoothed, mean)
+        shrinks = moves & alike & ~grows
+        window = window + grows.to(window.dtype) - shrinks.to(window.dtype)
         window = window.clamp(1, common["max_window"])
         last, mean = torch.where(moves, loss, last), torch.where(moves, smoothed, mean)
         steps = steps + happens
@@ -136,10 +137,12 @@ class DeviceWindow:
         reach = window if fixed is None else torch.full_like(window, fixed)
         decay = (reach - 1) / reach
         roots = self._after_step(cohorts, decay, happens)
+        count = torch.where(moves, agreed.micro_batches, count)
+        observations, increases = observations + moves, increases + grows
         self._numbers.copy_(
-            torch.stack([last, mean, window, observations + moves, increases + grows, steps])
+            torch.stack([last, mean, window, observations, increases, steps, count])
         )
-        self._skipped.logical_or_(~happens if found_inf is None else ~happens & (found_inf == 0))
+        self._skipped.logical_or_(loss.isnan())
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
         for group, own in zip(groups, cohorts, strict=True):
@@ -188,6 +191,8 @@ class DeviceWindow:
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
         numbers |= {name: int(numbers[name]) for name in _COUNTS}
         numbers |= {name: None for name in _LOSSES if math.isnan(numbers[name])}
+        if numbers["micro_batches"].is_integer():
+            numbers["micro_batches"] = int(numbers["micro_batches"])
         for group in groups:
             group.update(numbers)
         shares = list({id(share): share for _, share in self._shares.values()}.values())

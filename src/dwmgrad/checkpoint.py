@@ -126,7 +126,7 @@ def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
     if written in (1, 2):
         group = {**PAPER, "mean_loss": group.get("last_loss"), **group}
     if written in (1, 2, 3):
-        group = {**group, "schema": SCHEMA}
+        group = {"micro_batches": 0, **group, "schema": SCHEMA}
         group.pop(ZERO_SHARE, None)  # now each parameter has its own
     return group
 
@@ -268,6 +268,9 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
             _check_finite(name, group[name], "a number or None")
+    _check_finite("micro_batches", group["micro_batches"], "a number")
+    if group["micro_batches"] < 0:
+        raise ValueError(f"micro_batches must be at least 0, got {group['micro_batches']!r}")
 
 
 def _check_share(where: str, share: Any) -> None:

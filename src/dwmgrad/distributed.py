@@ -1,16 +1,22 @@
-"""What ranks must share: the mean loss, so that the window is one number, and proof that it is."""
+"""What ranks must share: the loss, so that the window is one number, and proof that it is."""
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import struct
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.join import Join, JoinHook
 
-from .checkpoint import PROGRESS
+from ._version import __version__
+from .checkpoint import COMMON, PROGRESS
+from .kernels import native, one_launch
 
 
 def group_of(loss_group: Any) -> Any:
@@ -41,59 +47,106 @@ def group_of(loss_group: Any) -> Any:
     return group
 
 
-def mean_over_ranks(
-    loss: Tensor | float | None,
-    device: torch.device,
-    group: Any = None,
-) -> float | None:
-    """The mean of one loss over the ranks of a group, the same on each of them.
+class Share(NamedTuple):
+    """What one rank brings to a step.
 
-    One 4-byte all-reduce, which every rank must join; none with one process.
+    Attributes:
+        loss: a tensor with one element, a number, or None on a rank to which no loss was given.
+        micro_batches: from how many the loss came.
+        has_gradient: whether a parameter has one.
+        overflow: above 0 where a gradient scaler found a gradient that is not finite.
+    """
+
+    loss: Tensor | float | None = None
+    micro_batches: int = 0
+    has_gradient: bool = True
+    overflow: Tensor | float = 0.0
+
+
+class Agreed(NamedTuple):
+    """What all ranks make of a step.
+
+    Attributes:
+        loss: NaN if any rank's loss is not finite; else None if any rank has no loss; else the
+            mean over the ranks.
+        micro_batches: the mean number over the ranks, whole where they are alike.
+        idle: whether no rank has a loss or a gradient.
+        overflow: whether a gradient scaler of any rank gives the step up.
+        lacks_gradient: whether a rank has no gradient.
+    """
+
+    loss: float | None
+    micro_batches: float
+    idle: bool = False
+    overflow: bool = False
+    lacks_gradient: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the step is skipped because a loss is not finite."""
+        return self.loss is not None and math.isnan(self.loss)
+
+
+class AgreedOnDevice(NamedTuple):
+    """The same in 0-dim tensors on the device, in float64 where it has it.
+
+    Attributes:
+        loss: finite: the mean. Minus infinity: there is none. NaN: the step is skipped, as a loss
+            is not finite. Infinity: there is nothing to do, or a gradient scaler gives it up.
+        micro_batches: as in `Agreed`.
+        overflow: above 0 where a gradient scaler of any rank gives the step up.
+    """
+
+    loss: Tensor
+    micro_batches: Tensor
+    overflow: Tensor
+
+
+def agree(
+    share: Share | None, device: torch.device, group: Any = None, alone: bool = False
+) -> Agreed:
+    """What the ranks of a group make of one step, the same on each of them.
+
+    One small all-reduce, which every rank must join; none with one process.
 
     Args:
-        loss: a tensor with one element, a number, or None on a rank to which no loss was given.
+        share: what this rank brings; None where it has no more steps to make, as others have.
         device: where the all-reduce runs, unless the process group needs another one.
         group: the process group; None is the default one.
-
-    Returns:
-        NaN if any rank's loss is not finite; else None if any rank has no loss; else the mean, in
-        float32 precision (that of the loss with one process).
+        alone: whether this rank steps by itself, whatever the group.
     """
-    if _size(group) < 2:
-        return None if loss is None else _finite_or_nan(float(loss))
-    total = _marked(loss, torch.float32, _device(device, group))
-    dist.all_reduce(total, group=group)
-    mean = float(total) / _size(group)
-    return None if mean == -math.inf else _finite_or_nan(mean)
+    if share is not None and (alone or size(group) < 2):
+        loss = None if share.loss is None else _finite_or_nan(float(share.loss))
+        idle = share.loss is None and not share.has_gradient
+        return Agreed(loss, share.micro_batches, idle, bool(share.overflow > 0))
+    total, ranks, losses, micro_batches, gradients, overflows = _sum(share, device, group).tolist()
+    mean: float | None = _finite_or_nan(total / ranks)
+    if losses < ranks and not math.isnan(total):
+        mean = None
+    count = micro_batches / ranks
+    return Agreed(
+        mean,
+        int(count) if count.is_integer() else count,
+        idle=losses + gradients == 0,
+        overflow=overflows > 0,
+        lacks_gradient=gradients < ranks,
+    )
 
 
-def mean_on_device(
-    loss: Tensor | float | None,
-    device: torch.device,
-    group: Any = None,
-    found_inf: Tensor | None = None,
-) -> Tensor:
-    """As `mean_over_ranks`, but it stays on the device, and nobody waits for it.
-
-    Args:
-        found_inf: above 0 where a gradient scaler gives the step up, on any rank: as if the loss
-            were not finite.
-
-    Returns:
-        A 0-dim tensor, in float64 where the device has it. Minus infinity stands for None, and
-        what is not finite may also be infinity.
-    """
-    alone = _size(group) < 2
-    if alone:
-        total = _marked(loss, widest(device), device)
+def agree_on_device(
+    share: Share | None, device: torch.device, group: Any = None, alone: bool = False
+) -> AgreedOnDevice:
+    """As `agree`, but it stays on the device, and nobody waits for it."""
+    if share is not None and (alone or size(group) < 2):
+        numbers = _numbers(share, device)
     else:
-        total = _marked(loss, torch.float32, _device(device, group))
-    if found_inf is not None:
-        total = torch.where(found_inf.to(total.device) > 0, torch.nan, total)
-    if alone:
-        return total
-    dist.all_reduce(total, group=group)
-    return total.to(device, widest(device)) / _size(group)
+        numbers = _sum(share, device, group).to(device, widest(device))
+    total, ranks, losses, micro_batches, gradients, overflows = numbers.unbind()
+    mean = total / ranks
+    mean = torch.where(mean.isfinite(), mean, torch.nan)
+    mean = torch.where((losses < ranks) & ~mean.isnan(), -torch.inf, mean)
+    idle = (losses + gradients == 0) | (overflows > 0)
+    return AgreedOnDevice(torch.where(idle, torch.inf, mean), micro_batches / ranks, overflows)
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -101,18 +154,170 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in ("mps", "xpu") else torch.float64
 
 
-def _marked(loss: Tensor | float | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The loss on the device, in memory of its own: NaN if it is not finite.
+def _sum(share: Share | None, device: torch.device, group: Any) -> Tensor:
+    numbers = _numbers(share, device_of(device, group))
+    try:
+        dist.all_reduce(numbers, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(_FAILED.format(error)) from error
+    return numbers
 
-    Minus infinity stands for None, as it survives every sum but one with NaN.
+
+def _numbers(share: Share | None, device: torch.device) -> Tensor:
+    """Loss, ranks, ranks with a loss, micro-batches, ranks with a gradient, overflows."""
+    dtype = widest(device)
+    if share is None:
+        return torch.zeros(6, dtype=dtype, device=device)
+
+    def number(value: Tensor | float) -> Tensor:
+        if isinstance(value, Tensor) and (value.device == device or value.device.type != "cpu"):
+            return value.detach().to(device, dtype).reshape(())
+        # by value: a copy from the host's memory would make the host wait
+        value = float(value)
+        fits = abs(value) <= torch.finfo(dtype).max  # not the infinities, nor NaN
+        return torch.full((), value if fits else math.nan, dtype=dtype, device=device)
+
+    loss = number(0.0 if share.loss is None else share.loss)
+    return torch.stack(
+        [
+            torch.where(loss.isfinite(), loss, torch.nan),
+            *map(number, (1.0, float(share.loss is not None), float(share.micro_batches))),
+            number(float(share.has_gradient)),
+            number(share.overflow),
+        ]
+    )
+
+
+def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None:
+    """Raises unless all ranks have the same version, kernel, settings and window. One collective.
+
+    Ranks that differ in these go apart a little further with each step.
+
+    Args:
+        optimizer: the DWMGrad.
+        group: the process group; None is the default one.
+        ignored: settings that may differ.
+
+    Raises:
+        RuntimeError: on every rank; names what differs, the values and the ranks.
     """
-    if loss is None:
-        return torch.full((), -math.inf, dtype=dtype, device=device)
-    if isinstance(loss, Tensor) and (loss.device == device or loss.device.type != "cpu"):
-        total = loss.detach().to(device, dtype).reshape(())
-    else:  # by value: a copy from the host's memory would make the host wait
-        total = torch.full((), float(loss), dtype=dtype, device=device)
-    return torch.where(total.isfinite(), total, torch.nan)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    own: dict[str, Any] = {"the version of dwmgrad": __version__}
+    own |= _kernel(params, optimizer.param_groups)
+    first = optimizer.param_groups[0]
+    own |= {name: first[name] for name in COMMON if name not in ignored}
+    for name in _OF_GROUPS:
+        values = [group[name] for group in optimizer.param_groups]
+        # in a pipeline, ranks have groups of their own: then only what all groups share
+        own[name if len(values) == 1 else f"{name} of {len(values)} groups"] = (
+            values[0] if values.count(values[0]) == len(values) else repr(values)
+        )
+    text = json.dumps({name: str(value)[:80] for name, value in own.items()}).encode()
+    device = device_of(params[0].device if params else torch.device("cpu"), group)
+    mine = torch.zeros(_SETUP_BYTES, dtype=torch.uint8)
+    mine[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    mine = mine.to(device)
+    rows = [torch.empty_like(mine) for _ in range(size(group))]
+    try:
+        dist.all_gather(rows, mine, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(_FAILED.format(error)) from error
+    setups = [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
+    found = []
+    for name in setups[0]:
+        ranks: dict[str, list[int]] = {}
+        for rank, setup in enumerate(setups):
+            if name in setup:
+                ranks.setdefault(setup[name], []).append(rank)
+        if len(ranks) > 1:
+            held = " and ".join(
+                f"{value} on rank{'s' * (len(at) > 1)} {', '.join(map(str, at))}"
+                for value, at in ranks.items()
+            )
+            found.append(f"{name} is {held}")
+    if found:
+        raise RuntimeError(
+            f"ranks are not set up alike, and would drift apart: {'; '.join(found)}. Give all "
+            "ranks one version of dwmgrad, one set of arguments and one checkpoint, and the same "
+            "kernel: gcc on all of them, or DWMGRAD_NATIVE=0 on all"
+        )
+
+
+_OF_GROUPS = (
+    "momentum", "eps", "weight_decay", "maximize", "foreach", "fused", "state_dtype",
+    "stochastic_rounding",
+)  # fmt: skip
+_SETUP_BYTES = 8192
+
+
+def _kernel(params: list[Tensor], groups: list[dict[str, Any]]) -> dict[str, str]:
+    """Which kernel runs here, as far as machines differ in it."""
+    if not params or all(g["fused"] is False or g["foreach"] for g in groups):
+        return {}
+    probe = torch.empty(0, dtype=params[0].dtype, device=params[0].device)
+    compiled = native.accepts(probe, probe) or one_launch.accepts(probe, probe)
+    return {"the kernel": "the compiled one" if compiled else "PyTorch's operators"}
+
+
+_FAILED = (
+    "DWMGrad could not average its loss over the ranks: {}. Every rank must make the same steps in "
+    "the same order. Look for a rank that failed or ended first; for uneven inputs, which need "
+    "Join([model, optimizer]); for a step that some ranks skip; and for ranks that step by "
+    "themselves, which need loss_group=torch.distributed.new_subgroups(group_size=1)[0]"
+)
+
+
+# ---- torch.distributed.algorithms.join ----
+
+_joins: list[Join] = []
+"""The contexts for uneven inputs that are entered."""
+
+
+class Shadow(JoinHook):
+    """Makes a rank without inputs take part in the steps of those that have some."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def main_hook(self) -> None:
+        self._optimizer._shadow_step()
+
+
+def watch_joins() -> None:
+    """Lets `joined_without` know of the contexts entered from now on; harmless to repeat.
+
+    In such a context a collective outside of its knowledge waits for ever.
+    """
+    enter, leave = Join.__enter__, Join.__exit__
+    if hasattr(enter, "__wrapped__"):
+        return
+
+    @functools.wraps(enter)
+    def enter_and_tell(self: Join) -> Any:
+        _joins.append(self)
+        return enter(self)
+
+    @functools.wraps(leave)
+    def tell_and_leave(self: Join, *error: Any) -> Any:
+        _joins[:] = [join for join in _joins if join is not self]
+        return leave(self, *error)
+
+    Join.__enter__, Join.__exit__ = enter_and_tell, tell_and_leave  # type: ignore[method-assign]
+
+
+def joined_without(optimizer: Any) -> bool:
+    """Whether a context for uneven inputs is entered that does not know of this optimizer."""
+    return any(join._enable and not _knows(join, optimizer) for join in _joins)
+
+
+def joined_behind_others(optimizer: Any) -> bool:
+    """Whether a context for uneven inputs is entered that knows of it, and first of a model."""
+    known = (join for join in _joins if join._enable and _knows(join, optimizer))
+    return any(join._joinables[0] is not optimizer for join in known)
+
+
+def _knows(join: Join, optimizer: Any) -> bool:
+    return any(each is optimizer for each in join._joinables)
 
 
 @torch.no_grad()
@@ -139,7 +344,7 @@ def assert_ranks_agree(optimizer: Any) -> None:
         raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
     partitioned = any(type(each).__module__.startswith("deepspeed") for each in wrappers)
     group = optimizer.loss_group
-    if _size(group) < 2:
+    if size(group) < 2:
         return
     optimizer._read_device()
     names, values = ["the number of parameter groups"], [len(optimizer.param_groups)]
@@ -179,22 +384,23 @@ def assert_ranks_agree(optimizer: Any) -> None:
         raise RuntimeError(f"ranks disagree on {', '.join(found[:5])}{more}")
 
 
-def _size(group: Any) -> int:
+def size(group: Any) -> int:
+    """The number of ranks in a process group; 1 without one."""
     if not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size(group)
 
 
-def _device(device: torch.device, group: Any) -> torch.device:
+def device_of(device: torch.device, group: Any) -> torch.device:
     """Where this group's collectives run; off-loaded parameters, on the CPU, know nothing of it."""
-    if dist.get_backend(group) == "nccl":
+    if size(group) > 1 and dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def _gather(row: list[int], device: torch.device, group: Any) -> list[list[int]]:
-    own = torch.tensor(row, dtype=torch.int64, device=_device(device, group))
-    rows = [torch.empty_like(own) for _ in range(_size(group))]
+    own = torch.tensor(row, dtype=torch.int64, device=device_of(device, group))
+    rows = [torch.empty_like(own) for _ in range(size(group))]
     dist.all_gather(rows, own, group=group)
     return [each.tolist() for each in rows]
 

@@ -1,124 +1,336 @@
-"""How a step's loss gets in: one of four routes, the same one throughout a step."""
+"""How a step's loss gets in, and which losses wait for the step to come.
+
+The losses that wait are those whose gradients are in `.grad`: what is differentiated adds up, and
+what is dropped together with its gradients, or never reached them, is not there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .observation import Observation
+from .gradient_trace import Trace, marks
 
 BACKWARD = "accelerator.backward()"
-"""The route of a loss that Accelerate brings, together with its gradients."""
+LIGHTNING = "Lightning's backward()"
 OBSERVE = "observe_loss()"
 CLOSURE = "step(closure)"
 ARGUMENT = "step(loss=...)"
+WITH_GRADIENTS = (BACKWARD, LIGHTNING)
+"""The routes on which a loss comes together with its gradients, and goes with them."""
+
+
+@dataclass
+class Observation:
+    """The loss of one optimizer step: the sum of what its micro-batches brought.
+
+    A used observation stays for further `step()` calls of the same logical step: DeepSpeed makes
+    one per parameter group or per sub-group.
+
+    Attributes:
+        route: who brings the losses.
+        loss: their sum, on this rank.
+        micro_batches: how many they are.
+        agreed: what the ranks have made of it, once they have.
+        used: whether a step has taken it.
+    """
+
+    route: str
+    loss: Tensor | float
+    micro_batches: int = 1
+    agreed: Any = None
+    used: bool = False
+    _stepped: set[int] = field(default_factory=set)
+    _moved: set[int] = field(default_factory=set)
+
+    def plus(self, loss: Tensor | float) -> Observation:
+        """The observation with one more micro-batch, on the device of the first one."""
+        if isinstance(self.loss, Tensor) and isinstance(loss, Tensor):
+            loss = loss.to(self.loss.device)
+        return Observation(self.route, self.loss + loss, self.micro_batches + 1)
+
+    def repeats(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether parameters of these groups were stepped with this observation before."""
+        return any(key in self._stepped for key in _keys(groups))
+
+    def use(self, groups: list[dict[str, Any]]) -> None:
+        """A step of these groups takes it."""
+        self.used = True
+        self._stepped.update(_keys(groups))
+
+    def has_moved(self, group: dict[str, Any]) -> bool:
+        """Whether it has moved this group's window before: it does so once."""
+        return id(group) in self._moved
+
+    def mark_moved(self, groups: list[dict[str, Any]]) -> None:
+        self._moved.update(map(id, groups))
+
+
+def _keys(groups: list[dict[str, Any]]) -> list[int]:
+    return [id(group["params"][0]) for group in groups if group["params"]]
 
 
 class LossFeed:
     """Holds the observation of the step to come, and of the step just made.
 
     Attributes:
-        observation: the latest one, settled or still open; None without one.
+        observation: the latest one, used or still open; None without one.
+        ahead: what the ranks agreed on before a step without an observation, while it is made.
+        local: whether the gradients of the last backward pass stayed on this rank.
         step_tried: whether a gradient scaler has asked for a step that has not come since.
         refused: whether the last step raised; the next loss belongs to another one.
     """
 
     def __init__(self) -> None:
         self.observation: Observation | None = None
+        self.ahead: Any = None
+        self.local = False
         self.step_tried = False
         self.refused = False
+        self._trace: Trace | None = None
+        self._said_coarse = False
 
     @property
     def is_open(self) -> bool:
         """Whether losses have come that no step has used yet."""
-        return self.observation is not None and not self.observation.settled
+        return self.observation is not None and not self.observation.used
 
-    def observe(self, loss: Tensor | float, route: str, average: bool = False) -> None:
+    def expect(self, route: str) -> None:
+        """Makes ready for a loss on this route.
+
+        Raises:
+            RuntimeError: if this step's loss comes on another route already.
+        """
+        if self.step_tried or self.refused:  # skipped by a gradient scaler, or raised
+            self.step_tried = self.refused = False
+            self.discard()
+        if self.is_open and self.observation.route != route:  # type: ignore[union-attr]
+            raise RuntimeError(_two_routes(self.observation.route, route))  # type: ignore[union-attr]
+
+    def observe(self, loss: Tensor | float, route: str) -> None:
         """Adds one micro-batch's loss to the open observation, or opens one.
 
         Raises:
             TypeError, ValueError: if it is not one real number.
             RuntimeError: if this step's loss comes on another route already.
         """
-        if self.step_tried or self.refused:  # skipped by a gradient scaler, or raised
-            self.step_tried = self.refused = False
-            self.discard()
-        observation = self.observation
-        if observation is None or observation.settled:
-            observation = Observation(route, average)
-        elif observation.route != route:
-            raise RuntimeError(_two_routes(observation.route, route))
-        observation.add(loss)
-        self.observation = observation
+        self.expect(route)
+        self.add(self._checked(loss), route)
 
-    def discard(self, route: str | None = None) -> None:
-        """Drops the losses that no step has used; with a route, those that came on it."""
-        if self.is_open and (route is None or self.observation.route == route):  # type: ignore[union-attr]
+    def add(self, loss: Tensor | float, route: str) -> None:
+        """As `observe`, for a loss in memory of its own, on a route that was expected."""
+        known = self.observation if self.is_open else None
+        self.observation = Observation(route, loss) if known is None else known.plus(loss)  # type: ignore[union-attr]
+
+    def discard(self, routes: Iterable[str] | None = None) -> None:
+        """Drops the losses that no step has used; with routes, those that came on one of them."""
+        if self.is_open and (routes is None or self.observation.route in routes):  # type: ignore[union-attr]
             self.observation = None
+            self._trace = None
+
+    def discard_dropped(self, groups: list[dict[str, Any]]) -> None:
+        """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
+        if self._trace is not None and self.is_open and self._trace.is_lost(groups):
+            self.discard(WITH_GRADIENTS)
+
+    def trace(self, groups: list[dict[str, Any]]) -> None:
+        """Remembers the gradients that belong to the losses that wait."""
+        self._trace = Trace(groups)
 
     def scaler_asks(self) -> None:
         """A gradient scaler is about to make the step, or to skip it."""
         if self.step_tried:  # skipped before, and no loss has come since
             self.discard()
         self.step_tried = True
+        self.ahead = None
 
     def take(
         self,
         closure: Callable[[], Any] | None,
         loss: Tensor | float | None,
         scaled: bool,
-        parameters: Iterable[Tensor],
-    ) -> Tensor | float:
-        """The loss of `step(closure)` or `step(loss=loss)`, observed.
+        groups: list[dict[str, Any]],
+    ) -> Any:
+        """Observes the loss of `step(closure)` or `step(loss=loss)`, where there is one.
+
+        A closure may bring no loss, and return None; or bring it by a backward pass that is seen
+        here. What it returns is then for the caller alone.
 
         Args:
-            closure, loss: what `step` got, at least one of the two.
+            closure, loss: what `step` got.
             scaled: whether a gradient scaler makes this step.
-            parameters: those of the optimizer, to see whether the closure runs backward().
+            groups: the optimizer's parameter groups, to see what becomes of their gradients.
 
         Returns:
-            The closure's loss, or `loss`.
+            What the closure returned, or `loss`.
         """
-        route = ARGUMENT if closure is None else CLOSURE
-        if closure is not None and loss is not None:
+        self.discard_dropped(groups)
+        if closure is None:
+            if loss is not None:
+                if self.is_open:
+                    raise RuntimeError(_two_routes(self.observation.route, ARGUMENT))  # type: ignore[union-attr]
+                self.observation = Observation(ARGUMENT, self._checked(loss))
+            return loss
+        if loss is not None:
             raise RuntimeError("step() got both a closure and loss=: keep one of the two")
-        before = self.observation
-        if self.is_open:
-            raise RuntimeError(_two_routes(before.route, route))  # type: ignore[union-attr]
-        if closure is not None:
-            loss = _call(closure, scaled, list(parameters))
-            inner = self.observation
-            if inner is not None and inner is not before:  # came from within the closure
-                if inner.route != OBSERVE:
-                    return loss
-                raise RuntimeError(f"the loss came through {route} and, inside it, {inner.route}")
-        observation = Observation(route)
-        observation.add(loss)  # type: ignore[arg-type]
-        self.observation = observation
-        return loss  # type: ignore[return-value]
+        if not callable(closure):
+            is_loss = isinstance(closure, (Tensor, Real))
+            hint = ": write step(loss=loss)" if is_loss else ""
+            raise TypeError(
+                f"step() takes a closure as its first argument, got {type(closure).__name__}{hint}"
+            )
+        before = self.observation if self.is_open else None
+        returned = _call(closure, scaled, groups)
+        self.discard_dropped(groups)
+        if returned is None:
+            return None
+        if not self.is_open:
+            self.observation = Observation(CLOSURE, self._checked(returned))
+        elif self.observation.route == OBSERVE:  # type: ignore[union-attr]
+            if before is not None:
+                raise RuntimeError(_two_routes(OBSERVE, CLOSURE))
+            raise RuntimeError(f"the loss came through {CLOSURE} and, inside it, {OBSERVE}")
+        return returned
+
+    def _checked(self, loss: Any) -> Tensor | float:
+        """A loss as a float32 or float64 scalar tensor of its own, or as a Python float.
+
+        The caller may do with his tensor what he likes: log it in percent, or reduce it in place.
+
+        Raises:
+            TypeError: if it is neither a real tensor nor a real number.
+            ValueError: if it is a tensor with more or fewer than one element.
+        """
+        if isinstance(loss, Tensor):
+            if loss.is_complex() or loss.dtype == torch.bool:
+                raise TypeError(f"loss must be real, got a tensor of {loss.dtype}")
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"loss must be a scalar, got a tensor of shape {tuple(loss.shape)}: "
+                    "pass the mean that backward() ran on"
+                )
+            self.say_if_coarse(loss)
+            return _copied(loss)
+        if isinstance(loss, bool) or not isinstance(loss, Real):
+            raise TypeError(
+                f"loss must be a tensor or a number, got {loss!r} ({type(loss).__name__})"
+            )
+        try:
+            return float(loss)
+        except OverflowError:
+            return math.inf
+
+    def say_if_coarse(self, loss: Tensor) -> None:
+        """Warns of a 16-bit loss, once."""
+        if loss.dtype in (torch.float16, torch.bfloat16) and not self._said_coarse:
+            self._said_coarse = True
+            warnings.warn(
+                f"the loss is {loss.dtype}: so coarse that many batches tie, and a tie shrinks the "
+                "window. Compute the loss in float32 (autocast does).",
+                stacklevel=5,
+            )
 
 
-def _call(closure: Callable[[], Any], scaled: bool, parameters: list[Tensor]) -> Any:
-    versions = _versions(parameters) if scaled else None
+@contextlib.contextmanager
+def brought(
+    optimizers: list[Any],
+    loss: Any,
+    route: str,
+    *,
+    gradient: Tensor | None = None,
+    divisor: int = 1,
+    alone: bool = False,
+    steps_inside: bool = False,
+    is_local: Callable[[Any], bool] = lambda optimizer: False,
+) -> Iterator[None]:
+    """Around a backward pass: hands its loss to those optimizers whose gradients it changes.
+
+    A backward pass that raises brings nothing; the losses of earlier ones stay.
+
+    Args:
+        optimizers: DWMGrad optimizers that it may concern.
+        loss: what is differentiated; a tensor of several elements has a `gradient`.
+        route: who brings it.
+        gradient: the weights of the loss's elements, as in `Tensor.backward`.
+        divisor: what the host divides the loss by before it differentiates it.
+        alone: there is one optimizer, and the loss is its, also where nothing is to be seen in
+            `.grad`: FSDP2 and DeepSpeed keep gradients elsewhere until the step.
+        steps_inside: the optimizer's step is made inside of the backward pass.
+        is_local: whether the gradients of an optimizer stay on this rank.
+    """
+    value = _differentiated(loss, gradient, divisor)
+    for optimizer in optimizers:
+        optimizer._feed.discard_dropped(optimizer.param_groups)
+        if alone:
+            optimizer._feed.expect(route)
+    before = [None if alone else marks(optimizer.param_groups) for optimizer in optimizers]
+    pending = [optimizer._feed.observation for optimizer in optimizers]
+    for optimizer in optimizers:
+        if steps_inside and value is not None:
+            optimizer._feed.say_if_coarse(loss)
+            optimizer._feed.add(value, route)
+    try:
+        yield
+    except BaseException:
+        if steps_inside:
+            for optimizer, earlier in zip(optimizers, pending, strict=True):
+                if optimizer._feed.is_open:
+                    optimizer._feed.observation = earlier
+        raise
+    if steps_inside or value is None:
+        return
+    for optimizer, unchanged in zip(optimizers, before, strict=True):
+        if alone or marks(optimizer.param_groups) != unchanged:
+            feed = optimizer._feed
+            feed.say_if_coarse(loss)
+            feed.expect(route)
+            feed.add(value, route)
+            feed.trace(optimizer.param_groups)
+            feed.local = is_local(optimizer)
+
+
+def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor | None:
+    """The number whose gradient a backward pass computes; None for what it will refuse."""
+    if not isinstance(loss, Tensor) or (gradient is None and loss.is_complex()):
+        return None
+    if gradient is not None:
+        product = loss.detach() * gradient.detach().conj()
+        loss = (product.real if product.is_complex() else product).sum()
+    if loss.numel() != 1:
+        return None
+    value = _copied(loss)
+    return value if divisor == 1 else value / divisor
+
+
+def _copied(loss: Tensor) -> Tensor:
+    """A tensor with one element, detached, in float32 at least, in memory of its own."""
+    loss = loss.detach()
+    if type(loss) is not Tensor and hasattr(loss, "full_tensor"):
+        loss = loss.full_tensor()  # a DTensor, which every rank of its mesh brings
+    wide = torch.float64 if loss.dtype == torch.float64 else torch.float32
+    loss = loss.to(wide, copy=True)
+    return loss if loss.dim() == 0 else loss.reshape(())
+
+
+def _call(closure: Callable[[], Any], scaled: bool, groups: list[dict[str, Any]]) -> Any:
+    before = marks(groups) if scaled else None
     with torch.enable_grad():
         loss = closure()
-    if loss is None:
-        raise TypeError("step(closure): the closure must return the loss, got None")
-    if versions is not None and versions != _versions(parameters):
+    if before is not None and before != marks(groups):
         raise RuntimeError(
             "step(closure): the closure ran backward() under a gradient scaler, so its gradients "
             "are scaled. Run forward and backward before scaler.step() and let the closure return "
             "the loss alone, or call observe_loss()"
         )
     return loss
-
-
-def _versions(parameters: list[Tensor]) -> list[tuple[int, int]]:
-    grads = (p.grad for p in parameters)
-    return [(id(grad), grad._version) for grad in grads if grad is not None]
 
 
 def _two_routes(first: str, second: str) -> str:

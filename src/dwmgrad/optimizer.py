@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import starmap
 from numbers import Number
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, kernels, presets, progress, state
+from . import arguments, capturable, checkpoint, distributed, kernels, presets, progress, state
 from .cohorts import NewState, share_reader
-from .distributed import group_of, mean_on_device, mean_over_ranks
-from .loss_feed import BACKWARD, OBSERVE, LossFeed
-from .observation import Observation
+from .distributed import Agreed, AgreedOnDevice, Share
+from .loss_feed import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
 from .plan import Age, Plan, moves_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class DWMGrad(Optimizer):
+class DWMGrad(Optimizer, Joinable):
     r"""RMSprop with momentum, whose memory :math:`\omega` follows the training loss.
 
     With the loss :math:`\ell_t` and the gradient :math:`g_t`, one step is
@@ -107,6 +108,8 @@ class DWMGrad(Optimizer):
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
+    live: ClassVar[weakref.WeakSet[DWMGrad]] = weakref.WeakSet()
+    """All that there are, for hosts that do not tell whose backward pass they make."""
     loss_group: Any
     _device_window: capturable.DeviceWindow | None
     _feed: LossFeed
@@ -114,6 +117,9 @@ class DWMGrad(Optimizer):
     _overlaps: kernels.Overlaps
     _plan: Plan | None
     _said: set[str]
+    _scaler: torch.amp.GradScaler | None
+    _same_setup: bool
+    _has_stepped_alone: bool
 
     def __init__(
         self,
@@ -168,9 +174,11 @@ class DWMGrad(Optimizer):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
-        self.loss_group = group_of(loss_group)
+        self.loss_group = distributed.group_of(loss_group)
+        self._same_setup = self._has_stepped_alone = False
         self._forget_losses()
         super().__init__(params, defaults)
+        self._be_known()
 
     # ---- what to look at ----
 
@@ -209,7 +217,9 @@ class DWMGrad(Optimizer):
 
         Call it once per micro-batch, with the loss divided as its gradients are, so that the
         losses of a step add up to that of its effective batch. The loss is unscaled (a gradient
-        scaler's factor is not in it), of this rank alone, and may be attached to a graph.
+        scaler's factor is not in it), of this rank alone, and may be attached to a graph. It is
+        copied. Where a batch is given up, `discard_loss()` drops it: `zero_grad()` does not, as it
+        may come between this call and the backward pass.
 
         Args:
             loss: a tensor with one element, or a number.
@@ -231,11 +241,42 @@ class DWMGrad(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler.step() reads this name just before it either calls step() or skips it, which
         # is the only trace that a skipped step leaves here.
-        caller = sys._getframe(1).f_locals.get("self")
-        if not isinstance(caller, torch.amp.GradScaler):
+        scaler = sys._getframe(1).f_locals.get("self")
+        if not isinstance(scaler, torch.amp.GradScaler):
             return False
         self._feed.scaler_asks()
-        return self.param_groups[0]["capturable"] and capturable.takes_scale(self, caller)
+        if self.param_groups[0]["capturable"] and capturable.takes_scale(self, scaler):
+            self._scaler = scaler
+            return True
+        if not self._steps_alone():
+            self._agree_to_skip(scaler)
+        return False
+
+    @torch.no_grad()
+    def _agree_to_skip(self, scaler: torch.amp.GradScaler) -> None:
+        """Lets a gradient scaler skip on all ranks the step that it would skip on one.
+
+        Raises:
+            RuntimeError: on every rank, if one has no gradients, of which scalers make an error.
+        """
+        feed = self._feed
+        if scaler._per_optimizer_states[id(self)]["stage"] is OptState.READY:
+            scaler.unscale_(self)
+        found = list(scaler._per_optimizer_states[id(self)]["found_inf_per_device"].values())
+        feed.discard_dropped(self.param_groups)
+        observation = feed.observation if feed.is_open else None
+        agreed = self._agree(observation, sum(each.to(found[0].device) for each in found))
+        if observation is None:
+            feed.ahead = agreed
+        else:
+            observation.agreed = agreed
+        if isinstance(agreed, Agreed) and agreed.lacks_gradient:
+            raise RuntimeError(
+                "a gradient scaler makes this step, and a rank has no gradient: every rank must "
+                "have run backward() before scaler.step(optimizer)"
+            )
+        for each in found:
+            each.fill_(agreed.overflow)
 
     # ---- the step ----
 
@@ -243,14 +284,18 @@ class DWMGrad(Optimizer):
     @torch.no_grad()
     def step(  # type: ignore[override]
         self,
-        closure: Callable[[], Tensor | float] | None = None,
+        closure: Callable[[], Tensor | float | None] | None = None,
         *,
         loss: Tensor | float | None = None,
     ) -> Any:
         """One step of the rule.
 
+        Where there is neither a gradient nor a loss it does nothing, as torch's optimizers do.
+
         Args:
-            closure: computes the loss, with or without its backward pass, and returns it.
+            closure: computes the loss, with or without its backward pass, and returns it; or
+                returns None. Where Accelerate or Lightning bring the loss of this step, what it
+                returns is for the caller alone.
             loss: the loss of the step's effective batch.
 
         Returns:
@@ -258,7 +303,7 @@ class DWMGrad(Optimizer):
 
         Raises:
             RuntimeError: if the step's loss comes on two routes, if there is none and
-                `missing_loss="error"`, or if a gradient is sparse.
+                `missing_loss="error"`, if a gradient is sparse, or if ranks are not set up alike.
             TypeError, ValueError: if the loss is not one real number, or a lr is not finite.
 
         Whatever of these it raises, parameters, state and window are as before.
@@ -268,35 +313,38 @@ class DWMGrad(Optimizer):
         brings_loss = closure is not None or loss is not None
         pending = feed.observation
         try:
-            if brings_loss:
-                loss = feed.take(closure, loss, scaled, self._params())
+            loss = feed.take(closure, loss, scaled, self.param_groups)
             self._check_before_change()
             observation = feed.observation
             if observation is not None and observation.repeats(self.param_groups):
                 observation = None  # it belonged to the step before
             only_makes_state = observation is None and self._creates_state()
             # a rank may make state alone, so no all-reduce then
-            value = None if only_makes_state else self._settle(observation)
-            skips = isinstance(value, float) and math.isnan(value)
+            agreed = Agreed(None, 0) if only_makes_state else self._settle(observation)
+            skips = isinstance(agreed, Agreed) and (agreed.idle or agreed.is_refused)
             # whatever can fail comes first: a step that raises has moved nothing
-            makes_step = None if skips else self._prepared(observation, value)
+            makes_step = None if skips else self._prepared(observation, agreed)
+            if observation is not None:
+                observation.use(self.param_groups)
         except BaseException:
             feed.observation = pending
             feed.refused = not brings_loss  # the next loss belongs to another step
             raise
-        if skips:
+        finally:
+            feed.ahead = self._scaler = None
+        if isinstance(agreed, Agreed) and agreed.is_refused:
             self._say_once(_SKIPPED)
         if makes_step is not None and not only_makes_state:
             makes_step()
         return loss
 
     def _prepared(
-        self, observation: Observation | None, value: float | Tensor | None
+        self, observation: Observation | None, agreed: Agreed | AgreedOnDevice
     ) -> Callable[[], None]:
         """Checks and readies all that a step needs; what it returns makes the step."""
         groups = self.param_groups
         moving = [g for g in groups if observation is None or not observation.has_moved(g)]
-        window = self._device_window if isinstance(value, Tensor) else None
+        window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
         begins = window.begins if window else groups[0]["steps"] == (0 if moving else 1)
         states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
         age: Age = share_reader() if window is None else window.age
@@ -305,12 +353,11 @@ class DWMGrad(Optimizer):
             self._plan = None
             moves = moves_of(groups, states, age, self._overlaps)
             self._plan = Plan(groups, self.state, moves, self._overlaps)
-        if window is not None:
-            assert isinstance(value, Tensor)
-            of_scaler = [self._of_scaler(name) for name in ("grad_scale", "found_inf")]
-            return lambda: window.step(groups, moves, value, *of_scaler)
-        assert not isinstance(value, Tensor)
-        numbers = progress.advanced(moving[0], value) if moving else {}
+        if isinstance(agreed, AgreedOnDevice):
+            assert window is not None
+            scale = self._of_scaler("grad_scale")
+            return lambda: window.step(groups, moves, agreed, scale)
+        numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
         changes = [(group, numbers) for group in moving]
         calls = []
         for group, own in zip(groups, moves, strict=True):
@@ -342,31 +389,115 @@ class DWMGrad(Optimizer):
         if self._held and all(isinstance(held, bool) for held in self._held):
             self._tell_of_held()
 
-    def _settle(self, observation: Observation | None) -> float | Tensor | None:
-        """The step's loss, the same on every rank.
-
-        None without one, and NaN if it is not finite on any rank. With `capturable` it is a tensor;
-        see `mean_on_device`.
-        """
-        device = next((p.device for p in self._params()), torch.device("cpu"))
-        mean: Callable[..., Any] = mean_over_ranks
-        stays = self.param_groups[0]["capturable"]
-        if stays:
-            if observation is not None and observation.settled:
-                raise RuntimeError("capturable=True takes one step() a loss, for all parameters")
-            if self._device_window is None:
-                self._device_window = capturable.DeviceWindow(self.param_groups, device)
-            self._device_window.check(self._params())
-            mean = functools.partial(mean_on_device, found_inf=self._of_scaler("found_inf"))
+    def _settle(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
+        """What all ranks make of this step; asked of them once for one observation."""
+        feed = self._feed
         if observation is None:
-            value = mean(None, device, self.loss_group)
+            agreed = feed.ahead or self._agree(None, self._of_scaler("found_inf"))
         else:
-            value = observation.settle(device, self.loss_group, mean)
-            observation.mark_stepped(self.param_groups)
-        if (observation if stays else value) is None:
+            if observation.used and self.param_groups[0]["capturable"]:
+                raise RuntimeError("capturable=True takes one step() a loss, for all parameters")
+            if observation.agreed is None:
+                observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
+            agreed = observation.agreed
+        if isinstance(agreed, Agreed):
+            lacks_loss = agreed.loss is None and not agreed.idle
+        else:
+            lacks_loss = observation is None and self._has_gradient()
+        if lacks_loss and not distributed.joined_without(self):
             self._go_without_loss()
         self._tell_of_held()
-        return value
+        return agreed
+
+    # ---- the ranks ----
+
+    def _steps_alone(self) -> bool:
+        """Whether no other rank steps together with this one."""
+        if distributed.size(self.loss_group) < 2:
+            return True
+        if distributed.joined_without(self):
+            self._say_once(_NOT_JOINED)
+            return True
+        return self._feed.local
+
+    def _agree(
+        self, observation: Observation | None, overflow: Tensor | float | None
+    ) -> Agreed | AgreedOnDevice:
+        """What all ranks make of their losses and of what their gradient scalers found."""
+        share = Share(None, 0, self._has_gradient(), 0.0 if overflow is None else overflow)
+        if observation is not None and not distributed.joined_without(self):
+            share = share._replace(loss=observation.loss, micro_batches=observation.micro_batches)
+        alone = self._steps_alone()
+        if not alone:
+            if share.micro_batches > 1 and distributed.joined_behind_others(self):
+                raise RuntimeError(
+                    "Join([model, optimizer]) makes a step of each forward pass, and this step is "
+                    f"of {share.micro_batches}: with gradient accumulation use Join([model])"
+                )
+            Join.notify_join_context(self)
+        return self._asked_of_ranks(share, alone)
+
+    def _asked_of_ranks(self, share: Share | None, alone: bool = False) -> Agreed | AgreedOnDevice:
+        if alone:
+            self._has_stepped_alone = True
+        elif not self._same_setup:
+            ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
+            distributed.check_setup(self, self.loss_group, ignored)
+            self._same_setup = True
+        device = self._device()
+        if not self.param_groups[0]["capturable"]:
+            return distributed.agree(share, device, self.loss_group, alone)
+        if self._device_window is None:
+            self._device_window = capturable.DeviceWindow(self.param_groups, device)
+        self._device_window.check(self._params())
+        agreed = distributed.agree_on_device(share, device, self.loss_group, alone)
+        if self._scaler is not None and not alone:  # whose scale is to stay that of the others
+            found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
+            for each in found.values():
+                each.copy_(agreed.overflow)
+        return agreed
+
+    @torch.no_grad()
+    def _shadow_step(self) -> None:
+        """Moves the window as the other ranks do, which have inputs left where this one has none.
+
+        Parameters and state stay: the model's own join hook brings the parameters at the end.
+        """
+        agreed = self._asked_of_ranks(None)
+        if isinstance(agreed, AgreedOnDevice):
+            assert self._device_window is not None
+            self._device_window.step(
+                self.param_groups, [[] for _ in self.param_groups], agreed, None
+            )
+        elif not (agreed.idle or agreed.is_refused or agreed.overflow):
+            numbers = progress.advanced(self.param_groups[0], agreed.loss, agreed.micro_batches)
+            for group in self.param_groups:
+                group.update(numbers)
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        """For `torch.distributed.algorithms.Join([model, optimizer])`: uneven inputs."""
+        return distributed.Shadow(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where the collectives of `Join` run."""
+        return distributed.device_of(self._device(), self.loss_group)
+
+    @property
+    def join_process_group(self) -> Any:
+        """The process group over whose ranks the loss is averaged."""
+        return self.loss_group or torch.distributed.group.WORLD
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._params()), torch.device("cpu"))
+
+    def _has_gradient(self) -> bool:
+        return next(self._grads(), None) is not None
+
+    def _be_known(self) -> None:
+        Joinable.__init__(self)
+        distributed.watch_joins()
+        DWMGrad.live.add(self)
 
     def _tell_of_held(self) -> None:
         """Warns once if elements were held; what an accelerator says is read with the next loss."""
@@ -398,7 +529,8 @@ class DWMGrad(Optimizer):
             return
         message = (
             "step() got no loss, so the window holds. accelerator.backward(loss) brings it by "
-            "itself; elsewhere call optimizer.observe_loss(loss) before step(), or "
+            "itself; elsewhere call optimizer.observe_loss(loss) before step() (of what "
+            "accelerator.prepare() returned: optimizer.optimizer.observe_loss(loss)), or "
             'step(loss=loss). missing_loss="hold" silences this.'
         )
         if policy == "error":
@@ -453,8 +585,8 @@ class DWMGrad(Optimizer):
                 )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch. A loss that Accelerate brought with these gradients goes with them."""
-        self._feed.discard(BACKWARD)
+        """As in torch. A loss that a backward pass brought with these gradients goes with them."""
+        self._feed.discard(WITH_GRADIENTS)
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -500,7 +632,10 @@ class DWMGrad(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("loss_group", None)  # load_state_dict() comes by here, too
+        if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
+            self.loss_group = None
+            self._same_setup = self._has_stepped_alone = False
+            self._be_known()
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()
@@ -512,8 +647,15 @@ class DWMGrad(Optimizer):
         self._overlaps = kernels.Overlaps()
         self._plan = None
         self._said = set()
+        self._scaler = None
 
 
+_NOT_JOINED = (
+    "this step is made in a Join for uneven inputs that does not know of the optimizer, so the "
+    "window holds: ranks without inputs could not take part in averaging the loss. Cure: "
+    "Join([model, optimizer]), or accelerator.join_uneven_inputs([model, optimizer.optimizer]) "
+    "with what accelerator.prepare() returned"
+)
 _SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
 _HELD = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "

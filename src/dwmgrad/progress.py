@@ -15,9 +15,12 @@ from . import kernels, state
 from .window import Window
 
 SCHEMA = 4
-PROGRESS = ("window", "last_loss", "mean_loss", "observations", "increases", "steps", "schema")
-"""The window's numbers, and how many steps were made. Plain int, float or None, equal in every
-parameter group."""
+PROGRESS = (
+    "window", "last_loss", "mean_loss", "observations", "increases", "micro_batches", "steps",
+    "schema",
+)  # fmt: skip
+"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
+how many steps were made. Plain int, float or None, equal in every parameter group."""
 LEAST_EPS = torch.finfo(torch.float32).tiny
 NO_SHARE = 2.0**-60
 """A share below which 1 - share is 1."""
@@ -25,7 +28,7 @@ NO_SHARE = 2.0**-60
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), "steps": 0}
+    return {**progress_of(Window(size=initial_window)), "micro_batches": 0, "steps": 0}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -54,12 +57,19 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def advanced(group: dict[str, Any], loss: float | None) -> dict[str, Any]:
-    """The group's numbers after one more step, whose loss moves the window; None holds it."""
+def advanced(group: dict[str, Any], loss: float | None, micro_batches: float) -> dict[str, Any]:
+    """The group's numbers after one more step, whose loss moves the window; None holds it.
+
+    Losses of steps with unlike numbers of micro-batches are not compared: where each is divided by
+    the full number, the loss of a short step is lower for that alone.
+    """
     window = window_of(group)
-    if loss is not None:
-        window.observe(loss)
-    return {**progress_of(window), "steps": group["steps"] + 1}
+    if loss is None:
+        micro_batches = group["micro_batches"]
+    else:
+        window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
+    steps = group["steps"] + 1
+    return {**progress_of(window), "micro_batches": micro_batches, "steps": steps}
 
 
 def share_after(share: float, group: dict[str, Any]) -> float:

@@ -38,8 +38,18 @@ class Window:
     observations: int = 0
     increases: int = 0
 
-    def observe(self, loss: float) -> None:
-        """Moves the window by one step for one finite loss."""
+    def observe(self, loss: float, alike: bool = True) -> None:
+        """Moves the window by one step for one finite loss.
+
+        Args:
+            loss: the step's loss.
+            alike: whether it was made as the one before was, so that the two can be compared. If
+                not, the window holds, and the comparison begins anew from this loss.
+        """
+        if not alike:
+            self.last_loss = self.mean_loss = loss
+            self.observations += 1
+            return
         mean = loss
         if self.mean_loss is not None and self.smoothing:
             mean = self.smoothing * self.mean_loss + (1 - self.smoothing) * loss

@@ -1,5 +1,8 @@
 """Bare Accelerate loops: prepare and backward are all a user writes, and the loss arrives."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -43,23 +46,102 @@ def test_prepare_and_backward_are_enough() -> None:
     assert all(map(torch.equal, model.parameters(), plain.parameters()))
 
 
-def test_accumulate_gives_the_mean_of_each_effective_batch_the_short_last_one_too() -> None:
+def test_accumulate_gives_what_was_differentiated_in_the_short_last_step_too() -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
     model, optimizer, inner = prepared(accelerator)
     loader = accelerator.prepare(torch.utils.data.DataLoader(DATA, batch_size=None))
-    pending, seen = [], []
-    for batch in loader:
-        with accelerator.accumulate(model):
-            loss = loss_of(model, batch)
-            pending.append(loss.item())
+    pending, seen, windows = [], [], []
+    for _ in range(2):
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = loss_of(model, batch)
+                pending.append(loss.item())
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                # Accelerate divides by 4 where there are 2, too: so are the gradients divided
+                assert inner.last_loss == pytest.approx(sum(pending) / 4, rel=1e-6)
+                assert inner.param_groups[0]["micro_batches"] == len(pending)
+                seen.append(len(pending))
+                windows.append(inner.window)
+                pending = []
+    assert seen == [4, 4, 2, 4, 4, 2]
+    # neither the short step, half as long, nor the one after it is an improvement or its opposite
+    assert windows[2] == windows[1] == windows[3] and windows[5] == windows[4]
+
+
+def test_a_loss_per_token_is_right_in_the_short_last_step() -> None:
+    """As Accelerate documents it: the sum over tokens times the steps over all tokens."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    model, optimizer, inner = prepared(accelerator)
+    for begin, end in ((0, 4), (4, 8), (8, 10)):
+        items, true = (end - begin) * DATA[0].numel(), 0.0
+        for batch in DATA[begin:end]:
+            total = (model(batch) - 1).square().sum()
+            true += total.item() / items
+            accelerator.backward(total * 4 / items)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert inner.last_loss == pytest.approx(true, rel=1e-6)
+
+
+def test_a_second_backward_of_a_step_adds_up() -> None:
+    for accumulation in (1, 2):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        model, optimizer, inner = prepared(accelerator)
+        for batch in DATA[:3]:
+            loss, penalty = loss_of(model, batch), 0.1 * model.weight.square().sum()
             accelerator.backward(loss)
+            accelerator.backward(penalty)
             optimizer.step()
             optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            assert inner.last_loss == pytest.approx(sum(pending) / len(pending), rel=1e-6)
-            seen.append(len(pending))
-            pending = []
-    assert seen == [4, 4, 2]
+            expected = (loss.item() + penalty.item()) / accumulation
+            assert inner.last_loss == pytest.approx(expected, rel=1e-6)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_what_the_caller_does_with_the_loss_later_does_not_count() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    static = torch.zeros(())
+    for batch in DATA:
+        loss = loss_of(model, batch)
+        true = loss.item()
+        accelerator.backward(loss)
+        shown = loss.detach()
+        shown *= 100  # in percent
+        optimizer.step()
+        optimizer.zero_grad()
+        assert inner.last_loss == true
+    inner.observe_loss(static.fill_(3.0))
+    static.fill_(9.0)
+    inner.step()
+    assert inner.last_loss == 3.0
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_a_vector_is_differentiated_with_a_gradient(scalar: bool) -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    losses = (model(DATA[0]) - 1).square().mean(1)
+    weights = torch.rand(4)
+    if scalar:
+        losses, weights = losses.mean(), torch.tensor(0.5)
+    accelerator.backward(losses, gradient=weights)
+    optimizer.step()
+    assert inner.last_loss == pytest.approx((losses * weights).sum().item(), rel=1e-6)
+
+
+def test_a_vector_without_a_gradient_is_torchs_error_and_leaves_no_loss() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
+        accelerator.backward(model(DATA[0]))
+    loss = loss_of(model, DATA[0])
+    accelerator.backward(loss)
+    optimizer.step()
+    assert inner.last_loss == loss.item()
 
 
 def test_losses_divided_by_hand_add_up() -> None:
@@ -137,16 +219,120 @@ def test_losses_of_an_aborted_batch_go_with_free_memory() -> None:
 
 
 @pytest.mark.parametrize("other", [DWMGrad, torch.optim.SGD])
-def test_two_optimizers_of_one_accelerator_must_be_fed_by_hand(other) -> None:
+def test_each_of_several_optimizers_gets_the_losses_that_reached_its_parameters(other) -> None:
+    """A generator and a discriminator, trained in turns."""
     accelerator = Accelerator(cpu=True)
     model, optimizer, inner = prepared(accelerator)
-    accelerator.prepare(other([torch.ones(2, requires_grad=True)]))
-    loss = loss_of(model, DATA[0])
-    with pytest.warns(UserWarning, match="2 optimizers.*call observe_loss"):
+    judge = torch.nn.Linear(2, 1)
+    second = other(judge.parameters(), lr=1e-3)
+    judge, wrapped = accelerator.prepare(judge, second)
+    for batch in DATA:
+        made = model(batch)
+        wrapped.zero_grad()
+        loss = (judge(made.detach()) - 1).square().mean()
         accelerator.backward(loss)
-    inner.observe_loss(loss)
+        wrapped.step()
+        if other is DWMGrad:
+            assert second.last_loss == loss.item()
+        optimizer.zero_grad()
+        mine = judge(made).square().mean()
+        accelerator.backward(mine)
+        optimizer.step()
+        assert inner.last_loss == mine.item()
+    assert inner.param_groups[0]["observations"] == len(DATA)
+
+
+def test_folds_with_one_accelerator_each_have_their_losses() -> None:
+    accelerator = Accelerator(cpu=True)
+    for _ in range(3):
+        model, optimizer, inner = prepared(accelerator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for batch in DATA:
+                accelerator.backward(loss_of(model, batch))
+                optimizer.step()
+                optimizer.zero_grad()
+        assert inner.param_groups[0]["observations"] == len(DATA)
+
+
+def test_the_advice_for_a_missing_loss_runs_on_what_prepare_returned() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(6, 2)
+    model, optimizer = accelerator.prepare(model, DWMGrad(model.parameters()))
+    loss_of(model, DATA[0]).backward()
+    with pytest.warns(UserWarning, match=r"optimizer\.optimizer\.observe_loss\(loss\)"):
+        optimizer.step()
+    optimizer.optimizer.observe_loss(0.5)
     optimizer.step()
-    assert inner.last_loss == loss.item()
+    assert optimizer.optimizer.last_loss == 0.5
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("clips", [False, True])
+@pytest.mark.parametrize("how", ["model", "model, zeros", "params"])
+def test_no_gradient_left_no_loss_left(how: str, clips: bool, accumulated: int) -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    for index, batch in enumerate(DATA):
+        bad = index in (0, 3, 4)
+        losses = []
+        for part in batch.chunk(accumulated):
+            loss = loss_of(model, part * torch.nan if bad else part)
+            losses.append(loss.item())
+            accelerator.backward(loss)
+        if clips:
+            accelerator.clip_grad_norm_(model.parameters(), 0.1)
+        if bad:
+            if how == "params":
+                for param in model.parameters():
+                    param.grad = None
+            else:
+                model.zero_grad(set_to_none=how == "model")
+            continue
+        optimizer.step()
+        optimizer.zero_grad()
+        assert inner.last_loss == pytest.approx(sum(losses), rel=1e-6)
+    assert inner.param_groups[0]["observations"] == len(DATA) - 3
+
+
+def test_a_step_after_the_gradients_were_dropped_does_nothing() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)  # with missing_loss="error"
+    before = copy.deepcopy(inner.state_dict()), [p.detach().clone() for p in model.parameters()]
+    accelerator.backward(loss_of(model, DATA[0]))
+    model.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert inner.state_dict() == before[0]
+    assert all(map(torch.equal, model.parameters(), before[1]))
+
+
+def test_gradients_that_are_zero_and_clipped_are_not_taken_for_dropped() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    accelerator.backward(0.0 * loss_of(model, DATA[0]))
+    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert inner.last_loss == 0.0 and inner.param_groups[0]["observations"] == 1
+
+
+def test_a_backward_that_fails_takes_its_own_loss_alone() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    first, third = loss_of(model, DATA[0]), loss_of(model, DATA[2])
+    accelerator.backward(first)
+    second = loss_of(model, DATA[1])
+    second.register_hook(out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        accelerator.backward(second)
+    accelerator.backward(third)
+    optimizer.step()
+    assert inner.last_loss == pytest.approx(first.item() + third.item(), rel=1e-6)
+
+
+def out_of_memory(grad: torch.Tensor) -> None:
+    raise torch.OutOfMemoryError("no memory left")
 
 
 def test_a_scheduler_may_be_prepared_before_its_optimizer() -> None:

@@ -267,7 +267,7 @@ def train(
             if not accelerator.sync_gradients:
                 continue
             step += 1
-            mean = torch.stack(pending).mean()
+            mean = torch.stack(pending).sum() / accumulation  # in a short last step, too
             dist.all_reduce(mean)
             told["windows"].append(inner.window)
             told["losses"].append(inner.last_loss)

@@ -109,15 +109,28 @@ def test_a_gradient_scaler_leaves_no_trace_in_the_window(model, dataset, argumen
     assert innermost(trainer.optimizer).param_groups[0]["observations"] == 7
 
 
-def test_a_head_that_ignores_num_items_in_batch_is_told_of(model, dataset, arguments) -> None:
-    del model.accepts_loss_kwargs
-    trainer = Trainer(
-        model, arguments(gradient_accumulation_steps=2, max_steps=1), train_dataset=dataset
-    )
-    if not trainer.model_accepts_loss_kwargs:
-        pytest.skip("this transformers does not trust RoBERTa's head")
-    with pytest.warns(UserWarning, match="Cure: model.accepts_loss_kwargs = False"):
+def undivided(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+    """As of a head that ignores num_items_in_batch: the Trainer does not divide it either."""
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def test_accumulations_of_unlike_length_are_not_compared(model, dataset, arguments) -> None:
+    """11 batches, 8 a step: the undivided losses are 8 and 3 times too large, and nobody improves.
+
+    Nothing is said of it: whether a loss is divided cannot be told from the model.
+    """
+    seen = Seen()
+    args = arguments(gradient_accumulation_steps=8, max_steps=6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*num_items_in_batch.*")
+        options = {"compute_loss_func": undivided, "callbacks": [seen]}
+        trainer = Trainer(model, args, train_dataset=dataset, **options)
         trainer.train()
+    assert max(seen.observed[1::2]) < min(seen.observed[::2]) / 2
+    optimizer = innermost(trainer.optimizer)
+    group = optimizer.param_groups[0]
+    assert (group["observations"], group["increases"], group["micro_batches"]) == (6, 0, 3)
+    assert optimizer.window == 4  # moved by the first loss alone
 
 
 class Stubborn(Trainer):

@@ -17,16 +17,27 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+LIGHTNING = tuple(
+    f"{package}.strategies.strategy"
+    for package in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "pytorch_lightning",
+        "lightning_fabric",
+    )
+)
+"""Where Lightning and Fabric run backward, under all the names of their packages."""
 _HOSTS = {
     "accelerate.accelerator": ("dwmgrad.integrations.accelerate", "attach"),
     "transformers.training_args": ("dwmgrad.integrations.transformers", "add_names"),
     "transformers.trainer": ("dwmgrad.integrations.transformers", "enter_trainer"),
+    **dict.fromkeys(LIGHTNING, ("dwmgrad.integrations.lightning", "attach")),
 }
 """Module of a host: where our side of it is, and the function to call once it is imported."""
 
 
 def connect() -> None:
-    """Lets Accelerate hand over the losses, and the Trainer know `--optim dwmgrad`.
+    """Lets Accelerate and Lightning hand over the losses, and the Trainer know `--optim dwmgrad`.
 
     What is imported already is attached at once, the rest when it is imported: `import dwmgrad`
     itself imports torch alone. Safe to call again.

@@ -2,18 +2,19 @@
 
 The Trainer, its many subclasses and bare loops all call it once per micro-batch, with the loss
 unscaled and, under DeepSpeed, before the optimizer's step, which happens inside. So this is the one
-place where every loss can be had.
+place where every loss can be had. What is handed on is what is differentiated: the loss after
+Accelerate, or DeepSpeed, has divided it by the accumulation steps.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from ..loss_feed import BACKWARD
+from ..loss_feed import BACKWARD, brought
 from ..optimizer import DWMGrad
 from ..wrappers import innermost, inside
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["attach", "innermost", "inside"]
 
+_replicas: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The models whose gradients DistributedDataParallel averages; Accelerate does not keep them."""
+
 
 def attach() -> None:
-    """Wraps `backward`, `prepare` and `free_memory` of Accelerator; a second call does nothing.
+    """Wraps what Accelerator does with optimizers and losses; a second call does nothing.
 
     The class is wrapped, not an instance: hyper-parameter search makes new ones.
     """
@@ -35,7 +39,7 @@ def attach() -> None:
     if getattr(Accelerator.backward, "feeds_dwmgrad", False):
         return
     backward, free_memory = Accelerator.backward, Accelerator.free_memory
-    prepare = Accelerator.prepare
+    prepare, prepare_model = Accelerator.prepare, Accelerator.prepare_model
 
     @functools.wraps(prepare)
     def prepare_and_check(self: Accelerator, *objects: Any, **kwargs: Any) -> Any:
@@ -49,16 +53,31 @@ def attach() -> None:
             raise RuntimeError("Accelerate put another optimizer in DWMGrad's place")
         return prepared
 
+    @functools.wraps(prepare_model)
+    def prepare_model_and_know(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        model = prepare_model(self, *args, **kwargs)
+        if hasattr(model, "require_backward_grad_sync"):
+            _replicas.add(model)
+        return model
+
     @functools.wraps(backward)
     def backward_with_loss(self: Accelerator, loss: Any, **kwargs: Any) -> Any:
-        optimizers = _feed(self, loss, kwargs)
-        try:
+        optimizers = inside(self._optimizers)
+        if not optimizers:
+            return backward(self, loss, **kwargs)
+        steps_inside = self.distributed_type == DistributedType.DEEPSPEED
+        with brought(
+            optimizers,
+            loss,
+            BACKWARD,
+            gradient=kwargs.get("gradient"),
+            divisor=_divisor(self, kwargs),
+            alone=len({id(innermost(o)) for o in self._optimizers}) == 1,
+            steps_inside=steps_inside,
+            is_local=is_local,
+        ):
             result = backward(self, loss, **kwargs)
-        except BaseException:  # out of memory, say: the loss goes with its batch
-            for optimizer in optimizers:
-                optimizer.discard_loss()
-            raise
-        if self.distributed_type == DistributedType.DEEPSPEED and self.sync_gradients:
+        if steps_inside and self.sync_gradients:
             # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
             for optimizer in optimizers:
                 optimizer.discard_loss()
@@ -75,6 +94,7 @@ def attach() -> None:
     Accelerator.backward = backward_with_loss
     Accelerator.free_memory = free_memory_and_losses
     Accelerator.prepare = prepare_and_check
+    Accelerator.prepare_model = prepare_model_and_know
 
 
 def _refuse_replacement(config: dict[str, Any]) -> None:
@@ -92,22 +112,19 @@ def _refuse_replacement(config: dict[str, Any]) -> None:
         )
 
 
-def _feed(accelerator: Accelerator, loss: Any, backward_arguments: dict[str, Any]) -> list[DWMGrad]:
-    """Hands the loss over; returns the optimizers that got it."""
-    optimizers = inside(accelerator._optimizers)
-    if optimizers and len({id(innermost(o)) for o in accelerator._optimizers}) > 1:
-        warnings.warn(
-            f"{len(accelerator._optimizers)} optimizers are prepared by one Accelerator, so "
-            "backward() cannot tell whose loss it gets: call observe_loss(loss) on each DWMGrad",
-            stacklevel=3,
-        )
-        return []
-    # Accelerate divides every loss by the accumulation steps, the losses of a short last batch too,
-    # so there the mean of the undivided ones is right. The Trainer divides by itself and says so.
-    divides = (
-        accelerator.gradient_accumulation_steps > 1
-        and backward_arguments.get("scale_wrt_gas") is not False
-    )
-    for optimizer in optimizers:
-        optimizer._feed.observe(loss, route=BACKWARD, average=divides)
-    return optimizers
+def is_local(optimizer: DWMGrad) -> bool:
+    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
+    unsynced = [model for model in _replicas if not model.require_backward_grad_sync]
+    if not unsynced:
+        return False
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return any(id(param) in own for model in unsynced for param in model.parameters())
+
+
+def _divisor(accelerator: Accelerator, backward_arguments: dict[str, Any]) -> int:
+    """What the loss is divided by before it is differentiated. The Trainer divides by itself."""
+    if accelerator.distributed_type != "DEEPSPEED":
+        return accelerator.gradient_accumulation_steps
+    divides = backward_arguments.get("scale_wrt_gas", True)
+    engine = accelerator.deepspeed_engine_wrapped
+    return engine.engine.gradient_accumulation_steps() if divides and engine is not None else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +61,6 @@ class DWMGradCallback(TrainerCallback):
                 "batches sorted by length move the loss by their lengths: it drifts from batch to "
                 "batch whatever the model learns, and the window goes to its bounds. Train "
                 "DWMGrad on batches in random order.",
-                stacklevel=2,
-            )
-        if _several_batches_a_step(args) and ignores_items_in_batch(kwargs["model"]):
-            warnings.warn(
-                f"{_unwrapped(kwargs['model']).__class__.__name__} takes num_items_in_batch but "
-                "ignores it, so the Trainer leaves its losses and gradients undivided: they are "
-                "too large by the number of micro-batches, and a short last accumulation looks "
-                "like a sudden improvement to the window. Cure: model.accepts_loss_kwargs = False "
-                "before the Trainer is built (huggingface/transformers#47688).",
                 stacklevel=2,
             )
 
@@ -145,42 +135,6 @@ def _is_of_training(logs: dict[str, Any]) -> bool:
 def _check_ranks(optimizer: Any) -> None:
     if dwmgrad_in(optimizer) is not None:
         assert_ranks_agree(optimizer)
-
-
-def ignores_items_in_batch(model: Any) -> bool:
-    """Whether the Trainer trusts this model to divide by `num_items_in_batch` and it does not.
-
-    transformers 5 trusts every forward with **kwargs; RoBERTa's, BERT's and most other
-    classification heads compute their loss without them.
-    """
-    model = _unwrapped(model)
-    parameters = inspect.signature(model.forward).parameters.values()
-    trusted = getattr(
-        model,
-        "accepts_loss_kwargs",
-        any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters),
-    )
-    if not trusted:
-        return False
-    try:
-        source = inspect.getsource(type(model).forward)
-    except (OSError, TypeError):
-        return False
-    # a forward that hands its labels on leaves the loss, and the division, to another one
-    users = ("loss_function", "num_items_in_batch", "labels=labels")
-    # without labels the Trainer counts no items, and divides: Sentence Transformers has none
-    return "labels" in source and not any(name in source for name in users)
-
-
-def _unwrapped(model: Any) -> Any:
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _several_batches_a_step(args: TrainingArguments) -> bool:
-    return args.gradient_accumulation_steps > 1 or (
-        args.world_size > 1 and args.average_tokens_across_devices
-    )
 
 
 def _groups_by_length(args: TrainingArguments) -> bool:
