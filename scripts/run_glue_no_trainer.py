@@ -16,33 +16,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from tqdm.auto import tqdm
-from transformers import enable_full_determinism, get_scheduler
+from dwmgrad.glue.errors import needs, run_cli
 
-import dwmgrad
-from dwmgrad.glue.bare import (
-    Every,
-    State,
-    check_honoured,
-    check_ranks,
-    loader,
-    train_sampler,
-    window_of,
-)
-from dwmgrad.glue.checkpoints import begin, finish, unusable
-from dwmgrad.glue.errors import run_cli
-from dwmgrad.glue.lora import save_merged
-from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
-from dwmgrad.glue.optim import build_optimizer
-from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors, write_json
-from dwmgrad.glue.parsing import parse
-from dwmgrad.glue.preprocess import collator
-from dwmgrad.glue.setup import Run, prepare
-from dwmgrad.glue.submission import write_submission
-from dwmgrad.glue.summary import plot, summary
+with needs("glue"):
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+    from tqdm.auto import tqdm
+    from transformers import enable_full_determinism, get_scheduler
+
+    import dwmgrad
+    from dwmgrad.glue.bare import (
+        Every,
+        State,
+        check_honoured,
+        check_ranks,
+        loader,
+        train_sampler,
+        window_of,
+    )
+    from dwmgrad.glue.checkpoints import begin, finish, unusable
+    from dwmgrad.glue.lora import save_merged
+    from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
+    from dwmgrad.glue.optim import build_optimizer
+    from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors, write_json
+    from dwmgrad.glue.parsing import parse
+    from dwmgrad.glue.preprocess import collator
+    from dwmgrad.glue.setup import Run, prepare
+    from dwmgrad.glue.submission import write_submission
+    from dwmgrad.glue.summary import plot, summary
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -27,7 +27,10 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "dwmgrad":
             raise  # our own mistake
-        _end(2, f"error: {str(error).splitlines()[0]}: {INSTALL.format(extra)}")
+        cause: BaseException = error
+        while isinstance(cause.__cause__, ImportError):  # transformers wraps them
+            cause = cause.__cause__
+        _end(2, f"error: {str(cause).splitlines()[0]}: {INSTALL.format(extra)}")
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         _end(130, "interrupted")
