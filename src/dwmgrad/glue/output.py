@@ -256,7 +256,7 @@ def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | No
                 f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give "
                 "it as --model_name_or_path"
             )
-        path = Path(os.path.expanduser(str(given)))
+        path = Path(str(given))
         if not path.is_dir():
             raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
         if missing := lacks(path):

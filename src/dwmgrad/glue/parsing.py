@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -93,7 +94,26 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         )
     model, data, lora, report, portable, training = parts
     apply_portable(training, portable)
+    for each in (model, data, lora, training):
+        _settle_paths(each)
     return Arguments(model, data, lora, report, training, given)
+
+
+_PATHS = {
+    "data_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
+    "adapter_name_or_path", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+def _settle_paths(arguments: Any) -> None:
+    """An empty one is refused, which would count as not given; `~` is the home folder, which a
+    shell leaves as it is after "=" and in quotation marks."""
+    for name in sorted(_PATHS & vars(arguments).keys()):
+        value = getattr(arguments, name)
+        if value == "":
+            raise UsageError(f"--{name} '': give a value, or leave it out")
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(arguments, name, os.path.expanduser(value))
 
 
 def _name(word: str) -> str:
