@@ -25,9 +25,9 @@ from pathlib import Path
 from dwmgrad.glue.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data loader's worker, which outlives a parent that is killed
+        print("holds", flush=True)
         time.sleep(60)
         os._exit(0)
-    print("holds", flush=True)
     time.sleep(60)
 """
 

@@ -11,6 +11,7 @@ from dwmgrad.glue.errors import INSTALL, UsageError
 
 _LARGEST = 64 * 2**10
 """Bytes. Our files have one or two thousand; YAML's parser takes about a second for this many."""
+_DEEPEST = 50
 
 
 def read_settings(path: str | Path) -> dict[Any, Any]:
@@ -69,6 +70,11 @@ def _yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         """Refuses aliases, by which a short file can stand for gigabytes, and double names."""
+
+        def fetch_flow_collection_start(self, token: Any) -> None:
+            if self.flow_level > _DEEPEST:  # the scanner's time grows with the square
+                raise RecursionError
+            super().fetch_flow_collection_start(token)
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = ".lock"
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-_UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+_UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()
 
 
@@ -58,11 +58,16 @@ def _take(folder: Path, launch: str) -> tuple[int | None, str | None]:
     """The lock's file descriptor, or why there is none (both None: it is not needed)."""
     path = folder / _NAME
     try:
+        mode = os.O_RDONLY  # a file open for writing would keep its disk from turning read-only
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(path, mode | os.O_CREAT, 0o666)
             try:
                 _lock(file)
             except OSError as error:
+                if error.errno == errno.EBADF and mode == os.O_RDONLY:  # NFS wants it for writing
+                    mode = os.O_RDWR
+                    os.close(file)
+                    continue
                 holder = _holder(file)
                 os.close(file)
                 if error.errno in _TAKEN:
@@ -82,8 +87,7 @@ def _take(folder: Path, launch: str) -> tuple[int | None, str | None]:
         _held.add(file)
         who = {"pid": os.getpid(), "host": socket.gethostname(), "launch": launch,
                "since": datetime.datetime.now().isoformat(" ", "seconds")}  # fmt: skip
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps(who).encode())
+        path.write_text(json.dumps(who), encoding="utf-8")
         return file, None
     except OSError as error:
         return None, f"--output_dir {folder}: cannot be written: {error.strerror or error}"
