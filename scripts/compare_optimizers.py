@@ -19,15 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.experiments.cli import check_output, command, parse
-from dwmgrad.experiments.compact import as_text, check_same_plan, comparison_record, joined
-from dwmgrad.experiments.comparison import Comparison, read_comparison
-from dwmgrad.experiments.evidence.files import read_result
-from dwmgrad.experiments.files import write_text
-from dwmgrad.experiments.runner import Failure
-from dwmgrad.experiments.table import comparison_tables
-from dwmgrad.experiments.tuning import make_runs
-from dwmgrad.glue.errors import UsageError, run_cli
+from dwmgrad.glue.errors import UsageError, needs, run_cli
+
+with needs("experiments"):
+    from dwmgrad.experiments.cli import check_output, command, parse
+    from dwmgrad.experiments.compact import as_text, check_same_plan, comparison_record, joined
+    from dwmgrad.experiments.comparison import Comparison, read_comparison
+    from dwmgrad.experiments.evidence.files import read_result
+    from dwmgrad.experiments.files import write_text
+    from dwmgrad.experiments.runner import Failure
+    from dwmgrad.experiments.table import comparison_tables
+    from dwmgrad.experiments.tuning import make_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,4 +117,4 @@ def report(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, "experiments")

@@ -19,11 +19,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from run_glue import main as run_glue
+from dwmgrad.glue.errors import add_version, needs, run_cli
 
-from dwmgrad.integrations.names import NAMES
+with needs("glue"):
+    import torch
+    import transformers
+    from run_glue import main as run_glue
+
+    from dwmgrad.integrations.names import NAMES
 
 WINDOW = "max_window=100"
 CONTENDERS: dict[str, dict[str, list[str]]] = {
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="runs go here")
     parser.add_argument("--output", type=Path, help="also write every result as JSON")
+    add_version(parser)
     options, passed_on = parser.parse_known_args()
     contenders = CONTENDERS[options.contenders]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -86,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

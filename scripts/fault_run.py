@@ -24,13 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import torch
-import transformers
-from transformers import HfArgumentParser
+from dwmgrad.glue.errors import add_version, needs, run_cli
 
-from dwmgrad.glue.checkpoints import checkpoints
-from dwmgrad.glue.data import SAMPLE
+with needs("glue"):
+    import accelerate
+    import torch
+    import transformers
+    from transformers import HfArgumentParser
+
+    from dwmgrad.glue.checkpoints import checkpoints
+    from dwmgrad.glue.data import SAMPLE
 
 SCRIPTS = Path(__file__).resolve().parent
 CASES = [(script, ranks) for script in ("run_glue", "run_glue_no_trainer") for ranks in (1, 2)]
@@ -53,6 +56,7 @@ class FaultArguments:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs all cases; returns the figures, and ends with exit code 1 if a run ended differently."""
     parser = HfArgumentParser((FaultArguments,), description=__doc__)  # type: ignore[arg-type]
+    add_version(parser)
     [args] = parser.parse_args_into_dataclasses(argv)
     folder = Path(args.folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -77,6 +81,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.output:
         Path(args.output).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def check() -> None:
+    """Runs all cases, and ends the program with 1 if an end was another."""
+    figures = main()
+    sys.exit(int(figures["equal_ends"] != figures["kills"]))
 
 
 class _Case:
@@ -232,5 +242,4 @@ def _tiny_model(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    figures = main()
-    sys.exit(figures["equal_ends"] != figures["kills"])
+    run_cli(check)

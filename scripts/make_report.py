@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.experiments.evidence.files import read_results
-from dwmgrad.experiments.evidence.page import fill_readme, page
-from dwmgrad.glue.errors import UsageError, run_cli
+from dwmgrad.glue.errors import UsageError, add_version, needs, run_cli
+
+with needs("glue"):
+    from dwmgrad.experiments.evidence.files import read_results
+    from dwmgrad.experiments.evidence.page import fill_readme, page
 
 
 @dataclass
@@ -55,6 +57,7 @@ def parse(argv: Sequence[str]) -> ReportArguments:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     arguments, rest = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
@@ -73,8 +76,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(results, configs, output), encoding="utf-8")
-    except ImportError as error:
-        raise UsageError(f'{error}; pip install -e ".[glue]"') from error
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written: {error}") from error
     filled = f"; the table in {readme}" if fill_readme(readme, results, configs) else ""

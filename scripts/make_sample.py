@@ -13,10 +13,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, RobertaConfig
+from dwmgrad.glue.errors import add_version, needs, run_cli
+
+with needs("glue"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 SAMPLE = Path(__file__).parent.parent / "src" / "dwmgrad" / "glue" / "sample"
 VOCABULARY = 16000
@@ -143,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder of SST-2's parquet files")
     parser.add_argument("output", type=Path, nargs="?", default=SAMPLE)
+    add_version(parser)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     sentences = write_split(arguments.source / "train.parquet", arguments.output / "train.parquet")
@@ -154,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

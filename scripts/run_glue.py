@@ -12,28 +12,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from dwmgrad.glue.errors import UsageError, needs, run_cli
 
-import dwmgrad
-from dwmgrad.glue.checkpoints import WholeCheckpointTrainer, steps_done
-from dwmgrad.glue.errors import UsageError, run_cli
-from dwmgrad.glue.lora import save_merged
-from dwmgrad.glue.metrics import compute_metrics, predictions_of
-from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
-from dwmgrad.glue.parsing import Arguments, parse
-from dwmgrad.glue.preprocess import collator
-from dwmgrad.glue.setup import Run, prepare
-from dwmgrad.glue.submission import write_submission
-from dwmgrad.glue.summary import plot, summary
-from dwmgrad.integrations.callback import RanksAgreeCallback
+with needs("glue"):
+    from transformers import Trainer, TrainerCallback
+
+    import dwmgrad
+    from dwmgrad.glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
+    from dwmgrad.glue.lora import save_merged
+    from dwmgrad.glue.metrics import compute_metrics, predictions_of
+    from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
+    from dwmgrad.glue.parsing import Arguments, parse
+    from dwmgrad.glue.preprocess import collator
+    from dwmgrad.glue.setup import Run, prepare
+    from dwmgrad.glue.submission import write_submission
+    from dwmgrad.glue.summary import plot, summary
+    from dwmgrad.integrations.callback import RanksAgreeCallback
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run what `argv` (default: the command line) asks for; return all_results.json's content."""
     dwmgrad.register()
     args = parse(argv, __doc__)
-    run = prepare(args, "run_glue.py")
-    with clear_write_errors(run.folder):
+    with prepare(args, "run_glue.py") as run, clear_write_errors(run.folder):
         return work(args, run)
 
 
@@ -68,6 +69,10 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
     return results
 
 
+class AtItsEnd(Exception):
+    """The checkpoint is the run's end."""
+
+
 class Begin(TrainerCallback):
     """Leaves the run's record once its model, and its checkpoint if any, are loaded."""
 
@@ -75,7 +80,8 @@ class Begin(TrainerCallback):
         self.run = run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.run.begin()
+        if not self.run.begin(state.max_steps):
+            raise AtItsEnd  # the Trainer looks only after a step whether it was the last
 
 
 def callbacks(args: Arguments, run: Run) -> list[TrainerCallback]:
@@ -86,22 +92,41 @@ def callbacks(args: Arguments, run: Run) -> list[TrainerCallback]:
 
 
 def train(trainer: Trainer, run: Run) -> dict[str, float]:
+    steps_done(run.checkpoint)  # it is a checkpoint
     if run.checkpoint and "batches_done" in (run.checkpoint / "trainer_state.json").read_text():
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
-    checkpoint = str(run.checkpoint) if run.checkpoint else None
-    done = steps_done(run.checkpoint)  # before the checkpoint makes room for newer ones
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    if checkpoint and trainer.state.global_step <= done:
-        print(NOTHING_LEFT)
-        trainer.save_model()  # it may have been killed before it did
-        trainer.save_state()
-        return {}
+    try:
+        checkpoint = str(run.checkpoint) if run.checkpoint else None
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    except AtItsEnd:
+        return at_its_end(trainer, run)
+    except UsageError:
+        raise
+    except Exception as error:
+        if run.checkpoint is None or run.begun:
+            raise
+        raise unusable(run.checkpoint, error) from error
     metrics["train_samples"] = len(run.train)
     trainer.save_model()
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
+    run.end(trainer.state.global_step)
     return metrics
+
+
+def at_its_end(trainer: Trainer, run: Run) -> dict[str, float]:
+    """What is left of training where no step is: the best weights, and what a kill kept back."""
+    print(NOTHING_LEFT)
+    trainer.is_in_train = False
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    if not run.complete:
+        trainer.save_model()
+        trainer.save_state()
+        run.end(trainer.state.global_step)
+    return {}
 
 
 def evaluate(trainer: Trainer, run: Run) -> dict[str, float]:

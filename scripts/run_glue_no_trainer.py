@@ -9,40 +9,42 @@ It takes the arguments and files of run_glue.py, and says which ones it cannot h
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from tqdm.auto import tqdm
-from transformers import enable_full_determinism, get_scheduler
+from dwmgrad.glue.errors import needs, run_cli
 
-import dwmgrad
-from dwmgrad.glue.bare import (
-    Every,
-    State,
-    check_honoured,
-    check_ranks,
-    loader,
-    train_sampler,
-    window_of,
-    write_json,
-)
-from dwmgrad.glue.checkpoints import begin, finish
-from dwmgrad.glue.errors import run_cli
-from dwmgrad.glue.lora import save_merged
-from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
-from dwmgrad.glue.optim import build_optimizer
-from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
-from dwmgrad.glue.parsing import parse
-from dwmgrad.glue.preprocess import collator
-from dwmgrad.glue.setup import Run, prepare
-from dwmgrad.glue.submission import write_submission
-from dwmgrad.glue.summary import plot, summary
+with needs("glue"):
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+    from tqdm.auto import tqdm
+    from transformers import enable_full_determinism, get_scheduler
+
+    import dwmgrad
+    from dwmgrad.glue.bare import (
+        Every,
+        State,
+        check_honoured,
+        check_ranks,
+        loader,
+        train_sampler,
+        window_of,
+    )
+    from dwmgrad.glue.checkpoints import begin, finish, unusable
+    from dwmgrad.glue.lora import save_merged
+    from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
+    from dwmgrad.glue.optim import build_optimizer
+    from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors, write_json
+    from dwmgrad.glue.parsing import parse
+    from dwmgrad.glue.preprocess import collator
+    from dwmgrad.glue.setup import Run, prepare
+    from dwmgrad.glue.submission import write_submission
+    from dwmgrad.glue.summary import plot, summary
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -52,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     check_honoured(args.training, args.given)
     if args.training.full_determinism:
         enable_full_determinism(args.training.seed)
-    run = prepare(args, "run_glue_no_trainer.py")
-    with clear_write_errors(run.folder):
+    with prepare(args, "run_glue_no_trainer.py") as run, clear_write_errors(run.folder):
         return Loop(run, args).run()
 
 
@@ -83,7 +84,6 @@ class Loop:
         saved: dict[str, Path | str] = {"saved in": self.folder}
         if self.training.do_train:
             results.update(self.train())
-            self.save_model()
         else:
             self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         if self.args.lora.merge_adapter and self.accelerator.is_main_process:
@@ -93,8 +93,9 @@ class Loop:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
             saved["submission"] = self.predict()
+        path = self.folder / "all_results.json"
         if self.accelerator.is_main_process:
-            write_json(self.folder / "all_results.json", results)
+            write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **results})
             if self.training.do_train and self.args.report.plot:
                 saved["plot"] = plot(self.folder)
             optimizer = getattr(self.training.optim, "value", self.training.optim)
@@ -130,8 +131,15 @@ class Loop:
         self.saves = Every(training.save_strategy, training.save_steps, total)
         if self.job.checkpoint is not None:
             state = self.state = State.load(self.job.checkpoint)
-            accelerator.load_state(str(self.job.checkpoint))
-        self.job.begin()
+            try:
+                accelerator.load_state(str(self.job.checkpoint))
+            except Exception as error:
+                raise unusable(self.job.checkpoint, error) from error
+        if not self.job.begin(total):
+            print(NOTHING_LEFT)
+            if not self.job.complete:
+                self.save_all()
+            return {}
         state.max_steps = total
         first_step, start = state.global_step, time.perf_counter()
         bar = tqdm(
@@ -144,11 +152,6 @@ class Loop:
             self.after_step(loss, norm, epoch_ended, bar)
         bar.close()
         seconds, steps = time.perf_counter() - start, state.global_step - first_step
-        if self.job.checkpoint is not None and steps == 0:
-            print(NOTHING_LEFT)
-            if accelerator.is_main_process:
-                state.save(self.folder)  # it may have been killed before it did
-            return {}
         examples = steps / per_epoch * len(data)
         metrics = {
             "epoch": state.epoch,
@@ -159,9 +162,9 @@ class Loop:
             "train_steps_per_second": steps / seconds,
         }
         state.log(**{name: value for name, value in metrics.items() if name != "epoch"})
-        if accelerator.is_main_process:
-            state.save(self.folder)
-        return self.save_metrics("train", metrics)
+        self.save_metrics("train", metrics)
+        self.save_all()
+        return metrics
 
     def steps(
         self, batches: Any, sampler: Any, per_epoch: int, total: int
@@ -277,7 +280,8 @@ class Loop:
                 write_submission(folder / name, task, self.job.in_task_order(values))
         return folder
 
-    def save_model(self) -> None:
+    def save_all(self) -> None:
+        """What training leaves beside its figures."""
         accelerator, model = self.accelerator, self.accelerator.unwrap_model(self.model)
         model.save_pretrained(
             self.folder,
@@ -287,6 +291,8 @@ class Loop:
         )
         if accelerator.is_main_process:
             self.job.tokenizer.save_pretrained(self.folder)
+            self.state.save(self.folder)
+        self.job.end(self.state.global_step)
 
     def save_metrics(self, name: str, metrics: dict[str, float]) -> dict[str, float]:
         if self.accelerator.is_main_process:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
@@ -40,30 +39,6 @@ def cora_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cora")
     np.savez(folder / "cora.npz", **a_graph())
     return folder
-
-
-@pytest.fixture(params=[0, 2, 4])
-def planetoid_dir(tmp_path, request) -> Path:
-    """The same graph in the Planetoid files, in pickle protocols old and new."""
-    graph = a_graph()
-    parts = (graph["x_data"], graph["x_indices"], graph["x_indptr"])
-    features = sp.csr_matrix(parts, shape=tuple(graph["x_shape"]))
-    labels = np.eye(CLASSES, dtype=np.int32)[graph["y"]]
-    rest = NODES - TESTED
-    order = np.random.default_rng(1).permutation(np.arange(rest, NODES))
-    neighbours: dict[int, list[int]] = {node: [] for node in range(NODES)}
-    for u, v in graph["edge_index"].T.tolist():
-        neighbours[u].append(v)
-        neighbours[v].append(u)
-    content = {
-        "x": features[:KNOWN], "allx": features[:rest], "tx": features[order],
-        "y": labels[:KNOWN], "ally": labels[:rest], "ty": labels[order], "graph": neighbours,
-    }  # fmt: skip
-    for name, value in content.items():
-        data = pickle.dumps(value, protocol=request.param, fix_imports=True)
-        (tmp_path / f"ind.cora.{name}").write_bytes(data)
-    (tmp_path / "ind.cora.test.index").write_text("\n".join(map(str, order)) + "\n")
-    return tmp_path
 
 
 @pytest.fixture(scope="session")

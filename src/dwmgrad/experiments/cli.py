@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dwmgrad.experiments.files import write_text
-from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.errors import UsageError, add_version
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ def parse(kind: type[T], argv: Sequence[str], doc: str | None, example: str) -> 
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     words = list(argv)
     file = words.pop(0) if words and not words[0].startswith("-") else None
     arguments, rest = parser.parse_args_into_dataclasses(

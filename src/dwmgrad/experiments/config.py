@@ -10,6 +10,7 @@ from typing import Any
 from dwmgrad.experiments.runner import Run
 from dwmgrad.experiments.workload import Workload
 from dwmgrad.experiments.workloads import make_workload
+from dwmgrad.glue.configs import read_settings
 from dwmgrad.glue.errors import UsageError
 
 KEYS = (
@@ -130,16 +131,7 @@ def require(values: Mapping[str, Any], names: Sequence[str], where: str | Path) 
 
 def load(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     """A YAML file of `name: value`, the names among `keys`; 1e-3 is a number in it."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected lines of `name: value`")
+    values = read_settings(path)
     _known(values, keys, str(path))
     return _numbers(values)
 

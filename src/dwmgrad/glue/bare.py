@@ -16,7 +16,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from dwmgrad import DWMGrad
 from dwmgrad.distributed import assert_ranks_agree
+from dwmgrad.glue.checkpoints import steps_done, unusable
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.output import write_json
 from dwmgrad.integrations.accelerate import innermost
 
 # Every other name of TrainingArguments is refused when the user set it.
@@ -208,18 +210,20 @@ class State:
     @classmethod
     def load(cls, folder: Path) -> State:
         """Raises UsageError where `folder` is not a checkpoint of this loop."""
+        steps_done(folder)
         try:
-            values = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"--resume_from_checkpoint {folder}: not a checkpoint of run_glue_no_trainer.py "
-                f"({error}); the two scripts do not read each other's"
+            state = cls(**json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
+        except TypeError as error:  # other names than ours
+            raise unusable(
+                folder,
+                f"not a checkpoint of run_glue_no_trainer.py: {error}; the two scripts do not read "
+                "each other's",
             ) from error
-
-
-def write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+        for name, value in vars(cls()).items():
+            kind = (int, float) if isinstance(value, float) else type(value)
+            if not isinstance(getattr(state, name), kind):
+                raise unusable(folder, f"trainer_state.json: {name} {getattr(state, name)!r:.40}")
+        return state
 
 
 def check_ranks(optimizer: Any, step: int, every: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,8 @@ def load_splits(
         wanted += [(split, arguments.max_predict_samples) for split in task.test]
     result = {}
     for split, limit in wanted:
-        data, source = _load(task, split, arguments, cache_dir)
-        if limit is not None:
-            data = data.select(range(min(limit, len(data))))
-        result[split] = _checked(data, task, source, labelled=split not in task.test)
+        columns, source = _load(task, split, arguments, cache_dir, limit)
+        result[split] = _checked(columns, task, source, labelled=split not in task.test)
     return result
 
 
@@ -74,16 +73,20 @@ def task_folder(data_dir: str, task: Task) -> Path:
     folder = Path(data_dir)
     if not folder.is_dir():
         raise UsageError(f"--data_dir {data_dir}: no such folder")
-    for child in sorted(folder.iterdir()):
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"--data_dir {data_dir}: cannot be read: {error.strerror}") from error
+    for child in children:
         if child.is_dir() and child.name.lower().replace("-", "").replace("_", "") == task.name:
             return child
     return folder
 
 
 def _load(
-    task: Task, split: str, arguments: DataArguments, cache_dir: str | None
-) -> tuple[Dataset, str]:
-    """The split and, for messages, where it came from."""
+    task: Task, split: str, arguments: DataArguments, cache_dir: str | None, limit: int | None
+) -> tuple[dict[str, Sequence[Any]], str]:
+    """The split's columns, their first `limit` rows, and, for messages, where it came from."""
     if arguments.use_sample:
         if task.name != "sst2":
             raise UsageError(
@@ -96,12 +99,18 @@ def _load(
         folder = SAMPLE if arguments.use_sample else task_folder(arguments.data_dir or "", task)
         if task.name == "ax" and folder.name.lower() in ("mnli",):
             raise UsageError(f"--data_dir {folder}: no ax data there")
-        columns: dict[str, list[Any]] = {}
         paths = find_split(folder, split)
-        for path in paths:
-            for name, values in read_columns(path).items():
-                columns.setdefault(name, []).extend(values)
-        return Dataset.from_dict(columns), str(paths[0])
+        columns = read_columns(paths[0])
+        for path in paths[1:]:
+            more = read_columns(path)
+            if more.keys() != columns.keys():
+                raise UsageError(
+                    f"{path}: has the columns {', '.join(more)}, and {paths[0].name} has "
+                    f"{', '.join(columns)}; give shards of one set"
+                )
+            for name, values in more.items():
+                columns[name] += values
+        return {name: values[:limit] for name, values in columns.items()}, str(paths[0])
     try:
         data = load_dataset(HUB, task.name, split=split, cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises a dozen kinds, none of them in common
@@ -110,45 +119,54 @@ def _load(
             f"{str(error).splitlines()[0] if str(error) else ''}. Without a network give the files "
             "by --data_dir FOLDER, or try --task_name sst2 --use_sample"
         ) from error
-    return data, f"{HUB}/{task.name}/{split}"
+    if limit is not None:
+        data = data.select(range(min(limit, len(data))))
+    return {name: data[name] for name in data.column_names}, f"{HUB}/{task.name}/{split}"
 
 
-def _checked(data: Dataset, task: Task, source: str, *, labelled: bool) -> Dataset:
+def _checked(
+    data: Mapping[str, Sequence[Any]], task: Task, source: str, *, labelled: bool
+) -> Dataset:
     """The task's columns and numeric labels alone, or an error that names column, value and row."""
     needed = [*task.columns, *(["label"] if labelled else [])]
-    missing = [name for name in needed if name not in data.column_names]
+    missing = [name for name in needed if name not in data]
     if missing:
         raise UsageError(
             f"{source}: task {task.name} needs the columns {', '.join(needed)}; missing "
-            f"{', '.join(missing)}; found {', '.join(data.column_names) or 'none'}"
+            f"{', '.join(missing)}; found {', '.join(data) or 'none'}"
         )
-    if len(data) == 0:
+    if len(data[needed[0]]) == 0:
         raise UsageError(f"{source}: no examples")
     columns: dict[str, list[Any]] = {
         name: _texts(data[name], name, source) for name in task.columns
     }
-    if "label" in data.column_names and labelled:
+    if labelled:
         columns["label"] = [
             _label(value, row, task, source) for row, value in enumerate(data["label"])
         ]
     return Dataset.from_dict(columns)
 
 
-def _texts(values: Any, name: str, source: str) -> list[str]:
+def _texts(values: Sequence[Any], name: str, source: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise UsageError(f"{source}: {name} in row {row} is {value!r}, expected text")
+            raise UsageError(f"{source}: {name} in row {row} is {value!r:.80}, expected text")
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UsageError(
+                f"{source}: {name} in row {row} has half a character ({value!a:.80}); write "
+                "characters beyond U+FFFF as they are, or as two \\u escapes"
+            )
     return list(values)
 
 
 def _label(value: Any, row: int, task: Task, source: str) -> int | float:
     """A score for regression; a class number, which may be given as its name."""
-    where = f"{source}: label {value!r} in row {row}"
+    where = f"{source}: label {value!r:.80} in row {row}"
     if task.labels and value in task.labels:
         return task.labels.index(value)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if task.is_regression:
         if not math.isfinite(number):

@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+INSTALL = 'pip install "dwmgrad[{0}]" (in a checkout: pip install -e ".[{0}]")'
+"""How to get what an extra brings; `.format(EXTRA)`."""
 
 
 class UsageError(ValueError):
     """Something the user gave is wrong; the message says what, its value and the remedy."""
 
 
-def run_cli(main: Callable[[], object]) -> None:
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around a script's imports and its work: what may go wrong there ends with one line.
+
+    A package that is missing and comes with `extra` ends with exit code 2, Ctrl-C with 130.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "dwmgrad":
+            raise  # our own mistake
+        cause: BaseException = error
+        while isinstance(cause.__cause__, ImportError):  # transformers wraps them
+            cause = cause.__cause__
+        _end(2, f"error: {str(cause).splitlines()[0]}: {INSTALL.format(extra)}")
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        _end(130, "interrupted")
+
+
+def run_cli(main: Callable[[], object], extra: str = "glue") -> None:
     """Run a script's `main`.
 
-    A `UsageError` ends as one line on stderr and exit code 2, Ctrl-C as one line and 130.
+    A `UsageError` ends as one line on stderr and exit code 2, as does a package that is missing
+    and comes with `extra`; Ctrl-C as one line and 130.
     """
-    name = os.path.basename(sys.argv[0])
-    try:
-        main()
-    except UsageError as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{name}: interrupted\n")
-        sys.exit(130)
+    with needs(extra):
+        try:
+            main()
+        except UsageError as error:
+            _end(2, f"error: {error}")
+
+
+def add_version(parser: Any) -> None:
+    """`--version`, for an argparse parser."""
+    from dwmgrad import __version__
+
+    parser.add_argument(
+        "--version", action="version", version=f"dwmgrad {__version__}", help="show it and exit"
+    )
+
+
+def _end(code: int, text: str) -> NoReturn:
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {text}\n")
+    sys.exit(code)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dwmgrad.glue.arguments import LoraArguments
-from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.errors import INSTALL, UsageError
 
 
 def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) -> None:
@@ -32,7 +32,7 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise UsageError("LoRA needs peft: pip install peft") from None
+        raise UsageError(f"LoRA needs peft: {INSTALL.format('glue')}") from None
     if arguments.adapter_name_or_path is not None:
         if arguments.lora_r is not None or arguments.use_dora:
             raise UsageError(

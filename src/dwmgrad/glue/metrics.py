@@ -12,6 +12,7 @@ import evaluate
 import numpy as np
 import torch
 
+from dwmgrad.glue.errors import INSTALL, UsageError
 from dwmgrad.glue.tasks import Task
 
 METRIC_MODULE = Path(__file__).with_name("glue_metric.py")
@@ -28,6 +29,10 @@ def load_metric(task: Task) -> evaluate.Metric:
     }
     try:
         metric = evaluate.load(str(METRIC_MODULE), **options)
+    except ImportError as error:  # evaluate's own, with names that pip does not have
+        raise UsageError(
+            f"the metrics need scikit-learn and scipy: {INSTALL.format('glue')}"
+        ) from error
     except OSError:  # evaluate copies the module to the user's cache, which may be read-only
         from dwmgrad.glue.glue_metric import GlueMetric
 

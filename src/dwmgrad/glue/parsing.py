@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -20,9 +20,11 @@ from dwmgrad.glue.arguments import (
     ReportArguments,
     apply_portable,
 )
-from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.configs import read_settings
+from dwmgrad.glue.errors import UsageError, add_version
 
 _FILES = (".yaml", ".yml", ".json")
+_ASKED = {"help", "version"}  # on the command line alone
 
 
 class Arguments(NamedTuple):
@@ -48,7 +50,7 @@ class _Parser(HfArgumentParser):
 
     def names(self) -> list[str]:
         words = {word for action in self._actions for word in action.option_strings}
-        return sorted({_name(word) for word in words if word.startswith("--")} - {"help"})
+        return sorted({_name(word) for word in words if word.startswith("--")} - _ASKED)
 
 
 def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments:
@@ -69,13 +71,14 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
         allow_abbrev=False,
     )
+    add_version(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     tokens: list[str] = []
     while words and words[0].lower().endswith(_FILES):
         tokens += _tokens_of_file(words.pop(0), parser.names())
     tokens += words
     given = frozenset(_name(word) for word in tokens if word.startswith("--"))
-    for name in sorted(given - {*parser.names(), "help"}):
+    for name in sorted(given - {*parser.names(), *_ASKED}):
         raise UsageError(_unknown(name, parser.names(), "the command line"))
     try:
         *parts, rest = parser.parse_args_into_dataclasses(
@@ -91,7 +94,26 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         )
     model, data, lora, report, portable, training = parts
     apply_portable(training, portable)
+    for each in (model, data, lora, training):
+        _settle_paths(each)
     return Arguments(model, data, lora, report, training, given)
+
+
+_PATHS = {
+    "data_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
+    "adapter_name_or_path", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+def _settle_paths(arguments: Any) -> None:
+    """An empty one is refused, which would count as not given; `~` is the home folder, which a
+    shell leaves as it is after "=" and in quotation marks."""
+    for name in sorted(_PATHS & vars(arguments).keys()):
+        value = getattr(arguments, name)
+        if value == "":
+            raise UsageError(f"--{name} '': give a value, or leave it out")
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(arguments, name, os.path.expanduser(value))
 
 
 def _name(word: str) -> str:
@@ -107,16 +129,7 @@ def _unknown(name: str, names: Sequence[str], where: str) -> str:
 
 def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
     """The file's `name: value` lines as command-line words, so that both are parsed alike."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        values = _load(text, path)
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected lines of `name: value`, got {type(values).__name__}")
+    values = read_settings(path)
     tokens: list[str] = []
     for name, value in values.items():
         if name not in names:
@@ -125,20 +138,12 @@ def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
             continue
         if value is False and name.endswith("_strategy"):
             value = "no"  # which YAML reads as false
-        if isinstance(value, (list, tuple)):
-            tokens += [f"--{name}", *map(str, value)]
-        else:  # "=" keeps a value that begins with a dash one word
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            tokens.append(f"--{name}={text}")
+        try:
+            if isinstance(value, (list, tuple)):
+                tokens += [f"--{name}", *map(str, value)]
+            else:  # "=" keeps a value that begins with a dash one word
+                text = json.dumps(value) if isinstance(value, dict) else str(value)
+                tokens.append(f"--{name}={text}")
+        except (TypeError, ValueError) as error:  # a date inside, a number of 10,000 digits
+            raise UsageError(f"{path}: {name}: no argument has such a value ({error})") from error
     return tokens
-
-
-def _load(text: str, path: str) -> Any:
-    if path.lower().endswith(".json"):
-        return json.loads(text)
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {error}") from error

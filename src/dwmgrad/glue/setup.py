@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,36 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from dwmgrad.glue.checkpoints import forget_later, steps_done
 from dwmgrad.glue.data import ax_of, load_splits
 from dwmgrad.glue.errors import UsageError
+from dwmgrad.glue.lock import exclusive
 from dwmgrad.glue.lora import add_lora, check_lora, print_trainable
 from dwmgrad.glue.model import label_order, load_model, load_tokenizer
 from dwmgrad.glue.optim import check_optimizer
-from dwmgrad.glue.output import check_output, checkpoint_to_resume, identity, write_record
+from dwmgrad.glue.output import (
+    check_output,
+    check_same_run,
+    checkpoint_to_resume,
+    fingerprint,
+    identity,
+    is_complete,
+    remove_results,
+    set_aside_damaged,
+    write_record,
+)
 from dwmgrad.glue.parsing import Arguments
 from dwmgrad.glue.preprocess import tokenize
 from dwmgrad.glue.tasks import Task, get_task
 
 
 @dataclass
-class Run:
+class Run(contextlib.AbstractContextManager):
     """A task with its tokenized splits, model and tokenizer, ready to train.
+
+    As a context it holds its folder for itself; no other run gets it before the end.
 
     `order` is the model's number of each class of the task, where they differ.
     `checkpoint` is where training goes on from, if anywhere; `folder` takes all results; `record`
-    says which run it is.
+    says which run it is; `begun` whether its training has; `complete` whether its training's
+    results were all there when it was about to.
     """
 
     task: Task
@@ -42,24 +57,49 @@ class Run:
     checkpoint: Path | None
     folder: Path
     record: dict[str, Any]
+    holds: contextlib.ExitStack
+    begun: bool = False
+    complete: bool = False
 
-    def begin(self) -> None:
-        """Training starts: every rank calls it when all is loaded.
+    def __exit__(self, *error: Any) -> None:
+        self.holds.close()
+
+    def begin(self, total: int) -> bool:
+        """Training is about to start: every rank calls it when all is loaded.
+
+        Args:
+            total: the number of steps at its end.
+
+        Returns:
+            Whether a step is left. If so, the folder is from now on this run's.
 
         Raises:
             UsageError: if the ranks go on from different checkpoints.
         """
-        state = PartialState()
-        steps = torch.tensor([steps_done(self.checkpoint)], device=state.device)
-        found = gather(steps).tolist()
-        if len(set(found)) > 1:
+        state, done = PartialState(), steps_done(self.checkpoint)
+        mine = [done, is_complete(self.folder, self.record, done) if self.checkpoint else 0]
+        found = gather(torch.tensor([mine], device=state.device)).tolist()
+        if len({steps for steps, _ in found}) > 1:
             raise UsageError(
                 f"--output_dir {self.folder}: the ranks find checkpoints of different steps "
-                f"({found}); copy the folder to every machine, or share it"
+                f"({[steps for steps, _ in found]}); copy the folder to every machine, or share it"
             )
+        self.begun, self.complete = True, bool(found[0][1])
+        if self.checkpoint is not None and done >= total:
+            return False
         if state.is_local_main_process:
-            forget_later(self.folder, found[0])
+            forget_later(self.folder, done)
+            if self.checkpoint is None:
+                remove_results(self.folder)
             write_record(self.folder, self.record)
+        return True
+
+    def end(self, steps: int) -> None:
+        """All that training leaves is written: every rank calls it."""
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_local_main_process:
+            write_record(self.folder, self.record, steps)
 
     @property
     def train(self) -> Dataset:
@@ -88,7 +128,8 @@ class Run:
 def prepare(args: Arguments, script: str) -> Run:
     """Check everything that needs no model, then load data, tokenizer and model.
 
-    `script` is the name of the one that trains: the two do not read each other's checkpoints.
+    `script` is the name of the one that trains: the two do not read each other's checkpoints. The
+    run holds its folder until it is left as a context.
 
     Raises:
         UsageError: the first thing that is wrong.
@@ -111,8 +152,28 @@ def prepare(args: Arguments, script: str) -> Run:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
     check_lora(args.lora, args.given)
     folder = check_output(training.output_dir)
-    record = identity(training, script)
-    checkpoint = checkpoint_to_resume(training, folder, record)
+    training.process_index  # noqa: B018 - reading it is what starts the process group
+    with contextlib.ExitStack() as holds:
+        holds.enter_context(exclusive(folder))
+        record = identity(args, script)
+        check_same_run(training, folder, record)
+        checkpoint = checkpoint_to_resume(training, folder)
+        if PartialState().is_local_main_process:
+            set_aside_damaged(folder)
+        run = _load(args, task, checkpoint, folder, record)
+        if training.do_train:
+            record["training_data"] = fingerprint(run.train)
+            check_same_run(training, folder, record)
+        if checkpoint is not None and training.process_index == 0:
+            print(f"Resuming from {checkpoint}; --overwrite_output_dir starts afresh")
+        run.holds = holds.pop_all()
+    return run
+
+
+def _load(
+    args: Arguments, task: Task, checkpoint: Path | None, folder: Path, record: dict[str, Any]
+) -> Run:
+    training, data = args.training, args.data
     check_optimizer(training)
     tokenizer = load_tokenizer(args.model, data)
     raw = load_splits(
@@ -135,4 +196,5 @@ def prepare(args: Arguments, script: str) -> Run:
         model = add_lora(model, args.lora)
     if training.process_index == 0:
         print_trainable(model)
-    return Run(task, splits, tokenizer, model, order, checkpoint, folder, record)
+    nothing = contextlib.ExitStack()
+    return Run(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)

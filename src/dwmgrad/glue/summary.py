@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dwmgrad.glue.errors import INSTALL
 from dwmgrad.glue.tasks import Task
 
 
@@ -49,7 +50,7 @@ def plot(folder: Path) -> Path | str:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return "none: it needs matplotlib (pip install matplotlib)"
+        return f"none: it needs matplotlib: {INSTALL.format('glue')}"
     from dwmgrad.report import plot_run
 
     try:

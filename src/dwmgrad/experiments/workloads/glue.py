@@ -82,19 +82,20 @@ class Glue(Workload):
         settings = self.settings(contender, settings)
         with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
             run = prepare(parse(self._arguments(seed, folder)), "experiment")
-        run.model.accepts_loss_kwargs = False  # heads ignore num_items_in_batch
-        job = Job(
-            model=run.model,
-            train=run.train,
-            evaluation=run.splits[run.task.validation[0]],
-            collate=collator(run.tokenizer, False, False),
-            compute_metrics=compute_metrics(run.task),
-            score=lambda metrics: metrics[run.task.main_metric],
-        )
-        return train(
-            job, contender, settings, seed, folder, steps=self.steps,
-            batch_size=self.batch_size, evaluations=self.evaluations,
-        )  # fmt: skip
+        with run:
+            run.model.accepts_loss_kwargs = False  # heads ignore num_items_in_batch
+            job = Job(
+                model=run.model,
+                train=run.train,
+                evaluation=run.splits[run.task.validation[0]],
+                collate=collator(run.tokenizer, False, False),
+                compute_metrics=compute_metrics(run.task),
+                score=lambda metrics: metrics[run.task.main_metric],
+            )
+            return train(
+                job, contender, settings, seed, folder, steps=self.steps,
+                batch_size=self.batch_size, evaluations=self.evaluations,
+            )  # fmt: skip
 
     def _arguments(self, seed: int, folder: Path) -> list[str]:
         """The words that scripts/run_glue.py would be given for this model and data."""
