@@ -11,6 +11,7 @@ import itertools
 import os
 import struct
 import warnings
+from array import array
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,31 +55,31 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     loaded = library()
     assert loaded is not None
     param, buffer = tensors.params[0], tensors.momentum_buffers[0]
+    is_blockwise = isinstance(buffer, Blockwise)
     rows: list[int] = []
     pieces = 0
     for p, g, v, s, ordinal in zip(*tensors, strict=True):
         size = p.numel()
-        if isinstance(v, Blockwise):
-            states = [
-                v.codes.data_ptr(),
-                s.codes.data_ptr(),
-                v.scales.data_ptr(),
-                s.scales.data_ptr(),
-            ]
-        else:
-            states = [v.data_ptr(), s.data_ptr(), 0, 0]
-        rows += [p.data_ptr(), g.data_ptr(), *states, size, pieces, ordinal]
+        v_scales = s_scales = 0
+        if is_blockwise:
+            v_scales, s_scales = v.scales.data_ptr(), s.scales.data_ptr()
+            v, s = v.codes, s.codes
+        rows += (
+            p.data_ptr(), g.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales,
+            size, pieces, ordinal,
+        )  # fmt: skip
         pieces += -(-size // _PIECE)
+    table = array("q", rows)
     numbers = _Numbers(
         c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink,
         c.noise & 0xFFFFFFFF, c.dither_state, c.dither_params,
     )  # fmt: skip
     held = loaded.dwmgrad_update(
-        (ctypes.c_int64 * len(rows))(*rows),
+        table.buffer_info()[0],
         len(tensors.params),
         pieces,
         _TYPES[param.dtype],
-        _INT8 if isinstance(buffer, Blockwise) else _TYPES[buffer.dtype],
+        _INT8 if is_blockwise else _TYPES[buffer.dtype],
         ctypes.byref(numbers),
         1 if loaded.is_forked else torch.get_num_threads(),
     )
