@@ -156,14 +156,12 @@ def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> Non
 
 def _repaired(groups: list[Any]) -> list[Any]:
     """Groups of which some are one step behind, as Ctrl-C inside a step once left them, as one."""
-    try:
-        steps = [group["steps"] for group in groups]
-        if max(steps) - min(steps) != 1:
-            return groups
-        newest = groups[steps.index(max(steps))]
-        return [{**group, **{name: newest[name] for name in PROGRESS}} for group in groups]
-    except (TypeError, KeyError, ValueError):  # refused with words later
-        return groups
+    whole = [group for group in groups if isinstance(group, dict) and set(PROGRESS) <= set(group)]
+    steps = [group["steps"] for group in whole if type(group["steps"]) is int]
+    if not steps or len(steps) != len(groups) or max(steps) - min(steps) != 1:
+        return groups  # what is wrong with them is said later
+    newest = whole[steps.index(max(steps))]
+    return [{**group, **{name: newest[name] for name in PROGRESS}} for group in whole]
 
 
 def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad) -> None:

@@ -102,28 +102,40 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
 
 
 def _run(command: list[str], scratch: Path) -> None:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"},
-        start_new_session=True,  # so that its children can be ended with it
-    )
-    with process:
-        try:
-            said, _ = process.communicate(timeout=_PATIENCE)
-        except BaseException as error:  # Ctrl-C, too
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with _interrupts_wait():  # until it is known whom to end
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"},
+                start_new_session=True,  # so that its children can be ended with it
+            )
+        said, _ = process.communicate(timeout=_PATIENCE)
+    except BaseException as error:  # Ctrl-C, too
+        if process is not None:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise OSError(f"{command[0]} took more than {_PATIENCE:.0f} s") from None
-            raise
+            process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise OSError(f"{command[0]} took more than {_PATIENCE:.0f} s") from None
+        raise
     if process.returncode != 0:
         lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
         lines = [line for line in lines if "error" in line] or [line for line in lines if line]
         said_last = f": {lines[-1][:300]}" if lines else ""
         raise OSError(f"{command[0]} ended with {process.returncode}{said_last}")
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cpu_flags() -> str:
