@@ -25,7 +25,7 @@ KERNELS: dict[str, dict[str, Any]] = {
 def made(shape: tuple[int, ...] = (64, 100), steps: int = 2, **arguments: Any) -> DWMGrad:
     """Two parameters in one group; the second is there to show that nothing moves."""
     torch.manual_seed(0)
-    params = [("embed", Parameter(torch.randn(shape))), ("head", Parameter(torch.randn(5000)))]
+    params = [Parameter(torch.randn(shape)), Parameter(torch.randn(5000))]
     optimizer = DWMGrad(params, lr=0.01, weight_decay=0.1, **arguments)
     for _ in range(steps):
         step(optimizer)
@@ -82,20 +82,29 @@ def expanded(optimizer: DWMGrad) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[DWMGrad], None], str]] = {
-    "more rows": (resized(600), "'embed' has the shape .*, the parameter .600, 100."),
-    "fewer rows": (resized(10), "'embed' has the shape .*, the parameter .10, 100."),
-    "stale gradient": (stale_gradient, "the gradient of parameter 'embed' has the shape .64, 3."),
-    "cut state": (of_state("square_avg", lambda s: s[:10]), r"square_avg'\] of parameter 'embed'"),
-    "shrunk state": (shrink_in_place, r"'square_avg'\] of parameter 'embed' has the shape .10,."),
+    "more rows": (resized(600), "0 of group 0 has the shape .*, the parameter .600, 100."),
+    "fewer rows": (resized(10), "0 of group 0 has the shape .*, the parameter .10, 100."),
+    "stale gradient": (
+        stale_gradient,
+        "the gradient of parameter 0 of group 0 has the shape .64, 3.",
+    ),
+    "cut state": (
+        of_state("square_avg", lambda s: s[:10]),
+        r"square_avg'\] of parameter 0 of group 0",
+    ),
+    "shrunk state": (
+        shrink_in_place,
+        r"'square_avg'\] of parameter 0 of group 0 has the shape .10,.",
+    ),
     "state on meta": (of_state("square_avg", lambda s: s.to("meta")), "is on meta, the parameter"),
     "state of integers": (of_state("square_avg", lambda s: s.long()), "has the dtype torch.int64"),
     "state expanded": (
         of_state("square_avg", lambda s: s[:1, :1].expand(64, 100)),
         "elements that share memory",
     ),
-    "half a state": (half, "parameter 'embed' has one half of its state"),
-    "one buffer twice": (one_buffer, "parameter 'embed' shares memory with state"),
-    "parameter expanded": (expanded, "the data of parameter 'embed' has elements that share"),
+    "half a state": (half, "parameter 0 of group 0 has one half of its state"),
+    "one buffer twice": (one_buffer, "parameter 0 of group 0 shares memory with state"),
+    "parameter expanded": (expanded, "the data of parameter 0 of group 0 has elements that share"),
 }
 
 
@@ -114,6 +123,19 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_moves(case: str, kerne
             optimizer.step(loss=0.5)
     assert torch.equal(other, before[0]) and optimizer.window == before[2]
     assert all(torch.equal(optimizer.state[other][name], kept) for name, kept in before[1].items())
+
+
+def test_a_parameter_is_named_where_the_optimizer_knows_its_name() -> None:
+    param = Parameter(torch.ones(3))
+    try:
+        optimizer = DWMGrad([("embed.weight", param)], lr=0.1)
+    except TypeError:
+        pytest.skip("this torch takes no names")
+    param.grad = torch.ones(3)
+    optimizer.step(loss=1.0)
+    param.data = torch.ones(4)
+    with pytest.raises(RuntimeError, match=r"of parameter 'embed.weight' has the shape \(3,\)"):
+        optimizer.step(loss=1.0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -14,6 +14,8 @@ import torch
 from . import kernels, state
 from .window import Window
 
+RULE_VERSION = 1
+"""Raised when the same losses and gradients give other numbers: such runs are other runs."""
 SCHEMA = 4
 PROGRESS = (
     "window", "last_loss", "mean_loss", "observations", "increases", "micro_batches", "steps",

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dwmgrad.experiments import contenders
-from dwmgrad.experiments.contenders import CONTENDERS, form_of, get_contender
+from dwmgrad import progress
+from dwmgrad.experiments.contenders import CONTENDERS, get_contender
 from dwmgrad.experiments.runner import Run
 from dwmgrad.experiments.schedules import SCHEDULES, make_schedule
 from dwmgrad.experiments.workloads import WORKLOADS, make_workload
@@ -71,14 +71,11 @@ def test_a_decoupled_decay_is_not_added_to_gradients(name, adamw, adam):
 
 
 def test_a_rule_that_was_changed_makes_other_runs(tmp_path, monkeypatch):
-    code = 'def f(x):\n    """Text."""\n    return x + 1\n'
-    assert form_of(code) == form_of(code.replace("Text", "Other").replace("1", "1  # more"))
-    assert form_of(code) != form_of(code.replace("+ 1", "+ 2"))
     work = make_workload("rosenbrock")
     runs = [Run(work, name, {"lr": 0.1}, 0) for name in ("adamw", "dwmgrad-loss")]
     before = [run.path(tmp_path) for run in runs]
     assert before == [run.path(tmp_path) for run in runs]
-    monkeypatch.setattr(contenders, "rule", lambda: "another")
+    monkeypatch.setattr(progress, "RULE_VERSION", progress.RULE_VERSION + 1)
     after = [run.path(tmp_path) for run in runs]
     assert after[0] == before[0] and after[1] != before[1]
 

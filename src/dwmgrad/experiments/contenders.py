@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import functools
-import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dwmgrad import DWMGrad, progress, window
+from dwmgrad import DWMGrad, progress
 from dwmgrad.glue.errors import UsageError
-from dwmgrad.kernels import reference
 from dwmgrad.presets import PRESETS
 from dwmgrad.window import SIGNALS
 
@@ -54,9 +49,9 @@ class Contender:
     decoupled: bool = False
 
     @property
-    def rule(self) -> str | None:
-        """Which form of DWMGrad's rule its runs have; None: they have another rule."""
-        return rule() if self.name.startswith("dwmgrad") else None
+    def rule(self) -> int | None:
+        """Which version of DWMGrad's rule its runs have; None: they have another rule."""
+        return progress.RULE_VERSION if self.name.startswith("dwmgrad") else None
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""
@@ -94,29 +89,6 @@ class Contender:
             raise UsageError(f"{self.name}: {error}; pip install {error.name}") from error
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.name}: {error}") from error
-
-
-@functools.cache
-def rule() -> str:
-    """A name of DWMGrad's rule as its code has it.
-
-    Runs of another rule are other runs, though their settings are the same.
-    """
-    return form_of(*map(inspect.getsource, (window, progress, reference)))
-
-
-def form_of(*sources: str) -> str:
-    """A hash of Python code, the same whatever its comments and docstrings say."""
-    trees = [ast.parse(source) for source in sources]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            body[:] = [each for each in body if not _is_text(each)]
-    return hashlib.sha256("".join(map(ast.dump, trees)).encode()).hexdigest()[:16]
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def warmup_steps(settings: Mapping[str, Any], steps: int) -> int:

@@ -32,7 +32,7 @@ class Run:
     def path(self, root: Path | str) -> Path:
         """Where the result lies: root/WORKLOAD/CONTENDER/HASH-SEED.json.
 
-        The hash is of the complete settings, of the workload's description and of the form of
+        The hash is of the complete settings, of the workload's description and of the version of
         DWMGrad's rule, so a workload with other steps or another model, or a rule that was changed
         since, is not taken for this one. Where its data lies does not count.
 
@@ -43,8 +43,8 @@ class Run:
             "settings": self.workload.settings(self.contender, self.settings),
             "workload": self.workload.description(),
         }
-        if form := get_contender(self.contender).rule:
-            identity["rule"] = form
+        if version := get_contender(self.contender).rule:
+            identity["rule"] = version
         text = json.dumps(identity, sort_keys=True)
         name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{self.seed}.json"
         return Path(root) / self.workload.name / self.contender / name
