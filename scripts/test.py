@@ -15,7 +15,6 @@ import sys
 
 from environment import ROOT, prepare, run, say
 
-RUFF = ["--line-length", "100"]
 SOURCES = ["src", "scripts", "tests"]
 
 
@@ -34,8 +33,8 @@ def main(arguments: list[str]) -> None:
     else:
         python = str(prepare("test"))
         say("style: ruff")
-        run([python, "-m", "ruff", "check", *RUFF, "--select", "E,F,I,B,UP", *SOURCES])
-        run([python, "-m", "ruff", "format", "--check", *RUFF, *SOURCES])
+        run([python, "-m", "ruff", "check", *SOURCES])
+        run([python, "-m", "ruff", "format", "--check", *SOURCES])
         say("types: mypy")
         run([python, "-m", "mypy"])
     say("tests: pytest")
