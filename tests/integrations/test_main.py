@@ -339,7 +339,7 @@ def test_a_script_without_a_dwmgrad_is_told_so_at_its_end(
     assert found.returncode == (3 if how == "fails" else 0), found.stderr
     said = "script.py has ended without creating a DWMGrad: give it --optim dwmgrad"
     assert (said in found.stderr) is told and len(found.stderr.splitlines()) == told
-    assert not os.listdir(tmp_path / "tmp")
+    assert not list((tmp_path / "tmp").glob("dwmgrad-*"))  # torch 2.5 leaves one of its own
 
 
 def test_the_scripts_own_settings_come_before_transformers(tmp_path: Path) -> None:
