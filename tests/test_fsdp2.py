@@ -52,7 +52,7 @@ class Lora(torch.nn.Module):
 
 
 def build(
-    mesh_shape: tuple[int, ...] | None, lora: bool = False, **options: Any
+    mesh_shape: tuple[int, ...] | None, lora: bool = False, late: bool = False, **options: Any
 ) -> tuple[torch.nn.Module, DWMGrad]:
     """The model under FSDP2 on a mesh of that shape (of two dimensions: HSDP), or under DDP."""
     torch.manual_seed(0)
@@ -69,7 +69,16 @@ def build(
         for part in (*layers, model):
             fsdp.fully_shard(part, mesh=mesh)
     settings = {"lr": 1e-2, "weight_decay": 0.1, "missing_loss": "error", **options}
-    return model, DWMGrad(model.parameters(), **settings)
+    optimizer = DWMGrad(model.parameters(), **settings)
+    if late:  # two parameters begin again in the middle, with ages of their own
+        begins = iter([False] * (STEPS // 2) + [True])
+        optimizer.register_step_pre_hook(lambda *_: begin_again(optimizer, next(begins, False)))
+    return model, optimizer
+
+
+def begin_again(optimizer: DWMGrad, now: bool) -> None:
+    for param in optimizer.param_groups[0]["params"][-2:] if now else []:
+        optimizer.state[param].clear()
 
 
 def train(
@@ -109,6 +118,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "2 ranks, foreach": ((2,), {"foreach": True}),
     "2 ranks, lora": ((2,), {"lora": True}),
     "2 ranks, preset": ((2,), {"preset": "finetune"}),
+    "2 ranks, late": ((2,), {"preset": "finetune", "late": True}),
     "4 ranks": ((4,), {}),
     "4 ranks, hybrid": ((2, 2), {}),
     "4 ranks, lora": ((4,), {"lora": True}),
@@ -117,7 +127,11 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 
 def beside_ddp(rank: int) -> dict[str, Any]:
-    same: dict[str, Any] = {"lora": False, "preset": None}  # what DDP's run shares with the others
+    same: dict[str, Any] = {
+        "lora": False,
+        "preset": None,
+        "late": False,
+    }  # what DDP's run shares with the others
     ddp: dict[str, dict[str, Any]] = {}
     found = {}
     for name, (shape, options) in CASES.items():
