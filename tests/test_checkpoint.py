@@ -215,6 +215,7 @@ def test_what_others_keep_in_the_state_is_left_alone() -> None:
     train(model, optimizer, LOSSES[:2])
     for param in params:
         optimizer.state[param]["step"] = 7
+    optimizer.state["of all"] = 1
     state_dict = through_file(optimizer.state_dict())
     _, plain = make()
     _, converted = make(state_dtype=torch.bfloat16)
@@ -222,6 +223,7 @@ def test_what_others_keep_in_the_state_is_left_alone() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded.load_state_dict(copy.deepcopy(state_dict))
+        assert loaded.state.pop("of all") == 1
         for own in loaded.state.values():
             assert own["step"] == 7 and own["initial"].shape == (3,)
     train(model, optimizer, LOSSES[2:4])

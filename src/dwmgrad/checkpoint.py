@@ -78,10 +78,13 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
     checked_state = {}
     for key, own in state.items():
         if key not in params:
-            raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
+            if isinstance(own, dict) and set(BUFFERS) & set(own):
+                raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
+            checked_state[key] = own  # something that others keep there
+            continue
         checked_state[key] = _checked_own(key, own, params[key], shared[key])
-    _refuse_shared(checked_state)
-    has_buffers = any(BUFFERS[0] in own for own in checked_state.values())
+    _refuse_shared({key: checked_state[key] for key in params if key in checked_state})
+    has_buffers = any(BUFFERS[0] in checked_state.get(key, {}) for key in params)
     if (
         groups
         and groups[0]["steps"]

@@ -517,7 +517,7 @@ class DWMGrad(Optimizer, Joinable):
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
-        if any(state.BUFFERS[0] in own for own in self.state.values()):
+        if any(state.BUFFERS[0] in self.state.get(param, {}) for param in self._params()):
             return False
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
@@ -593,7 +593,8 @@ class DWMGrad(Optimizer, Joinable):
         """As in torch."""
         self._read_device()
         self._plan = None
-        for own in self.state.values():  # torch.distributed.checkpoint may load into what it gets
+        for param in self._params():  # torch.distributed.checkpoint may load into what it gets
+            own = self.state.get(param, {})
             if state.ZERO_SHARE in own:
                 own[state.ZERO_SHARE] = own[state.ZERO_SHARE].clone()
         return super().state_dict()

@@ -364,7 +364,9 @@ def test_mixed_device_dtype(equal, flag: str) -> None:
                 param.grad = grad.clone()
             optimizer.step(loss=step % 2)
         results.append(params)
-        assert all(optimizer.state[p]["square_avg"].dtype == p.dtype for p in params)
+        for p in params:  # torch's own keep float16 state, whose squares underflow
+            kept = torch.float32 if p.dtype == torch.float16 else p.dtype
+            assert optimizer.state[p]["square_avg"].dtype == kept
     for plain, fast in zip(*results, strict=True):
         equal(plain, fast, **(REDUCED if plain.dtype.itemsize == 2 else {}))
 
