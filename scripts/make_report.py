@@ -4,8 +4,7 @@
     python scripts/make_report.py --results my/results --output my/evidence.md
 
 Reads comparison-*.json, experiment-*.json and ablation-*.json. The same files give the same page,
-byte by byte. Where README.md has the lines <!-- evidence --> and <!-- /evidence -->, the table
-between them is written anew, too.
+byte by byte.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dwmgrad.glue.errors import UsageError, add_version, needs, run_cli
 
 with needs("glue"):
     from dwmgrad.experiments.evidence.files import read_results
-    from dwmgrad.experiments.evidence.page import fill_readme, page
+    from dwmgrad.experiments.evidence.page import page
 
 
 @dataclass
@@ -36,7 +35,6 @@ class ReportArguments:
         default="configs", metadata={"help": "What could be run: its files without a result are "
                                      "listed as not run."}
     )  # fmt: skip
-    readme: str = field(default="README.md", metadata={"help": "Whose marked table is written."})
 
 
 def parse(argv: Sequence[str]) -> ReportArguments:
@@ -69,7 +67,7 @@ def parse(argv: Sequence[str]) -> ReportArguments:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write what `argv` (default: the command line) asks for; return the page's path."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    output, configs, readme = (Path(getattr(arguments, n)) for n in ("output", "configs", "readme"))
+    output, configs = Path(arguments.output), Path(arguments.configs)
     if not configs.is_dir():
         raise UsageError(f"--configs {configs}: no such folder; give the package's configs/")
     results = read_results(Path(arguments.results))
@@ -78,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         output.write_text(page(results, configs, output), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written: {error}") from error
-    filled = f"; the table in {readme}" if fill_readme(readme, results, configs) else ""
-    print(f"{len(results)} files of results: {output} and its pictures{filled}")
+    print(f"{len(results)} files of results: {output} and its pictures")
     return output
 
 

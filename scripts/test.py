@@ -6,6 +6,7 @@
                                         of the experiments, which are made with the newest
   python3 scripts/test.py --ecosystem   the tests with DeepSpeed, TRL, Sentence Transformers and
                                         the tests that ship with torch and Accelerate
+  python3 scripts/test.py --docs        the documentation, built strictly into site/
 
 Other arguments go to pytest.
 """
@@ -20,6 +21,12 @@ SOURCES = ["src", "scripts", "tests"]
 
 def main(arguments: list[str]) -> None:
     """Runs the checks one by one and stops at the first that fails."""
+    if "--docs" in arguments:
+        if arguments != ["--docs"]:
+            sys.exit(f"--docs runs no tests and takes no other argument, got {arguments}")
+        python = str(prepare("docs", ".venv-docs"))
+        say("docs: mkdocs")
+        return run([python, "-m", "mkdocs", "build", "--strict"])
     marked = "not ecosystem"
     if {"--oldest", "--ecosystem"} <= set(arguments):
         sys.exit("--oldest and --ecosystem exclude each other: the others need newer versions")

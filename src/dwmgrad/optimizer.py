@@ -30,16 +30,14 @@ if TYPE_CHECKING:
 
 
 class DWMGrad(Optimizer, Joinable):
-    r"""RMSprop with momentum, whose memory :math:`\omega` follows the training loss.
+    """RMSprop with momentum, and a memory ω that follows the training loss.
 
-    With the loss :math:`\ell_t` and the gradient :math:`g_t`, one step is
+    With the gradient g, one step is
 
-    .. math::
-        \omega &\leftarrow \min(\omega + 1, \delta) \text{ if the signal is positive, else }
-            \max(\omega - 1, 1) \\
-        s &\leftarrow s(\omega - 1)/\omega + g_t^2/\omega \\
-        v &\leftarrow (\gamma\omega/\delta)\,v + \alpha g_t/(\sqrt{s} + \epsilon) \\
-        \theta &\leftarrow (1 - \alpha\lambda)\,\theta - v
+        ω ← min(ω + 1, δ) if the loss fell (the signal is positive), else max(ω − 1, 1)
+        s ← s (ω − 1)/ω + g²/ω
+        v ← (γ ω/δ) v + α g/(√s + ε)
+        θ ← (1 − α λ) θ − v
 
     Source: Wang, Li, Zeng, "Dynamically Weighted Momentum with Adaptive Step Sizes for Efficient
     Deep Network Training", arXiv 2510.25042, Algorithm 1; decoupled weight decay as in AdamW.

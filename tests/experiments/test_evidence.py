@@ -18,7 +18,6 @@ from dwmgrad.experiments.evidence.files import Result, read_results
 from dwmgrad.experiments.evidence.inventory import config_of
 from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import Workload, ahead, goals, per_workload
-from dwmgrad.experiments.evidence.page import MARKERS, fill_readme
 from dwmgrad.glue.errors import UsageError
 from dwmgrad.presets import PRESETS
 
@@ -57,7 +56,7 @@ def results(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(main, results, configs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    words = ["--results", str(results), "--configs", str(configs), "--readme", str(folder / "no")]
+    words = ["--results", str(results), "--configs", str(configs)]
     return main([*words, "--output", str(folder / "evidence.md")])
 
 
@@ -76,7 +75,19 @@ def rows(text: str, start: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_page_begins_with_the_verdicts(made):
+def test_the_page_begins_with_the_scores(made):
+    scores = section(made.read_text(), "## The scores")
+    (cora,) = rows(scores, "A cora")
+    assert cora[0] == "A cora (accuracy, %), chosen on" and "±" in cora[1]
+    assert cora[4].startswith("+") and cora[5].startswith("-")
+    assert "A language (perplexity, lower is better)" in scores
+    assert rows(scores, "Planned mrpc")[0][1] == "not run"
+    everything, confirming, learned = rows(scores, "**mean")
+    assert all("not measured" in row[4] for row in (everything, confirming, learned))
+    assert "those not chosen on" in confirming[0]
+
+
+def test_the_verdicts_follow(made):
     goals = section(made.read_text(), "## The goals")
     (equal,), (ahead_all, ahead_rest), (sooner, faster), (wide,) = (
         rows(goals, f"({letter})") for letter in "abcd"
@@ -183,7 +194,7 @@ def test_ablations_stand_beside_their_first(made):
 def test_the_same_files_give_the_same_page(main, made, results, configs, tmp_path, monkeypatch):
     drawn = "matplotlib.figure.Figure.savefig"  # takes the most time, and the page the least
     monkeypatch.setattr(drawn, lambda figure, path, **options: path.touch())
-    words = ["--results", str(results), "--configs", str(configs), "--readme", str(tmp_path / "no")]
+    words = ["--results", str(results), "--configs", str(configs)]
     again = main([*words, "--output", str(tmp_path / "evidence.md")])
     assert again.read_bytes() == made.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {p.name for p in made.parent.iterdir()}
@@ -193,13 +204,11 @@ def test_the_committed_page_is_that_of_the_committed_results(main, tmp_path, mon
     monkeypatch.setattr(
         "matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch()
     )
-    docs, readme = ROOT / "docs", tmp_path / "README.md"
-    readme.write_bytes((ROOT / "README.md").read_bytes())
+    docs = ROOT / "docs"
     words = ["--results", str(docs / "results"), "--configs", str(ROOT / "configs")]
-    page = main([*words, "--readme", str(readme), "--output", str(tmp_path / "evidence.md")])
+    page = main([*words, "--output", str(tmp_path / "evidence.md")])
     hint = "run: python scripts/make_report.py"
     assert page.read_text() == (docs / "evidence.md").read_text(), hint
-    assert readme.read_text() == (ROOT / "README.md").read_text(), hint
     for picture in tmp_path.glob("*.png"):
         assert (docs / picture.name).is_file(), hint
 
@@ -345,7 +354,7 @@ def test_results_find_their_configuration_by_their_command(tmp_path):
 
 def test_without_results_all_is_not_run(main, configs, tmp_path):
     (tmp_path / "empty").mkdir()
-    words = ["--results", str(tmp_path / "empty"), "--readme", str(tmp_path / "no")]
+    words = ["--results", str(tmp_path / "empty")]
     page = main([*words, "--configs", str(configs), "--output", str(tmp_path / "e.md")])
     text = page.read_text()
     assert "**not measured** (0 of 2 met, 2 not measured)" in text and "None was run." in text
@@ -407,31 +416,3 @@ def test_mistakes_are_one_line(main, words, message, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     with pytest.raises(UsageError, match=message):
         main(words)
-
-
-def test_readme_has_its_table_between_the_markers(results, configs, tmp_path):
-    readme, found = tmp_path / "README.md", read_results(results)
-    readme.write_text("no markers\n")
-    assert not fill_readme(readme, found, configs) and readme.read_text() == "no markers\n"
-    readme.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    assert fill_readme(readme, found, configs)
-    text = readme.read_text()
-    assert text.startswith(f"before\n{MARKERS[0]}\n| workload |") and "old" not in text
-    assert text.endswith(f"|\n{MARKERS[1]}\nafter\n")
-    (cora,) = rows(text, "A cora")
-    assert "A language (perplexity, lower is better)" in text
-    assert (
-        cora[0] == "A cora (accuracy, %), chosen on"
-        and "±" in cora[1]
-        and cora[4].startswith("+")
-        and cora[5].startswith("-")
-    )
-    assert rows(text, "Planned mrpc")[0][1] == "not run"
-    everything, confirming, learned = rows(text, "**mean")
-    assert all("not measured" in row[4] for row in (everything, confirming, learned))
-    assert "those not chosen on" in confirming[0] and cora[0].endswith(", chosen on")
-    fill_readme(readme, found, configs)
-    assert readme.read_text() == text
-    readme.write_text(f"{MARKERS[1]} {MARKERS[0]}")
-    with pytest.raises(UsageError, match="README.md: expected"):
-        fill_readme(readme, found, configs)

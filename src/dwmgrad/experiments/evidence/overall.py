@@ -127,7 +127,7 @@ def ahead(workloads: Sequence[Workload], name: str) -> tuple[str, Estimate | Non
 
 
 def goals(workloads: Sequence[Workload]) -> str:
-    """The table that comes first: a row for each goal."""
+    """A row for each goal."""
     confirming = [w for w in workloads if not w.chosen_on]
     learned = [w for w in workloads if w.learned]
     chosen = len(confirming) < len(workloads)
@@ -242,8 +242,8 @@ def _decades(found: Range | None) -> str:
     return f"{'at least ' if found.at_least else ''}{found.decades:.2f}"
 
 
-def first_screen(workloads: Sequence[Workload]) -> str:
-    """README's table: the scores side by side."""
+def scores(workloads: Sequence[Workload]) -> str:
+    """The table that comes first: the scores side by side."""
     heads = ["workload", "AdamW", *JUDGED.values(), "better than AdamW by [95 %]: preset",
              "faithful default"]  # fmt: skip
     rows = []

@@ -1,4 +1,4 @@
-"""The whole page, and README's first table."""
+"""The whole page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from dwmgrad.experiments.evidence.measures import Comparison
 from dwmgrad.experiments.evidence.overall import (
     JUDGED,
     Workload,
-    first_screen,
     goals,
     per_workload,
+    scores,
 )
 from dwmgrad.experiments.evidence.pictures import draw
 from dwmgrad.experiments.plots import learning_curves, valley
 from dwmgrad.glue.errors import UsageError
-
-MARKERS = ("<!-- evidence -->", "<!-- /evidence -->")
 
 INTRODUCTION = """# Evidence
 
@@ -29,7 +27,10 @@ Every figure here is computed by `python scripts/make_report.py` from the JSON f
 `docs/results`; none is typed by hand, but for those of the paper and of its authors. A miss is
 reported as a miss, and what was not run says so.
 
-## The goals"""
+## The scores
+
+Tuned alike: the same number of trials each, then seeds of their own. Mean ± standard deviation over
+the seeds; differences with their 95 % interval."""
 
 RULES = """How to read this:
 
@@ -94,7 +95,7 @@ def _values(path: Path) -> dict[str, Any]:
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     """The page's text; its pictures are written beside `output`."""
     workloads = workloads_of(results, configs)
-    parts = [INTRODUCTION, goals(workloads)]
+    parts = [INTRODUCTION, scores(workloads), "## The goals", goals(workloads)]
     for name, title in JUDGED.items():
         parts += [f"### {title} (`{name}`)", per_workload(workloads, name)]
     parts.append(RULES)
@@ -128,25 +129,3 @@ def _pictures(result: Result, output: Path) -> list[str]:
     if runs and all(run.get("path") for run in runs):
         drawn.append(valley(results, output.parent / f"{name}-path.png"))
     return [path.name for path in drawn if path]
-
-
-def fill_readme(readme: Path, results: Sequence[Result], configs: Path) -> bool:
-    """Write the first table between README's markers; False where it has none.
-
-    Raises:
-        UsageError: one marker without the other, or twice, or in the wrong order.
-    """
-    if not readme.is_file():
-        return False
-    text = readme.read_text(encoding="utf-8")
-    counts = [text.count(marker) for marker in MARKERS]
-    if counts == [0, 0]:
-        return False
-    begin, end = (text.find(marker) for marker in MARKERS)
-    if counts != [1, 1] or begin > end:
-        raise UsageError(f"{readme}: expected {MARKERS[0]} and then {MARKERS[1]}, each once")
-    table = first_screen(workloads_of(results, configs))
-    new = f"{text[: begin + len(MARKERS[0])]}\n{table}\n{text[end:]}"
-    if new != text:
-        readme.write_text(new, encoding="utf-8")
-    return True

@@ -1,0 +1,108 @@
+"""What the pages name exists: files, commands, options, arguments."""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pages import PAGES, README, ROOT, commands, row
+
+from dwmgrad import DWMGrad
+
+USAGE = ROOT / "docs" / "usage.md"
+ALL = [README, ROOT / "CONTRIBUTING.md", *PAGES]
+WITH_OPTIONS = sorted(
+    {Path(word).stem for path in ALL for words in commands(path)
+     for word in words if word.startswith("scripts/") and len(words) > 2}
+)  # fmt: skip
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    """What a script's --help says; demo.py hands its arguments on."""
+    script = script.replace("demo", "run_glue")
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--help"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path):
+    for name in re.findall(
+        r"\b(?:scripts|configs|tests|docs)/[\w./*-]*\w", path.read_text("utf-8")
+    ):
+        name = name.replace("NAME", "*").replace("schema-N", "schema-*")
+        assert list(ROOT.glob(name)) or name == "docs/results/comparison-*.json", name
+
+
+@pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "how-it-works.md"])
+def test_modules_that_are_named_exist(path):
+    files = [p.relative_to(ROOT).as_posix() for top in ("src", "scripts", "tests")
+             for p in (ROOT / top).rglob("*")]  # fmt: skip
+    for name in re.findall(r"`([\w/]+(?:\.py|\.c|/))`", path.read_text("utf-8")):
+        place = f"/{name.rstrip('/')}"
+        assert (ROOT / name).exists() or any(f"/{file}".endswith(place) for file in files), name
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
+def test_extras_and_optimizers_that_are_named_exist(path):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for words in commands(path):
+        for word in words:
+            extra = re.fullmatch(r"\.\[(\w+)\]", word)
+            assert not extra or extra[1] in setup["options.extras_require"], word
+        if "--optim" in words:
+            from dwmgrad.integrations.names import NAMES
+
+            assert words[words.index("--optim") + 1] in (*NAMES, "adamw_torch_fused"), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", WITH_OPTIONS)
+def test_options_that_are_named_exist(script):
+    for path in ALL:
+        for words in commands(path):
+            places = [n for n, word in enumerate(words) if word == f"scripts/{script}.py"]
+            for word in words[places[0] + 1 :] if places else []:
+                if word.startswith("--"):
+                    assert re.search(rf"{word}\b", help_of(script)), f"{path.name}: {word}"
+
+
+def test_the_table_of_arguments_is_the_constructors():
+    text = USAGE.read_text("utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text[text.index("## Arguments") :], re.M)
+    parameters = list(inspect.signature(DWMGrad).parameters.values())[1:]
+    assert sorted(named) == sorted(p.name for p in parameters)
+    (group,) = DWMGrad([torch.zeros(1)]).param_groups
+    for name in named:
+        shown = text[text.index("## Arguments") :].split(f"\n| `{name}` |")[1].split("|")[1]
+        if name != "loss_group":
+            default = str(group.get(name)).replace("0.001", "1e-3").replace("1e-08", "1e-8")
+            assert shown.strip(" `").split(",")[0] in (default, default.removesuffix(".0")), name
+
+
+def test_the_table_of_the_preset_is_the_presets():
+    (paper,), (preset,) = (
+        DWMGrad([torch.zeros(1)], preset=name).param_groups for name in (None, "finetune")
+    )
+    part = USAGE.read_text("utf-8").split("### Presets")[1].split("\n## ")[0]
+    shown = re.findall(r"^\| `(\w+)` \| ([\w.]+) \| ([\w.]+) \|$", part, re.M)
+    assert {name for name, *_ in shown} == {n for n in preset if preset[n] != paper[n]} - {"preset"}
+    for name, ours, theirs in shown:
+        assert (str(preset[name]), str(paper[name]).removesuffix(".0")) == (ours, theirs)
+
+
+def test_the_row_of_each_name_is_there():
+    from dwmgrad.integrations.names import NAMES
+
+    for name in NAMES:
+        assert len(row(USAGE, f"`{name}`")) == 3

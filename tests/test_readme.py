@@ -1,0 +1,128 @@
+"""README's own code runs, its commands exist, and its figures are those of the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from pages import README, ROOT, anchors, blocks, commands, links, row
+
+pytest.importorskip("peft")
+from accelerate.state import AcceleratorState, GradientState
+from transformers import TrainingArguments
+
+from dwmgrad.wrappers import dwmgrad_in
+
+PYTHON = dict(
+    zip(("trainer", "own optimizer", "loop", "lora"), blocks(README, "python"), strict=True)
+)
+"""Each setting's block."""
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What README calls yours: `model`, `dataset`, `loader`, `args`."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "integrations"))
+    from tiny import tiny_roberta
+
+    monkeypatch.chdir(tmp_path)
+    tokens = torch.randint(5, 40, (16, 8))
+    data = [{"input_ids": each, "labels": int(each[0] > 20)} for each in tokens]
+    with mock.patch.dict(os.environ):  # TrainingArguments leave their precision behind
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        yield {
+            "model": tiny_roberta(),
+            "dataset": data,
+            "loader": torch.utils.data.DataLoader(data, batch_size=4),
+            "args": TrainingArguments("own", report_to="none", learning_rate=1e-3),
+        }
+
+
+@pytest.mark.parametrize("setting", PYTHON)
+def test_its_python_trains_with_the_preset(setting, names):
+    exec(compile(PYTHON[setting], f"README.md, {setting}", "exec"), names)
+    trained = names["trainer"].optimizer if "trainer" in names else names["optimizer"]
+    optimizer = dwmgrad_in(trained)
+    (group, *_) = optimizer.param_groups
+    assert (group["max_window"], group["second_moment_window"]) == (100, 500)
+    assert group["observations"] >= 4 and optimizer.last_loss > 0
+    moved = [p for each in optimizer.param_groups for p in each["params"]]
+    assert moved and all(len(optimizer.state[p]) > 0 for p in moved)
+    if setting == "lora":
+        trained = [n for n, p in names["trainer"].model.named_parameters() if p.requires_grad]
+        assert all("lora_" in name or "classifier" in name for name in trained)
+
+
+SCRIPT = """
+    import torch
+    from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 2)
+
+        def forward(self, x, labels):
+            return {"loss": torch.nn.functional.cross_entropy(self.linear(x), labels)}
+
+    if __name__ == "__main__":
+        (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+        data = [{"x": torch.randn(4), "labels": i % 2} for i in range(16)]
+        trainer = Trainer(Model(), args, train_dataset=data)
+        trainer.train()
+        print("TRAINED", type(trainer.optimizer.optimizer).__name__, args.learning_rate)
+"""
+
+
+def test_its_script_stays_as_it_is(tmp_path):
+    (tmp_path / "train.py").write_text(textwrap.dedent(SCRIPT))
+    words = next(words for words in commands(README) if words[:3] == ["python", "-m", "dwmgrad"])
+    process = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True,
+                             text=True)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "TRAINED DWMGrad 2e-05" in process.stdout
+
+
+def test_it_is_short():
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1200
+
+
+def test_its_links_lead_somewhere():
+    for target in links(README):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).is_file(), target
+        assert not anchor or anchor in anchors(ROOT / path), target
+
+
+def steps(shapes: str, state: str) -> dict[str, Any]:
+    rows = json.loads((ROOT / "docs/results/step-cpu.json").read_text())["rows"]
+    (found,) = (r for r in rows if (r["shapes"], r["state"]) == (shapes, state))
+    return found
+
+
+def test_its_figures_are_those_of_the_results():
+    _, speed, _ = row(README, "speed")
+    assert speed.startswith(f"{steps('roberta-base', 'float32')['ratio']['median']:.2f} times")
+    _, memory, _ = row(README, "memory")
+    size = steps("roberta-base", "int8")["state_bytes_per_parameter"]
+    assert memory.startswith(f"{size:.2f} bytes")
+    faults = json.loads((ROOT / "docs/results/faults.json").read_text())
+    assert row(README, "resume")[1].startswith(
+        f"{faults['equal_ends']} of {faults['kills']} killed"
+    )
+    # the page itself is held to the results by tests/experiments/test_evidence.py
+    mean = row(ROOT / "docs/evidence.md", "**mean of those not chosen on; ahead of AdamW?**")[4]
+    value, interval = mean[mean.index("(") + 1 :].split(" points")[0].split(" ", 1)
+    quality = row(README, "quality")[1]
+    assert quality.startswith(f"{value} points") and interval in quality
+    assert mean.startswith("**not met**") and "no difference established" in quality
