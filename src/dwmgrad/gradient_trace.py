@@ -13,6 +13,9 @@ from .state import local_part
 _SMALL = 2**16  # elements, which are looked through in microseconds
 
 
+Marks = list[tuple[int, int] | None]
+
+
 class Trace:
     """Tells whether the gradients of an optimizer's parameters were dropped since it was made.
 
@@ -22,16 +25,17 @@ class Trace:
 
     Args:
         groups: the optimizer's parameter groups.
+        before: their `marks` before the backward pass. What it has not touched may be zero anyhow.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self._param = _smallest(groups)
-        # a zero is found by reading, for which a capturable optimizer must not wait
-        self._reads = not groups[0]["capturable"]
+    def __init__(self, groups: list[dict[str, Any]], before: Marks) -> None:
+        self._param = _smallest(groups, before)
+        # an accelerator is waited for where the gradient has changed, with `capturable` never
+        self._waits = not groups[0]["capturable"]
         if self._param is not None:
             assert self._param.grad is not None
             self._mark = _mark(self._param)
-            self._was_there = local_part(self._param.grad).any() if self._reads else None
+            self._was_there = local_part(self._param.grad).any()
 
     def is_lost(self, groups: list[dict[str, Any]]) -> bool:
         """Whether all gradients are gone, or were set to zero."""
@@ -40,16 +44,25 @@ class Trace:
         grad = self._param.grad
         if grad is None:
             return all(param.grad is None for param in _last_first(groups))
-        if not self._reads or _mark(self._param) == self._mark:
+        # zero_grad(set_to_none=False) and clipping change the mark, `grad.data.zero_()` does not
+        is_read = self._waits and _mark(self._param) != self._mark
+        if not is_read and grad.device.type != "cpu":
             return False
-        # changed, by clipping or by zero_grad(set_to_none=False)
         if local_part(grad).any() or not self._was_there:
             return False
         grads = (p.grad for p in _last_first(groups) if p.grad is not None)
         return not any(local_part(grad).any() for grad in grads)
 
 
-def marks(groups: list[dict[str, Any]]) -> list[tuple[int, int] | None]:
+def may_be_elsewhere(groups: list[dict[str, Any]]) -> bool:
+    """Whether a backward pass may leave its gradients out of `.grad`, as FSDP's does."""
+    return any(
+        hasattr(param, "placements") or hasattr(param, "_fsdp_flattened")
+        for param in _last_first(groups)
+    )
+
+
+def marks(groups: list[dict[str, Any]]) -> Marks:
     """For each parameter which gradient it has, in which version: equal where none has changed."""
     return [_mark(param) for group in groups for param in group["params"]]
 
@@ -59,12 +72,12 @@ def _mark(param: Tensor) -> tuple[int, int] | None:
     return None if grad is None else (id(grad), grad._version)
 
 
-def _smallest(groups: list[dict[str, Any]]) -> Tensor | None:
+def _smallest(groups: list[dict[str, Any]], before: Marks) -> Tensor | None:
     """A parameter with a small gradient: the last one, as heads have gradients that are not 0."""
     found, least = None, 0
-    for param in _last_first(groups):
+    for param, mark in zip(_last_first(groups), reversed(before), strict=True):
         grad = param.grad
-        if grad is None or grad.layout is not torch.strided:
+        if grad is None or grad.layout is not torch.strided or _mark(param) == mark:
             continue
         if getattr(param, "_fsdp_flattened", False):  # FSDP1 moves the gradients about
             continue

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradient_trace import Trace, marks
+from .gradient_trace import Marks, Trace, marks
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -141,9 +141,9 @@ class LossFeed:
         if self._trace is not None and self.is_open and self._trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
 
-    def trace(self, groups: list[dict[str, Any]]) -> None:
-        """Remembers the gradients that belong to the losses that wait."""
-        self._trace = Trace(groups)
+    def trace(self, groups: list[dict[str, Any]], before: Marks) -> None:
+        """Remembers the gradients that belong to the losses that wait; see `Trace`."""
+        self._trace = Trace(groups, before)
 
     def scaler_asks(self) -> None:
         """A gradient scaler is about to make the step, or to skip it."""
@@ -271,7 +271,7 @@ def brought(
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if alone:
             optimizer._feed.expect(route)
-    before = [None if alone else marks(optimizer.param_groups) for optimizer in optimizers]
+    before = [marks(optimizer.param_groups) for optimizer in optimizers]
     pending = [optimizer._feed.observation for optimizer in optimizers]
     for optimizer in optimizers:
         if steps_inside and value is not None:
@@ -293,7 +293,7 @@ def brought(
             feed.say_if_coarse(loss)
             feed.expect(route)
             feed.add(value, route)
-            feed.trace(optimizer.param_groups)
+            feed.trace(optimizer.param_groups, unchanged)
             feed.local = is_local(optimizer)
 
 

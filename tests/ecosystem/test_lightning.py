@@ -140,6 +140,36 @@ def test_manual_optimization_of_two_optimizers(package: str, tmp_path) -> None:
     fit(package, manual, tmp_path)
 
 
+def beside_a_probe(base: type) -> type:
+    """A module that also trains a part with an optimizer that Lightning does not know."""
+
+    class Module(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.probe = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            loss = mse_loss(self.net(batch[0]), batch[1])
+            self.manual_backward(loss)
+            self.manual_backward(mse_loss(self.probe(batch[0]), batch[1]))
+            optimizer.step()
+            assert optimizer.optimizer.last_loss == loss.item()
+
+        def configure_optimizers(self) -> Any:
+            return DWMGrad(self.net.parameters(), missing_loss="error")
+
+    return Module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_loss_of_a_part_that_is_not_optimized_here_is_not_seen(package: str, tmp_path) -> None:
+    fit(package, beside_a_probe, tmp_path)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_other_optimizers_are_left_alone(package: str, tmp_path) -> None:
     module = fit(package, lambda base: automatic(base, optimizer=torch.optim.AdamW), tmp_path)

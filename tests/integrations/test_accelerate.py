@@ -242,6 +242,22 @@ def test_each_of_several_optimizers_gets_the_losses_that_reached_its_parameters(
     assert inner.param_groups[0]["observations"] == len(DATA)
 
 
+def test_the_loss_of_a_model_that_is_not_optimized_here_is_not_seen() -> None:
+    """A probe with an optimizer of its own, which Accelerate does not know."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    probe = accelerator.prepare(torch.nn.Linear(6, 2))
+    for index, batch in enumerate(DATA):
+        loss = loss_of(model, batch)
+        losses = [loss, 50.0 * loss_of(probe, batch)]
+        for each in losses[:: 1 if index % 2 else -1]:
+            accelerator.backward(each)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert inner.last_loss == loss.item()
+    assert inner.param_groups[0]["observations"] == len(DATA)
+
+
 def test_folds_with_one_accelerator_each_have_their_losses() -> None:
     accelerator = Accelerator(cpu=True)
     for _ in range(3):
@@ -269,10 +285,11 @@ def test_the_advice_for_a_missing_loss_runs_on_what_prepare_returned() -> None:
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("clips", [False, True])
-@pytest.mark.parametrize("how", ["model", "model, zeros", "params"])
-def test_no_gradient_left_no_loss_left(how: str, clips: bool, accumulated: int) -> None:
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("how", ["model", "model, zeros", "params", "data"])
+def test_no_gradient_left_no_loss_left(how, capturable, clips: bool, accumulated: int) -> None:
     accelerator = Accelerator(cpu=True)
-    model, optimizer, inner = prepared(accelerator)
+    model, optimizer, inner = prepared(accelerator, capturable=capturable)
     for index, batch in enumerate(DATA):
         bad = index in (0, 3, 4)
         losses = []
@@ -286,6 +303,9 @@ def test_no_gradient_left_no_loss_left(how: str, clips: bool, accumulated: int) 
             if how == "params":
                 for param in model.parameters():
                     param.grad = None
+            elif how == "data":
+                for param in model.parameters():
+                    param.grad.data.zero_()  # which torch does not count as a change
             else:
                 model.zero_grad(set_to_none=how == "model")
             continue
@@ -293,6 +313,28 @@ def test_no_gradient_left_no_loss_left(how: str, clips: bool, accumulated: int) 
         optimizer.zero_grad()
         assert inner.last_loss == pytest.approx(sum(losses), rel=1e-6)
     assert inner.param_groups[0]["observations"] == len(DATA) - 3
+
+
+def test_a_head_that_a_batch_leaves_alone_does_not_hide_the_drop() -> None:
+    """Its gradient is zero before and after."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    body, unused = torch.nn.Linear(6, 2), torch.nn.Linear(6, 2)
+    inner = DWMGrad([*body.parameters(), *unused.parameters()], missing_loss="error")
+    body, unused, optimizer = accelerator.prepare(body, unused, inner)
+    accelerator.backward(loss_of(body, DATA[0]) + loss_of(unused, DATA[0]))
+    optimizer.step()
+    for batch, is_dropped in zip(DATA[1:], (False, True, False), strict=False):
+        body.zero_grad(set_to_none=False)
+        unused.zero_grad(set_to_none=False)
+        loss = loss_of(body, batch)
+        accelerator.backward(loss)
+        if is_dropped:
+            body.zero_grad(set_to_none=False)
+            continue
+        optimizer.step()
+        assert inner.last_loss == loss.item()
+    assert inner.param_groups[0]["observations"] == 3
 
 
 def test_a_step_after_the_gradients_were_dropped_does_nothing() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from ..gradient_trace import may_be_elsewhere
 from ..loss_feed import BACKWARD, brought
 from ..optimizer import DWMGrad
 from ..wrappers import innermost, inside
@@ -72,7 +73,8 @@ def attach() -> None:
             BACKWARD,
             gradient=kwargs.get("gradient"),
             divisor=_divisor(self, kwargs),
-            alone=len({id(innermost(o)) for o in self._optimizers}) == 1,
+            alone=len({id(innermost(o)) for o in self._optimizers}) == 1
+            and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
             steps_inside=steps_inside,
             is_local=is_local,
         ):

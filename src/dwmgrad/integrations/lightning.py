@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..gradient_trace import may_be_elsewhere
 from ..loss_feed import LIGHTNING, brought
 from ..optimizer import DWMGrad
-from ..wrappers import innermost
+from ..wrappers import innermost, layers
 from . import LIGHTNING as MODULES
 
 
@@ -55,4 +56,7 @@ def _concerned(strategy: Any) -> tuple[list[DWMGrad], bool]:
         return list(DWMGrad.live), False
     found = {id(inner): inner for inner in map(innermost, given)}
     ours = [inner for inner in found.values() if isinstance(inner, DWMGrad)]
-    return ours, len(found) == 1
+    if len(found) != 1 or not ours:
+        return ours, False
+    partitioned = any(type(each).__module__.startswith("deepspeed") for each in layers(given[0]))
+    return ours, partitioned or may_be_elsewhere(ours[0].param_groups)
