@@ -32,6 +32,7 @@ def keep_in_float32(module: torch.nn.Module) -> None:
             setattr(part.weight, _MARK, "float32")
 
 
+@torch.inference_mode(False)  # an inference tensor cannot be written to afterwards
 def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> dict[str, Any]:
     """The state of a parameter before its first step.
 
