@@ -141,7 +141,7 @@ def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> Non
     group.clear()
     group.update(new)
     for param in group["params"]:
-        if share and BUFFERS[0] in states.get(param, {}):
+        if BUFFERS[0] in states.get(param, {}):
             states[param][ZERO_SHARE] = share_of(share)
 
 
@@ -189,8 +189,7 @@ def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
         for name in BUFFERS + SCALES:
             if name in loaded and state[name].dtype != loaded[name].dtype:
                 state[name] = loaded[name].to(device=param.device, copy=True)
-        if ZERO_SHARE in loaded:
-            state[ZERO_SHARE] = share_of(float(loaded[ZERO_SHARE]))
+        state[ZERO_SHARE] = share_of(float(loaded.get(ZERO_SHARE, 0.0)))
         optimizer.state[param] = convert(state, param, state_dtype)
 
 

@@ -34,7 +34,7 @@ class NewState:
 
     Args:
         states: the optimizer's state.
-        corrected: whether what is made has a `state.ZERO_SHARE`.
+        corrected: whether what is made has a `state.ZERO_SHARE` above 0.
     """
 
     def __init__(self, states: States, corrected: bool) -> None:
