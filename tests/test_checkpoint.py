@@ -210,6 +210,11 @@ REFUSED = {
         lambda sd: sd["state"][0].update(square_avg=sd["state"][0]["momentum_buffer"].abs_()),
         r"\[0\]\['square_avg'\] is the same memory as .*\[0\]\['momentum_buffer'\]",
     ),
+    "a tensor for a group": (
+        lambda sd: sd["param_groups"].__setitem__(1, torch.zeros(2)),
+        r"\[1\] must be a dict, got Tensor",
+    ),
+    "a tensor of steps": (in_group(1, steps=torch.zeros(2)), "steps must be a whole number"),
     "two steps apart": (in_group(1, steps=4), r"\['steps'\] is 4 but 2 in the first group"),
 }
 

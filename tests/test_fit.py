@@ -283,9 +283,7 @@ def test_a_capturable_optimizer_keeps_no_state_that_was_cleared() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("frozen", ["from the start", "after a step"])
-def test_a_gradient_counts_whether_or_not_its_parameter_is_frozen(
-    frozen: str, kernel: str
-) -> None:
+def test_a_gradient_counts_whether_or_not_its_parameter_is_frozen(frozen: str, kernel: str) -> None:
     """Gradients that are written by hand, as of evolution strategies; AdamW steps there, too."""
     moved = []
     for freezes in (False, True):

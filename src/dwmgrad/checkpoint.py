@@ -64,7 +64,9 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
         _check_group(index, group, current, groups[0], ours)
         for key, param in zip(group["params"], current["params"], strict=True):
             if params.setdefault(key, param) is not param:
-                raise ValueError(f"state_dict['param_groups'] has one key, {key!r}, for two parameters")
+                raise ValueError(
+                    f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
+                )
         shared |= dict.fromkeys(group["params"], shares[index])
     checked_state = {}
     for key, own in state.items():
@@ -147,14 +149,13 @@ def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> Non
 
 def _repaired(groups: list[Any]) -> list[Any]:
     """Groups of which some are one step behind, as Ctrl-C inside a step once left them, as one."""
-    try:
-        steps = [group["steps"] for group in groups]
-        if max(steps) - min(steps) != 1:
-            return groups
-        newest = groups[steps.index(max(steps))]
-        return [{**group, **{name: newest[name] for name in PROGRESS}} for group in groups]
-    except (TypeError, KeyError, ValueError):  # refused with words later
-        return groups
+    steps = [group.get("steps") if isinstance(group, dict) else None for group in groups]
+    whole = bool(steps) and all(type(each) is int for each in steps)
+    if not whole or max(steps) - min(steps) != 1:
+        return groups  # what does not fit is refused with words later
+    newest = groups[steps.index(max(steps))]
+    progress = {name: newest[name] for name in PROGRESS if name in newest}
+    return [{**group, **progress} for group in groups]
 
 
 def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad) -> None:
@@ -194,7 +195,11 @@ def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
 
 
 def _check_group(
-    index: int, group: dict[str, Any], current: dict[str, Any], first: dict[str, Any], ours: set[str]
+    index: int,
+    group: dict[str, Any],
+    current: dict[str, Any],
+    first: dict[str, Any],
+    ours: set[str],
 ) -> None:
     """Raises unless a saved group has the keys that are `ours`, with values that fit.
 

@@ -13,11 +13,12 @@ from .kernels.fit import BUFFERS, SCALES
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 ZERO_SHARE = "zero_share"
-"""The share that the zeros from which s began still have in it: float64, 0-dim, on the host. It is 1
-at first where s is corrected for them: with `bias_correction`, and for a parameter that begins later
-than the optimizer, whose window may be long by then. Else 0; it is always there, as sharded
-checkpoints ask a new optimizer for the keys that they load. It is replaced at every step, never
-written to, so that parameters may share it."""
+"""The share that the zeros from which s began still have in it: float64, 0-dim, on the host.
+
+It is 1 at first where s is corrected for them: with `bias_correction`, and for a parameter that
+begins later than the optimizer, whose window may be long by then. Else it is 0, and there all the
+same: sharded checkpoints ask a new optimizer for the keys that they load. It is replaced at every
+step, never written to, so that parameters may share it."""
 _MARK = "_dwmgrad_state_dtype"
 
 
