@@ -412,8 +412,8 @@ def test_a_float32_state_of_a_16_bit_parameter_stays_float32(narrow: torch.dtype
     other, loaded = make(narrow)
     loaded.load_state_dict(through_file(wide))
     for param, key in zip(other.parameters(), wide["state"], strict=True):
-        for name, buffer in wide["state"][key].items():
-            assert torch.equal(loaded.state[param][name], buffer)
+        for name in ("momentum_buffer", "square_avg"):
+            assert torch.equal(loaded.state[param][name], wide["state"][key][name])
     train(other, loaded, LOSSES[5:])
     again = through_file(loaded.state_dict())["state"]
     buffers = [own[name] for own in again.values() for name in ("momentum_buffer", "square_avg")]

@@ -78,7 +78,8 @@ def snapshot(optimizer: DWMGrad) -> tuple:
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = [p.detach().clone() for p in params]
-    tensors += [b.clone() for p in params for b in optimizer.state.get(p, {}).values()]
+    states = [b for p in params for b in optimizer.state.get(p, {}).values()]
+    tensors += [b.clone() for b in states if isinstance(b, torch.Tensor)]
     return copy.deepcopy(groups), tensors
 
 

@@ -149,11 +149,11 @@ def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> Non
 
 def _repaired(groups: list[Any]) -> list[Any]:
     """Groups of which some are one step behind, as Ctrl-C inside a step once left them, as one."""
-    steps = [group.get("steps") if isinstance(group, dict) else None for group in groups]
-    whole = bool(steps) and all(type(each) is int for each in steps)
-    if not whole or max(steps) - min(steps) != 1:
+    steps = [group.get("steps") for group in groups if isinstance(group, dict)]
+    whole = [each for each in steps if type(each) is int]
+    if len(whole) < len(groups) or not whole or max(whole) - min(whole) != 1:
         return groups  # what does not fit is refused with words later
-    newest = groups[steps.index(max(steps))]
+    newest = groups[whole.index(max(whole))]
     progress = {name: newest[name] for name in PROGRESS if name in newest}
     return [{**group, **progress} for group in groups]
 
