@@ -291,3 +291,56 @@ def test_neither_gradients_nor_state_outlive_their_owners(state_dtype: str | Non
     optimizer.state.clear()
     gc.collect()
     assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def test_a_capturable_optimizer_keeps_no_state_that_was_cleared() -> None:
+    optimizer = made(capturable=True)
+    kept = []
+    for _ in range(3):
+        kept += [weakref.ref(each) for each in optimizer.state[params_of(optimizer)[0]].values()]
+        optimizer.state.clear()
+        step(optimizer)
+    assert [ref() for ref in kept] == [None] * len(kept)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("frozen", ["from the start", "after a step"])
+def test_a_gradient_counts_whether_or_not_its_parameter_is_frozen(frozen: str, kernel: str) -> None:
+    """Gradients that are written by hand, as of evolution strategies; AdamW steps there, too."""
+    moved = []
+    for freezes in (False, True):
+        params = [Parameter(torch.ones(64, 100)) for _ in range(2)]
+        optimizer = DWMGrad(params, lr=0.1, **KERNELS[kernel])
+        for at in range(3):
+            params[1].requires_grad_(not freezes or (frozen == "after a step" and at == 0))
+            for param in params:
+                param.grad = torch.ones_like(param)
+            optimizer.step(loss=1.0)
+        moved.append(params[1].detach().clone())
+    assert torch.equal(*moved) and not torch.equal(moved[0], torch.ones(64, 100))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_whole_numbers_are_left_alone_but_not_with_a_gradient(kernel: str) -> None:
+    """Quantized weights are parameters, too; a step would round each of its changes away."""
+    codes, param = torch.ones(64, 100, dtype=torch.int32), Parameter(torch.ones(3))
+    optimizer = DWMGrad([codes, param], lr=0.1, **KERNELS[kernel])
+    param.grad = torch.ones(3)
+    optimizer.step(loss=1.0)
+    codes.grad = torch.ones_like(codes)
+    before = param.detach().clone()
+    with pytest.raises(RuntimeError, match="the data of parameter 0 of group 0 has the dtype"):
+        optimizer.step(loss=0.9)
+    assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "device"])
+def test_a_first_step_in_inference_mode_leaves_state_that_can_be_written(kernel: str) -> None:
+    param = Parameter(torch.ones(64, 100))
+    optimizer = DWMGrad([param], lr=0.1, **KERNELS[kernel])
+    param.grad = torch.ones_like(param)
+    with torch.inference_mode():
+        optimizer.step(loss=1.0)
+    before = param.detach().clone()
+    optimizer.step(loss=0.9)
+    assert not torch.equal(param, before)

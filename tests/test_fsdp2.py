@@ -52,7 +52,11 @@ class Lora(torch.nn.Module):
 
 
 def build(
-    mesh_shape: tuple[int, ...] | None, lora: bool = False, late: bool = False, **options: Any
+    mesh_shape: tuple[int, ...] | None,
+    lora: bool = False,
+    late: bool = False,
+    thaws: bool = False,
+    **options: Any,
 ) -> tuple[torch.nn.Module, DWMGrad]:
     """The model under FSDP2 on a mesh of that shape (of two dimensions: HSDP), or under DDP."""
     torch.manual_seed(0)
@@ -60,6 +64,8 @@ def build(
     layers: list[torch.nn.Module] = [torch.nn.Linear(6, 5), torch.nn.Linear(5, 1)]
     if lora:
         layers = [Lora(layer) for layer in layers]
+    if thaws:
+        layers[0].requires_grad_(False)
     model: torch.nn.Module = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1])
     if mesh_shape is None:
         model = DistributedDataParallel(model)
@@ -190,6 +196,45 @@ def resume(rank: int, folder: Path) -> dict[str, dict]:
         )
         found[name] = {"progress": progress_of(optimizer), **train(model, optimizer, STOP)}
     return found
+
+
+def unfreeze_then_resume(rank: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Runs whose first layer begins at step 10, saved at 17 and gone on with; then their copies."""
+    found = {}
+    for name, options in {**FORMATS, "ddp": StateDictOptions()}.items():
+        shape = None if name == "ddp" else (dist.get_world_size(),)
+        model, optimizer = build(shape, max_window=100, thaws=True)
+        layer = next(part for part in model.modules() if isinstance(part, torch.nn.Linear))
+        train(model, optimizer, 0, 10)
+        layer.requires_grad_()
+        if name == "ddp":
+            model = DistributedDataParallel(model.module)
+        train(model, optimizer, 10, STOP)
+        if name != "ddp":
+            dcp.save(state_of(model, optimizer, options), checkpoint_id=folder / name)
+        found[name] = [train(model, optimizer, STOP)]
+        if name != "ddp":
+            model, optimizer = build(shape, max_window=100)
+            state = state_of(model, optimizer, options)
+            dcp.load(state, checkpoint_id=folder / name)
+            set_state_dict(
+                model,
+                optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+                options=options,
+            )
+            found[name].append(train(model, optimizer, STOP))
+    return found
+
+
+def test_a_layer_that_began_late_keeps_its_age_in_a_checkpoint(tmp_path: Path) -> None:
+    """A new optimizer, which has no late parameter, is asked for the keys to load."""
+    for found in run(partial(unfreeze_then_resume, folder=tmp_path), tmp_path):
+        (ddp,) = found.pop("ddp")
+        for name, (gone_on, resumed) in found.items():
+            assert furthest(resumed, gone_on) == 0, name
+            assert furthest(gone_on, ddp) < ROUNDING, name
 
 
 @pytest.fixture(scope="module")

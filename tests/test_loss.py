@@ -235,7 +235,7 @@ def test_creating_state_with_lr_0_is_silent_and_moves_nothing() -> None:
         warnings.simplefilter("error")
         optimizer.step(closure=None)
     assert (optimizer.window, optimizer.last_loss) == (5, None)
-    assert set(optimizer.state[param]) == {"momentum_buffer", "square_avg"}
+    assert set(optimizer.state[param]) == {"momentum_buffer", "square_avg", "zero_share"}
     assert torch.equal(param, torch.ones(3))
 
 

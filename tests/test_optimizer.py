@@ -293,7 +293,7 @@ def test_odd_parameters_are_taken_as_they_come() -> None:
     optimizer.step(loss=1.0)
     assert frozen not in optimizer.state
     assert all(
-        set(optimizer.state[p]) == {"momentum_buffer", "square_avg"}
+        set(optimizer.state[p]) == {"momentum_buffer", "square_avg", "zero_share"}
         for p in (without_gradient, empty, scalar)
     )
     assert torch.equal(without_gradient, torch.ones(2))

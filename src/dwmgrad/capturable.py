@@ -79,6 +79,14 @@ class DeviceWindow:
         self._shares[id(own)] = own, share
         return share
 
+    def keep_only(self, states: Iterable[dict[str, Any]]) -> None:
+        """Lets go of the states that the optimizer has no more, as after `state.clear()`."""
+        present = set(map(id, states))
+        for own, (_, share) in list(self._shares.items()):
+            if own not in present:
+                share.members -= 1
+                del self._shares[own]
+
     def _after_step(self, cohorts: Moves, decay: Tensor, happens: Tensor) -> dict[_Share, Tensor]:
         """Moves the shares on; returns, for each cohort's age, √(1 - share)."""
         self._fresh.clear()

@@ -22,16 +22,6 @@ _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capt
 _TOLD = (*(name for name in PAPER if name != "initial_window"), "window_signal", "missing_loss",
          "momentum", "eps", "maximize", "state_dtype", "stochastic_rounding")  # fmt: skip
 COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
-_WRITTEN_BY_OTHERS = {  # torch itself, and its learning rate schedulers
-    "param_names",
-    "differentiable",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "swa_lr",
-    "base_momentum",
-    "max_momentum",
-}
 
 
 def check_form(state_dict: Any) -> None:
@@ -67,14 +57,17 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
             for group, own in zip(groups, optimizer.param_groups, strict=True)
         ]
     )
+    ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
     shared: dict[Any, float] = {}
     for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
-        _check_group(index, group, current, groups[0])
-        params |= zip(group["params"], current["params"], strict=True)
+        _check_group(index, group, current, groups[0], ours)
+        for key, param in zip(group["params"], current["params"], strict=True):
+            if params.setdefault(key, param) is not param:
+                raise ValueError(
+                    f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
+                )
         shared |= dict.fromkeys(group["params"], shares[index])
-    if len(params) != sum(len(group["params"]) for group in groups):
-        raise ValueError("state_dict['param_groups'] names a parameter twice")
     checked_state = {}
     for key, own in state.items():
         if key not in params:
@@ -153,7 +146,7 @@ def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> Non
     group.clear()
     group.update(new)
     for param in group["params"]:
-        if share and BUFFERS[0] in states.get(param, {}):
+        if BUFFERS[0] in states.get(param, {}):
             states[param][ZERO_SHARE] = share_of(share)
 
 
@@ -199,14 +192,21 @@ def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
         for name in BUFFERS + SCALES:
             if name in loaded and state[name].dtype != loaded[name].dtype:
                 state[name] = loaded[name].to(device=param.device, copy=True)
-        if ZERO_SHARE in loaded:
-            state[ZERO_SHARE] = share_of(float(loaded[ZERO_SHARE]))
+        state[ZERO_SHARE] = share_of(float(loaded.get(ZERO_SHARE, 0.0)))
         optimizer.state[param] = convert(state, param, state_dtype)
 
 
 def _check_group(
-    index: int, group: dict[str, Any], current: dict[str, Any], first: dict[str, Any]
+    index: int,
+    group: dict[str, Any],
+    current: dict[str, Any],
+    first: dict[str, Any],
+    ours: set[str],
 ) -> None:
+    """Raises unless a saved group has the keys that are `ours`, with values that fit.
+
+    Other keys belong to others: to learning rate schedulers, or to loops that name their groups.
+    """
     where = f"state_dict['param_groups'][{index}]"
     if not isinstance(group, dict):
         raise TypeError(f"{where} must be a dict, got {type(group).__name__}")
@@ -216,13 +216,12 @@ def _check_group(
             f"{where}['schema'] is {schema!r}, this version of dwmgrad reads 1 to {SCHEMA}: "
             "update dwmgrad"
         )
-    missing = set(current) - set(group) - _WRITTEN_BY_OTHERS
-    unknown = set(group) - set(current) - _WRITTEN_BY_OTHERS
-    if missing or unknown:
+    missing = ours - set(group)
+    if missing:
         raise ValueError(
             f"{where} is {_maker(group)} of this DWMGrad: missing keys {sorted(missing)}, "
-            f"unknown keys {sorted(unknown, key=repr)}. Go on with the optimizer that saved it, or "
-            "begin DWMGrad without its state"
+            f"unknown keys {sorted(set(group) - ours, key=repr)}. Go on with the optimizer that "
+            "saved it, or begin DWMGrad without its state"
         )
     keys = group["params"]
     if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):

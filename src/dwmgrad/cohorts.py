@@ -34,7 +34,7 @@ class NewState:
 
     Args:
         states: the optimizer's state.
-        corrected: whether what is made has a `state.ZERO_SHARE`.
+        corrected: whether what is made has a `state.ZERO_SHARE` above 0.
     """
 
     def __init__(self, states: States, corrected: bool) -> None:
@@ -63,7 +63,7 @@ class NewState:
 def cohorts_of(
     group: dict[str, Any], states: NewState, age: Callable[[dict[str, Any]], Hashable]
 ) -> list[Cohort]:
-    """The group's parameters that have a gradient; every trainable one gets its state.
+    """The group's parameters that have a gradient; these and every trainable one get their state.
 
     So every rank has the same keys, whichever parameters have a gradient there.
 
@@ -75,10 +75,10 @@ def cohorts_of(
     found: dict[Hashable, Cohort] = {}
     v_key, s_key = state.BUFFERS
     for ordinal, param in enumerate(group["params"]):
-        if not param.requires_grad:
+        grad = param.grad
+        if grad is None and not param.requires_grad:
             continue
         own = states.of(param, group["state_dtype"])
-        grad = param.grad
         if grad is None:
             continue
         key = age(own)

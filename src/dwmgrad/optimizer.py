@@ -349,6 +349,8 @@ class DWMGrad(Optimizer, Joinable):
         moves = self._plan.renew(groups, self.state, age) if self._plan else None
         if moves is None:
             self._plan = None
+            if window is not None:
+                window.keep_only(self.state.values())
             moves = moves_of(groups, states, age, self._overlaps)
             self._plan = Plan(groups, self.state, moves, self._overlaps)
         if isinstance(agreed, AgreedOnDevice):
@@ -511,7 +513,7 @@ class DWMGrad(Optimizer, Joinable):
         return (p for group in self.param_groups for p in group["params"])
 
     def _grads(self) -> Iterator[Tensor]:
-        return (p.grad for p in self._params() if p.requires_grad and p.grad is not None)
+        return (p.grad for p in self._params() if p.grad is not None)
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""

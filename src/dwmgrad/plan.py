@@ -100,7 +100,7 @@ class Plan:
         if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
             return None
         for param, trained in self._idle:
-            if param.requires_grad is not trained or (trained and param.grad is not None):
+            if param.requires_grad is not trained or param.grad is not None:
                 return None
         read: list[int] = []
         moves: Moves = []
@@ -155,7 +155,6 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
         grad = param.grad
         if (
             type(grad) is not Tensor
-            or not param.requires_grad
             or param.data_ptr() != address
             or param.shape != shape
             or grad.shape != shape

@@ -13,10 +13,12 @@ from .kernels.fit import BUFFERS, SCALES
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 ZERO_SHARE = "zero_share"
-"""The share that the zeros from which s began still have in it, 1 at first: float64, 0-dim, on the
-host. It is there where s is corrected for them: with `bias_correction`, and for a parameter that
-begins later than the optimizer, whose window may be long by then. It is replaced at every step,
-never written to, so that parameters may share it."""
+"""The share that the zeros from which s began still have in it: float64, 0-dim, on the host.
+
+It is 1 at first where s is corrected for them: with `bias_correction`, and for a parameter that
+begins later than the optimizer, whose window may be long by then. Else it is 0, and there all the
+same: sharded checkpoints ask a new optimizer for the keys that they load. It is replaced at every
+step, never written to, so that parameters may share it."""
 _MARK = "_dwmgrad_state_dtype"
 
 
@@ -32,6 +34,7 @@ def keep_in_float32(module: torch.nn.Module) -> None:
             setattr(part.weight, _MARK, "float32")
 
 
+@torch.inference_mode(False)  # an inference tensor cannot be written to afterwards
 def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> dict[str, Any]:
     """The state of a parameter before its first step.
 
@@ -39,13 +42,13 @@ def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> d
         param: of any shape; a DTensor gets DTensors.
         state_dtype: one of `STATE_DTYPES`; None is the parameter's own dtype, and float32 for a
             float16 parameter.
-        corrected: whether it has a `ZERO_SHARE`.
+        corrected: whether s is corrected for the zeros that it begins from.
 
     Raises:
         ValueError: for 8-bit state of a parameter that is cut into shards.
     """
     kind = _kind(param, state_dtype)
-    share = {ZERO_SHARE: share_of(1.0)} if corrected else {}
+    share = {ZERO_SHARE: share_of(1.0 if corrected else 0.0)}
     if kind != "int8":
         dtype = getattr(torch, kind)
         return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS} | share

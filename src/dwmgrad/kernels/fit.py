@@ -105,7 +105,7 @@ def _expected(
 ) -> Iterator[tuple[str, Tensor, torch.Size, tuple[torch.dtype, ...]]]:
     """What there is of each parameter: its name, itself, the shape and the dtypes it may have."""
     shape = param.shape
-    yield "the data", param, shape, (param.dtype,)
+    yield "the data", param, shape, (param.dtype,) if param.is_floating_point() else STATE_DTYPES
     yield "the gradient", grad, shape, (*STATE_DTYPES, param.dtype)
     if isinstance(v, Blockwise) and isinstance(s, Blockwise):
         scales = torch.Size([-(-param.numel() // narrow.BLOCK)])
