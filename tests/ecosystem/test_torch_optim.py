@@ -364,7 +364,9 @@ def test_mixed_device_dtype(equal, flag: str) -> None:
                 param.grad = grad.clone()
             optimizer.step(loss=step % 2)
         results.append(params)
-        assert all(optimizer.state[p]["square_avg"].dtype == p.dtype for p in params)
+        for param in params:
+            kept = torch.float32 if param.dtype == torch.float16 else param.dtype
+            assert optimizer.state[param]["square_avg"].dtype == kept
     for plain, fast in zip(*results, strict=True):
         equal(plain, fast, **(REDUCED if plain.dtype.itemsize == 2 else {}))
 
@@ -662,6 +664,7 @@ def test_cpu_load_state_dict(info, equal) -> None:
         assert all(
             tensor.device.type == "cpu" and tensor.dtype == torch.float32
             for tensor in optimizer.state[param].values()
+            if tensor.dim()
         )
 
 
