@@ -132,6 +132,14 @@ def test_a_scheduler_may_have_left_its_key() -> None:
     assert fresh.param_groups[0]["max_lr"] == 0.1
 
 
+def test_what_others_keep_beside_the_parameters_state_is_saved() -> None:
+    model, optimizer = make()
+    optimizer.state["lookahead"] = 3
+    train(model, optimizer, LOSSES[:2])
+    optimizer.step()  # asks whether there is state
+    assert optimizer.state_dict()["state"]["lookahead"] == 3
+
+
 @pytest.mark.parametrize("whose", ["the saved one's", "its own"])
 def test_what_loops_keep_in_a_group_is_theirs(whose: str) -> None:
     """timm's `lr_scale`, a name for the group; the state dict's wins, as with AdamW."""

@@ -16,6 +16,13 @@ from dwmgrad import DWMGrad, kernels
 TRIALS = 30
 
 
+@pytest.fixture(autouse=True)
+def _gradients_again():
+    """An interrupt inside of `torch.no_grad`'s own end may leave gradients off, as torch has it."""
+    yield
+    torch.set_grad_enabled(True)
+
+
 def make(size: int, **arguments) -> tuple[list[Parameter], DWMGrad]:
     params = [Parameter(torch.ones(size)) for _ in range(4)]
     groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:]}]

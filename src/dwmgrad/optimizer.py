@@ -512,12 +512,16 @@ class DWMGrad(Optimizer, Joinable):
     def _params(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
 
+    def _states(self) -> Iterator[dict[str, Any]]:
+        """Of the parameters; what others keep under other keys may be anything."""
+        return (self.state[param] for param in self._params() if param in self.state)
+
     def _grads(self) -> Iterator[Tensor]:
         return (p.grad for p in self._params() if p.grad is not None)
 
     def _creates_state(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
-        if any(state.BUFFERS[0] in self.state.get(param, {}) for param in self._params()):
+        if any(state.BUFFERS[0] in own for own in self._states()):
             return False
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
@@ -593,8 +597,7 @@ class DWMGrad(Optimizer, Joinable):
         """As in torch."""
         self._read_device()
         self._plan = None
-        for param in self._params():  # torch.distributed.checkpoint may load into what it gets
-            own = self.state.get(param, {})
+        for own in self._states():  # torch.distributed.checkpoint may load into what it gets
             if state.ZERO_SHARE in own:
                 own[state.ZERO_SHARE] = own[state.ZERO_SHARE].clone()
         return super().state_dict()

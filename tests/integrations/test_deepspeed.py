@@ -287,7 +287,8 @@ def train(
                 break
     told["calls"] = len(calls)
     told["parameters"] = full_parameters(model, stage)
-    told["state dtypes"] = {str(v.dtype) for state in inner.state.values() for v in state.values()}
+    buffers = [v for state in inner.state.values() for v in state.values() if v.dim()]
+    told["state dtypes"] = {str(v.dtype) for v in buffers}
     return told
 
 
