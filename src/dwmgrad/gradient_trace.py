@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,46 +14,53 @@ from .state import local_part
 
 _SMALL = 2**16  # elements, which are looked through in microseconds
 
-
-Marks = list[tuple[int, int] | None]
+Mark = tuple[weakref.ref[Tensor], int] | None
+"""A gradient and its version; not its id, which the next gradient may have."""
 
 
 class Trace:
     """Tells whether the gradients of an optimizer's parameters were dropped since it was made.
 
-    It watches one small gradient, and looks at the others only where that one is gone or zero.
-    Nothing is said to be dropped where no gradient was to be seen to begin with: FSDP2 without
-    synchronisation keeps them elsewhere.
+    It watches one small gradient, on the CPU one that is not zero, and looks at the others only
+    where that one is gone or zero. Nothing is said to be dropped where no gradient was to be seen
+    to begin with: FSDP2 without synchronisation keeps them elsewhere.
 
     Args:
         groups: the optimizer's parameter groups.
         before: their `marks` before the backward pass. What it has not touched may be zero anyhow.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], before: Marks) -> None:
-        self._param = _smallest(groups, before)
+    def __init__(self, groups: list[dict[str, Any]], before: list[Mark]) -> None:
+        candidates = _small_first(groups, before)
+        self._param = next(candidates, None)
+        if self._param is None:
+            return
+        on_cpu = self._param.is_cpu  # elsewhere the host would wait at each backward pass
         # an accelerator is waited for where the gradient has changed, with `capturable` never
-        self._waits = not groups[0]["capturable"]
-        if self._param is not None:
-            assert self._param.grad is not None
-            self._mark = _mark(self._param)
-            self._was_there = local_part(self._param.grad).any()
+        self._may_read = on_cpu or not groups[0]["capturable"]
+        if on_cpu:
+            found = (p for p in chain([self._param], candidates) if _has_numbers(p.grad))
+            self._param = next(found, self._param)
+        assert self._param is not None and self._param.grad is not None
+        self._mark = _mark(self._param)
+        self._was_there = local_part(self._param.grad).any()
 
     def is_lost(self, groups: list[dict[str, Any]]) -> bool:
         """Whether all gradients are gone, or were set to zero."""
         if self._param is None:
             return False
         grad = self._param.grad
-        if grad is None:
-            return all(param.grad is None for param in _last_first(groups))
-        # zero_grad(set_to_none=False) and clipping change the mark, `grad.data.zero_()` does not
-        is_read = self._waits and _mark(self._param) != self._mark
-        if not is_read and grad.device.type != "cpu":
-            return False
-        if local_part(grad).any() or not self._was_there:
-            return False
-        grads = (p.grad for p in _last_first(groups) if p.grad is not None)
-        return not any(local_part(grad).any() for grad in grads)
+        if grad is not None:
+            # clipping and zero_grad(set_to_none=False) change the mark, `.data.zero_()` does not
+            is_read = self._may_read and _is_changed(self._param, self._mark)
+            if not is_read and not grad.is_cpu:
+                return False
+            if not self._was_there or _has_numbers(grad):
+                return False
+        left = [param.grad for param in _last_first(groups) if param.grad is not None]
+        if not left:
+            return True
+        return self._may_read and bool(self._was_there) and not any(map(_has_numbers, left))
 
 
 def may_be_elsewhere(groups: list[dict[str, Any]]) -> bool:
@@ -62,31 +71,52 @@ def may_be_elsewhere(groups: list[dict[str, Any]]) -> bool:
     )
 
 
-def marks(groups: list[dict[str, Any]]) -> Marks:
-    """For each parameter which gradient it has, in which version: equal where none has changed."""
-    return [_mark(param) for group in groups for param in group["params"]]
+def marks(groups: list[dict[str, Any]]) -> list[Mark]:
+    """For each parameter which gradient it has, for `are_changed`."""
+    return [_mark(param) for param in _last_first(groups)]
 
 
-def _mark(param: Tensor) -> tuple[int, int] | None:
+def are_changed(groups: list[dict[str, Any]], before: list[Mark]) -> bool:
+    """Whether a gradient has come, gone, been replaced or written to since `marks`."""
+    params = list(_last_first(groups))
+    return len(params) != len(before) or any(map(_is_changed, params, before))
+
+
+def _mark(param: Tensor) -> Mark:
     grad = param.grad
-    return None if grad is None else (id(grad), grad._version)
+    return None if grad is None else (weakref.ref(grad), grad._version)
 
 
-def _smallest(groups: list[dict[str, Any]], before: Marks) -> Tensor | None:
-    """A parameter with a small gradient: the last one, as heads have gradients that are not 0."""
-    found, least = None, 0
-    for param, mark in zip(_last_first(groups), reversed(before), strict=True):
+def _is_changed(param: Tensor, mark: Mark) -> bool:
+    grad = param.grad
+    if grad is None or mark is None:
+        return grad is not mark
+    return grad is not mark[0]() or grad._version != mark[1]
+
+
+def _has_numbers(grad: Any) -> bool:
+    """Whether not all of it is 0, as far as that can be read."""
+    return grad.layout is not torch.strided or grad.is_meta or bool(local_part(grad).any())
+
+
+def _small_first(groups: list[dict[str, Any]], before: list[Mark]) -> Iterator[Tensor]:
+    """Parameters whose gradient is new: the small ones, from the last, then the others by size.
+
+    Heads come last, and have gradients that are not 0.
+    """
+    large = []
+    for param, mark in zip(_last_first(groups), before, strict=True):
         grad = param.grad
-        if grad is None or grad.layout is not torch.strided or _mark(param) == mark:
+        if grad is None or grad.layout is not torch.strided or not _is_changed(param, mark):
             continue
         if getattr(param, "_fsdp_flattened", False):  # FSDP1 moves the gradients about
             continue
         size = local_part(grad).numel()
-        if size and (found is None or size < least):
-            found, least = param, size
-            if size <= _SMALL:
-                break
-    return found
+        if 0 < size <= _SMALL:
+            yield param
+        elif size:
+            large.append((size, param))
+    yield from (param for _, param in sorted(large, key=lambda each: each[0]))
 
 
 def _last_first(groups: list[dict[str, Any]]) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradient_trace import Marks, Trace, marks
+from .gradient_trace import Mark, Trace, are_changed, marks
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -86,7 +86,7 @@ class LossFeed:
         ahead: what the ranks agreed on before a step without an observation, while it is made.
         local: whether the gradients of the last backward pass stayed on this rank.
         step_tried: whether a gradient scaler has asked for a step that has not come since.
-        refused: whether the last step raised; the next loss belongs to another one.
+        refused: whether the last step raised; the next loss to be observed belongs to another one.
     """
 
     def __init__(self) -> None:
@@ -109,9 +109,11 @@ class LossFeed:
         Raises:
             RuntimeError: if this step's loss comes on another route already.
         """
-        if self.step_tried or self.refused:  # skipped by a gradient scaler, or raised
-            self.step_tried = self.refused = False
+        if self.step_tried:  # skipped by a gradient scaler
             self.discard()
+        elif self.refused:  # raised; what was differentiated is still in the gradients
+            self.discard([OBSERVE])
+        self.step_tried = self.refused = False
         if self.is_open and self.observation.route != route:  # type: ignore[union-attr]
             raise RuntimeError(_two_routes(self.observation.route, route))  # type: ignore[union-attr]
 
@@ -136,12 +138,23 @@ class LossFeed:
             self.observation = None
             self._trace = None
 
+    def undo(self, before: Observation | None) -> None:
+        """After a step that raised: takes back what it brought, for one that had `before`.
+
+        What a closure did to gradients stays, and with it what it did to their losses.
+        """
+        if any(_waits_with_gradients(each) for each in (before, self.observation)):
+            if not _waits_with_gradients(self.observation):
+                self.observation = None
+        else:
+            self.observation = before
+
     def discard_dropped(self, groups: list[dict[str, Any]]) -> None:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
         if self._trace is not None and self.is_open and self._trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
 
-    def trace(self, groups: list[dict[str, Any]], before: Marks) -> None:
+    def trace(self, groups: list[dict[str, Any]], before: list[Mark]) -> None:
         """Remembers the gradients that belong to the losses that wait; see `Trace`."""
         self._trace = Trace(groups, before)
 
@@ -287,13 +300,13 @@ def brought(
         raise
     if steps_inside or value is None:
         return
-    for optimizer, unchanged in zip(optimizers, before, strict=True):
-        if alone or marks(optimizer.param_groups) != unchanged:
+    for optimizer, own in zip(optimizers, before, strict=True):
+        if alone or are_changed(optimizer.param_groups, own):
             feed = optimizer._feed
             feed.say_if_coarse(loss)
             feed.expect(route)
             feed.add(value, route)
-            feed.trace(optimizer.param_groups, unchanged)
+            feed.trace(optimizer.param_groups, own)
             feed.local = is_local(optimizer)
 
 
@@ -324,13 +337,17 @@ def _call(closure: Callable[[], Any], scaled: bool, groups: list[dict[str, Any]]
     before = marks(groups) if scaled else None
     with torch.enable_grad():
         loss = closure()
-    if before is not None and before != marks(groups):
+    if before is not None and are_changed(groups, before):
         raise RuntimeError(
             "step(closure): the closure ran backward() under a gradient scaler, so its gradients "
             "are scaled. Run forward and backward before scaler.step() and let the closure return "
             "the loss alone, or call observe_loss()"
         )
     return loss
+
+
+def _waits_with_gradients(observation: Observation | None) -> bool:
+    return observation is not None and not observation.used and observation.route in WITH_GRADIENTS
 
 
 def _two_routes(first: str, second: str) -> str:

@@ -226,6 +226,7 @@ class DWMGrad(Optimizer, Joinable):
             TypeError, ValueError: if it is not one real number.
             RuntimeError: if this step's loss comes on another route already.
         """
+        self._feed.discard_dropped(self.param_groups)
         self._feed.observe(loss, route=OBSERVE)
 
     def discard_loss(self) -> None:
@@ -325,8 +326,11 @@ class DWMGrad(Optimizer, Joinable):
             if observation is not None:
                 observation.use(self.param_groups)
         except BaseException:
-            feed.observation = pending
+            feed.undo(pending)
             feed.refused = not brings_loss  # the next loss belongs to another step
+            if self._scaler is not None:  # which forgets them after a step that returns
+                for name in ("grad_scale", "found_inf"):
+                    vars(self).pop(name, None)
             raise
         finally:
             feed.ahead = self._scaler = None
