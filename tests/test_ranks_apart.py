@@ -168,6 +168,42 @@ def test_local_steps_see_the_losses_of_their_rank(tmp_path: Path) -> None:
     assert all(map(torch.equal, first[2], second[2]))
 
 
+def bare_local_steps(rank: int) -> list:
+    """As many as each rank likes within `no_sync()`, then the mean of the parameters."""
+    model = ddp_model()
+    optimizer = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error")
+    losses, seen = [], []
+    for first in (0, 5):
+        with model.no_sync():
+            for step in range(first, first + 2 + rank):
+                optimizer.zero_grad()
+                loss = loss_of(model, rank, step)
+                loss.backward()
+                if first:
+                    optimizer.step(loss=loss)
+                else:
+                    optimizer.observe_loss(loss)
+                    optimizer.step()
+                losses.append(loss.item())
+                seen.append(optimizer.last_loss)
+        for param in model.parameters():
+            dist.all_reduce(param.data)
+            param.data /= 2
+    optimizer.zero_grad()
+    loss = loss_of(model, rank, 9)  # a step of all again
+    loss.backward()
+    optimizer.step(loss=loss)
+    return [losses, seen, loss.item(), optimizer.last_loss]
+
+
+def test_so_do_they_in_a_bare_loop(tmp_path: Path) -> None:
+    first, second = run(bare_local_steps, tmp_path)
+    for losses, seen, *_ in (first, second):
+        assert seen == losses
+    assert (len(first[0]), len(second[0])) == (4, 6)
+    assert first[3] == second[3] == pytest.approx((first[2] + second[2]) / 2)
+
+
 def ranks_of_their_own(rank: int) -> list:
     group, _ = dist.new_subgroups(group_size=1)
     param = torch.ones(2, requires_grad=True)

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import struct
+import weakref
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.join import Join, JoinHook
+from torch.nn.parallel import DistributedDataParallel
 
 from ._version import __version__
 from .checkpoint import COMMON, PROGRESS
@@ -265,6 +267,36 @@ _FAILED = (
     "Join([model, optimizer]); for a step that some ranks skip; and for ranks that step by "
     "themselves, which need loss_group=torch.distributed.new_subgroups(group_size=1)[0]"
 )
+
+
+# ---- steps of one rank alone ----
+
+replicas: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
+
+
+def watch_no_sync() -> None:
+    """Lets `is_local` know of the models that enter `no_sync()` from now on."""
+    no_sync = DistributedDataParallel.no_sync
+    if hasattr(no_sync, "tells_dwmgrad"):
+        return
+
+    @functools.wraps(no_sync)
+    def known_no_sync(self: DistributedDataParallel) -> Any:
+        replicas.add(self)
+        return no_sync(self)
+
+    known_no_sync.tells_dwmgrad = True  # type: ignore[attr-defined]
+    DistributedDataParallel.no_sync = known_no_sync  # type: ignore[method-assign]
+
+
+def is_local(optimizer: Any) -> bool:
+    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
+    unsynced = [model for model in replicas if not model.require_backward_grad_sync]
+    if not unsynced:
+        return False
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return any(id(param) in own for model in unsynced for param in model.parameters())
 
 
 # ---- torch.distributed.algorithms.join ----

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distributed import is_local
 from .gradient_trace import Mark, Trace, are_changed, marks
 
 BACKWARD = "accelerator.backward()"
@@ -262,7 +263,6 @@ def brought(
     divisor: int = 1,
     alone: bool = False,
     steps_inside: bool = False,
-    is_local: Callable[[Any], bool] = lambda optimizer: False,
 ) -> Iterator[None]:
     """Around a backward pass: hands its loss to those optimizers whose gradients it changes.
 
@@ -277,7 +277,6 @@ def brought(
         alone: there is one optimizer, and the loss is its, also where nothing is to be seen in
             `.grad`: FSDP2 and DeepSpeed keep gradients elsewhere until the step.
         steps_inside: the optimizer's step is made inside of the backward pass.
-        is_local: whether the gradients of an optimizer stay on this rank.
     """
     value = _differentiated(loss, gradient, divisor)
     for optimizer in optimizers:

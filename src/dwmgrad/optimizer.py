@@ -422,7 +422,7 @@ class DWMGrad(Optimizer, Joinable):
         if distributed.joined_without(self):
             self._say_once(_NOT_JOINED)
             return True
-        return self._feed.local
+        return self._feed.local or distributed.is_local(self)
 
     def _agree(
         self, observation: Observation | None, overflow: Tensor | float | None
@@ -501,6 +501,7 @@ class DWMGrad(Optimizer, Joinable):
     def _be_known(self) -> None:
         Joinable.__init__(self)
         distributed.watch_joins()
+        distributed.watch_no_sync()
         DWMGrad.live.add(self)
 
     def _tell_of_held(self) -> None:

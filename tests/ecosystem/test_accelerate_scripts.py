@@ -71,9 +71,9 @@ def test_sync(launcher: str, tmp_path: Path) -> None:
     assert ("Test Distributed `no_sync`" in printed) == (launcher == TORCHRUN)
     (first, halves, _), (second, losses, _) = seen
     assert (first, second) == (False, True)
-    # The plain loop divides each batch's loss by the 2 that are accumulated, and steps after each;
-    # one that is left over is still divided. Under Accelerate the losses of a step add up.
-    # Both start at lr = 0 and stay near it, so the losses are nearly those of the same model.
+    # Both loops divide each batch's loss by the 2 that are accumulated, and one that is left over,
+    # too. The plain loop steps after each, the other one after two: the halves add up. Both start
+    # at lr = 0 and stay near it, so the losses are nearly those of the same model.
     assert len(halves) == (3 if launcher == TORCHRUN else 5)  # of 80 samples in batches of 16
     expected = [a + b for a, b in zip(halves[::2], halves[1::2], strict=False)] + [halves[-1]]
     assert losses == pytest.approx(expected, rel=1e-2)

@@ -61,12 +61,32 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"log_history": 3}', '{"epoch": 1}', '{"log_history": [7]}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"log_history": 3}',
+        '{"epoch": 1}',
+        '{"log_history": [7]}',
+        '{"log_history": [{"step": 1, "loss": "x"}]}',
+        '{"log_history": [{"step": 1, "loss": 1.0, "window": null}]}',
+        '{"log_history": [{"step": [], "loss": 1.0}]}',
+    ],
+    ids=lambda text: text[:60],
 )
 def test_a_damaged_record_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(ValueError, match="trainer_state.json is damaged"):
         plot_run(tmp_path)
+
+
+def test_the_picture_is_where_it_says(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, history(5))
+    assert plot_run(run_dir, tmp_path / "picture").is_file()
+    with pytest.raises(OSError, match="directory"):
+        plot_run(run_dir, tmp_path)
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:

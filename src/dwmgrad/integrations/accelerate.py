@@ -9,23 +9,19 @@ Accelerate, or DeepSpeed, has divided it by the accumulation steps.
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from ..distributed import replicas
 from ..gradient_trace import may_be_elsewhere
 from ..loss_feed import BACKWARD, brought
-from ..optimizer import DWMGrad
 from ..wrappers import innermost, inside
 
 if TYPE_CHECKING:
     from accelerate.accelerator import Accelerator
 
 __all__ = ["attach", "innermost", "inside"]
-
-_replicas: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The models whose gradients DistributedDataParallel averages; Accelerate does not keep them."""
 
 
 def attach() -> None:
@@ -58,7 +54,7 @@ def attach() -> None:
     def prepare_model_and_know(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         model = prepare_model(self, *args, **kwargs)
         if hasattr(model, "require_backward_grad_sync"):
-            _replicas.add(model)
+            replicas.add(model)
         return model
 
     @functools.wraps(backward)
@@ -76,7 +72,6 @@ def attach() -> None:
             alone=len({id(innermost(o)) for o in self._optimizers}) == 1
             and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
             steps_inside=steps_inside,
-            is_local=is_local,
         ):
             result = backward(self, loss, **kwargs)
         if steps_inside and self.sync_gradients:
@@ -112,15 +107,6 @@ def _refuse_replacement(config: dict[str, Any]) -> None:
             'place: set "zero_force_ds_cpu_optimizer": false in DeepSpeed\'s configuration (a JSON '
             "file of its own, which an accelerate configuration names as deepspeed_config_file)"
         )
-
-
-def is_local(optimizer: DWMGrad) -> bool:
-    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
-    unsynced = [model for model in _replicas if not model.require_backward_grad_sync]
-    if not unsynced:
-        return False
-    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
-    return any(id(param) in own for model in unsynced for param in model.parameters())
 
 
 def _divisor(accelerator: Accelerator, backward_arguments: dict[str, Any]) -> int:

@@ -32,8 +32,6 @@ def _with_loss(backward: Callable[..., Any]) -> Callable[..., Any]:
         optimizers, alone = _concerned(self)
         if not optimizers:
             return backward(self, loss, *args, **kwargs)
-        model = getattr(self, "model", None)
-        unsynced = getattr(model, "require_backward_grad_sync", True) is False
         with brought(
             optimizers,
             loss,
@@ -41,7 +39,6 @@ def _with_loss(backward: Callable[..., Any]) -> Callable[..., Any]:
             # after the optimizer, or the module, come the arguments of Tensor.backward()
             gradient=kwargs.get("gradient", args[1] if len(args) > 1 else None),
             alone=alone,
-            is_local=lambda optimizer: unsynced,
         ):
             return backward(self, loss, *args, **kwargs)
 

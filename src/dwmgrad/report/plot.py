@@ -46,23 +46,23 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     figure = Figure(figsize=(8, 2.0 * len(present) + 0.6), layout="constrained")
     axes = figure.subplots(len(present), sharex=True, squeeze=False)[:, 0]
     for axis, key in zip(axes, present, strict=True):
-        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
         axis.plot(*zip(*points, strict=True), color="tab:blue", linewidth=1.2, label="training")
         axis.set_ylabel(CURVES[key])
         axis.grid(alpha=0.3)
         axis.margins(x=0.01)
-    evaluated = [(e["step"], float(e["eval_loss"])) for e in history if "eval_loss" in e]
+    evaluated = [(e["step"], e["eval_loss"]) for e in history if "eval_loss" in e]
     if evaluated:
         axes[0].plot(*zip(*evaluated, strict=True), "o--", color="tab:orange", label="evaluation")
         axes[0].legend(frameon=False)
     axes[-1].set_xlabel("step")
     figure.suptitle(run_dir.resolve().name)
     path = Path(output) if output is not None else run_dir / "window.png"
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else it adds a suffix
     return path
 
 
-def _history(run_dir: Path) -> list[dict[str, Any]]:
+def _history(run_dir: Path) -> list[dict[str, float]]:
     newest_first = sorted(
         run_dir.glob("checkpoint-*/trainer_state.json"),
         key=lambda path: path.stat().st_mtime,
@@ -72,7 +72,12 @@ def _history(run_dir: Path) -> list[dict[str, Any]]:
         if path.is_file():
             try:
                 history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-                return [entry for entry in history if "step" in entry]
-            except (ValueError, KeyError, TypeError):
+                return [_numbers(entry) for entry in history if "step" in entry]
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
     raise FileNotFoundError(f"{run_dir} has no trainer_state.json, nor has a checkpoint in it")
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """What is drawn of one entry. A number may be in quotation marks, as `float` takes it."""
+    return {key: float(entry[key]) for key in ("step", "eval_loss", *CURVES) if key in entry}
