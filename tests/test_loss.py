@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.loss_feed import BACKWARD
 
 
 def make(**arguments) -> tuple[torch.Tensor, DWMGrad]:
@@ -303,11 +302,12 @@ def test_a_closure_under_a_gradient_scaler_may_only_return_the_loss() -> None:
 
 
 def test_a_closure_that_fails_leaves_nothing_behind() -> None:
+    """But for gradients that it made with Accelerate, with their loss."""
     param, optimizer = make()
     before = snapshot(param, optimizer)
 
     def closure() -> float:
-        optimizer._feed.observe(9.0, route=BACKWARD)  # as accelerator.backward() does
+        optimizer.observe_loss(9.0)
         raise KeyError("gone")
 
     with pytest.raises(KeyError):
