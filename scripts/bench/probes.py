@@ -20,12 +20,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its star
 
 
 def state_bytes(optimizer: Any) -> int:
-    """The bytes of all tensors in the optimizer's state, each counted once."""
+    """The bytes of all tensors in the optimizer's state, each counted once.
+
+    Single numbers, such as Adam's count of steps, are left out.
+    """
     found = {
         (part.device, part.data_ptr()): part.nbytes
         for own in optimizer.state.values()
         for value in own.values()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and value.dim() > 0
         for part in _parts(value)
     }
     return sum(found.values())
