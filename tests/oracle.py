@@ -161,15 +161,15 @@ class Oracle:
             raise Failed
         self.differentiate(gradients, scale / divisor)
         own = {index for group in self.groups for index in group.members}
+        reached = [self.params[at] for at in gradients if at in own and self.params[at].trained]
+        if not reached:
+            return  # it is another one's
         if self.in_company:
-            if not any(at in own and self.params[at].trained for at in gradients):
-                return  # the other optimizer's
             self.expect(BACKWARD)
         self.losses.route = BACKWARD
         self.losses.values.append(loss / divisor)
-        grads = [param.grad for param in self.own() if param.grad is not None]
-        self.losses.had_gradients = bool(grads)
-        self.losses.had_numbers = any(grad.any() for grad in grads)
+        self.losses.had_gradients = True
+        self.losses.had_numbers = any(param.grad.any() for param in reached)
 
     def observe(self, loss: float) -> None:
         """`optimizer.observe_loss(loss)`."""
@@ -197,9 +197,8 @@ class Oracle:
         if waiting.route != BACKWARD:
             return
         grads = [param.grad for param in self.own() if param.grad is not None]
-        sees_zeros = waiting.had_numbers and not self.on_device  # which must not be read there
         if (waiting.had_gradients and not grads) or (
-            sees_zeros and not any(grad.any() for grad in grads)
+            waiting.had_numbers and not any(grad.any() for grad in grads)
         ):
             self.discard()
 
@@ -266,7 +265,7 @@ class Oracle:
         for group in self.groups:
             if not 0 <= group.lr < np.inf:
                 raise Refused("lr of parameter group")
-        grads = [p.grad for p in self.own() if p.trained and p.grad is not None]
+        grads = [p.grad for p in self.own() if p.grad is not None]
         makes_state = (
             not losses
             and all(param.v is None for param in self.params)
@@ -279,11 +278,11 @@ class Oracle:
         skips = bool(losses) and not np.isfinite(sum(losses))
         if (idle or skips) and not makes_state and not self.on_device:
             return False
-        if any(param.sparse and param.trained for param in self.own()):
+        if any(param.sparse for param in self.own()):
             raise Refused("dense")
         begins_late = self.tried if self.on_device else self.window.steps > 0
         for param in self.own():
-            if param.trained:
+            if param.trained or param.grad is not None:
                 param.begin(self.corrects or begins_late)
         self.tried |= not makes_state
         return not (idle or skips or makes_state)
@@ -295,7 +294,7 @@ class Oracle:
             window.observe(sum(losses), len(losses))
         for group in self.groups:
             for param in map(self.params.__getitem__, group.members):
-                if param.trained and param.grad is not None:
+                if param.grad is not None:
                     self._update(param, group)
 
     @np.errstate(all="ignore")

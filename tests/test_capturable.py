@@ -305,6 +305,26 @@ def test_a_scaler_that_leaves_its_work_to_the_step_is_not_waited_for() -> None:
     assert not hasattr(optimizer, "found_inf")
 
 
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_step_that_raises_leaves_nothing_of_its_scaler(overflows: bool) -> None:
+    """GradScaler forgets scale and overflow after a step that returns, and multiplies with both."""
+    found = []
+    for raises in (False, True):
+        optimizer = make(True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(torch.zeros(1))
+        if raises:
+            new_gradients(optimizer, 0, scale=math.inf if overflows else 4.0)
+            optimizer.observe_loss(2.0)
+            with pytest.raises(RuntimeError, match="keep one of the two"):
+                scaler.step(optimizer, loss=1.0)
+            optimizer.discard_loss()
+        new_gradients(optimizer, 1)
+        optimizer.step(loss=1.0)
+        found.append(optimizer)
+    assert_equal(*found)
+
+
 def test_accelerate_sees_that_a_step_was_skipped() -> None:
     accelerate = pytest.importorskip("accelerate")
     from accelerate.optimizer import AcceleratedOptimizer

@@ -261,6 +261,7 @@ def brought(
     *,
     gradient: Tensor | None = None,
     divisor: int = 1,
+    only: bool = False,
     alone: bool = False,
     steps_inside: bool = False,
 ) -> Iterator[None]:
@@ -274,6 +275,8 @@ def brought(
         route: who brings it.
         gradient: the weights of the loss's elements, as in `Tensor.backward`.
         divisor: what the host divides the loss by before it differentiates it.
+        only: the host has no other optimizer, so that a loss on a second route is refused before
+            the backward pass.
         alone: there is one optimizer, and the loss is its, also where nothing is to be seen in
             `.grad`: FSDP2 and DeepSpeed keep gradients elsewhere until the step.
         steps_inside: the optimizer's step is made inside of the backward pass.
@@ -281,7 +284,7 @@ def brought(
     value = _differentiated(loss, gradient, divisor)
     for optimizer in optimizers:
         optimizer._feed.discard_dropped(optimizer.param_groups)
-        if alone:
+        if only or alone:
             optimizer._feed.expect(route)
     before = [marks(optimizer.param_groups) for optimizer in optimizers]
     pending = [optimizer._feed.observation for optimizer in optimizers]

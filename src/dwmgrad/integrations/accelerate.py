@@ -63,14 +63,15 @@ def attach() -> None:
         if not optimizers:
             return backward(self, loss, **kwargs)
         steps_inside = self.distributed_type == DistributedType.DEEPSPEED
+        only = len({id(innermost(o)) for o in self._optimizers}) == 1
         with brought(
             optimizers,
             loss,
             BACKWARD,
             gradient=kwargs.get("gradient"),
             divisor=_divisor(self, kwargs),
-            alone=len({id(innermost(o)) for o in self._optimizers}) == 1
-            and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
+            only=only,
+            alone=only and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
             steps_inside=steps_inside,
         ):
             result = backward(self, loss, **kwargs)
