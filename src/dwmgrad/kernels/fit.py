@@ -7,8 +7,9 @@ bits, overlap. What can be made right is made right; the rest is an error that n
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -144,7 +145,8 @@ class Overlaps:
 
     def __init__(self) -> None:
         self._written: list[int] = []
-        self._begins = self._ends = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._begins: list[int] = []
+        self._ends: list[int] = []  # of all that begin there or before
         self._shared: frozenset[int] = frozenset()
 
     def find(self, rows: list[Row], name: Name) -> frozenset[int]:
@@ -191,11 +193,8 @@ class Overlaps:
                     )
                 shared |= {span.row, other.row}
             open_spans.append(span)
-        begins, ends = [span.begin for span in spans], [span.end for span in spans]
-        self._begins = torch.tensor(begins, dtype=torch.int64, device="cpu")
-        self._ends = torch.tensor(ends, dtype=torch.int64, device="cpu")
-        if spans:
-            self._ends = self._ends.cummax(0).values
+        self._begins = [span.begin for span in spans]
+        self._ends = list(accumulate((span.end for span in spans), max))
         return frozenset(shared)
 
     def reached(self, read: list[int]) -> list[int]:
@@ -204,13 +203,13 @@ class Overlaps:
         Args:
             read: address and bytes of each row's gradient.
         """
-        if not len(self._begins):
-            return []
-        begins, sizes = torch.tensor(read, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)
-        # what is written and begins before the gradient's end; one of it ends after its begin
-        before = torch.searchsorted(self._begins, begins + sizes)
-        overlaps = (before > 0) & (self._ends[(before - 1).clamp_min(0)] > begins) & (sizes > 0)
-        return [row for row, overlap in enumerate(overlaps.tolist()) if overlap]
+        found = []
+        begins, ends = self._begins, self._ends
+        for row, (at, size) in enumerate(zip(read[::2], read[1::2], strict=True)):
+            before = bisect_left(begins, at + size)
+            if before and ends[before - 1] > at and size:
+                found.append(row)
+        return found
 
 
 class _Span(NamedTuple):
