@@ -181,19 +181,26 @@ def write(rank: int, folder: Path) -> dict[str, dict]:
     return found
 
 
+def load(
+    model: torch.nn.Module, optimizer: DWMGrad, options: StateDictOptions, checkpoint: Path
+) -> None:
+    """Lets a new model and optimizer go on from a checkpoint."""
+    state = state_of(model, optimizer, options)
+    dcp.load(state, checkpoint_id=checkpoint)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=options,
+    )
+
+
 def resume(rank: int, folder: Path) -> dict[str, dict]:
     found = {}
     for name, options in FORMATS.items():
         model, optimizer = build((dist.get_world_size(),), preset=PRESETS_OF[name])
-        state = state_of(model, optimizer, options)
-        dcp.load(state, checkpoint_id=folder / name)
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=options,
-        )
+        load(model, optimizer, options, folder / name)
         found[name] = {"progress": progress_of(optimizer), **train(model, optimizer, STOP)}
     return found
 
@@ -215,15 +222,7 @@ def unfreeze_then_resume(rank: int, folder: Path) -> dict[str, list[dict[str, An
         found[name] = [train(model, optimizer, STOP)]
         if name != "ddp":
             model, optimizer = build(shape, max_window=100)
-            state = state_of(model, optimizer, options)
-            dcp.load(state, checkpoint_id=folder / name)
-            set_state_dict(
-                model,
-                optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-                options=options,
-            )
+            load(model, optimizer, options, folder / name)
             found[name].append(train(model, optimizer, STOP))
     return found
 
