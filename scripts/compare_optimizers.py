@@ -19,17 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import UsageError, needs, run_cli
+from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from dwmgrad.experiments.cli import check_output, command, parse
-    from dwmgrad.experiments.compact import as_text, check_same_plan, comparison_record, joined
-    from dwmgrad.experiments.comparison import Comparison, read_comparison
-    from dwmgrad.experiments.evidence.files import read_result
-    from dwmgrad.experiments.files import write_text
-    from dwmgrad.experiments.runner import Failure
-    from dwmgrad.experiments.table import comparison_tables
-    from dwmgrad.experiments.tuning import make_runs
+    from experiments.cli import check_output, command, parse
+    from experiments.compact import as_text, check_same_plan, comparison_record, joined
+    from experiments.comparison import Comparison, read_comparison
+    from experiments.evidence.files import read_result
+    from experiments.files import write_text
+    from experiments.runner import Failure
+    from experiments.table import comparison_tables
+    from experiments.tuning import make_runs
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import add_version, needs, run_cli
+from glue.errors import add_version, needs, run_cli
 
 with needs("glue"):
     import torch

@@ -24,16 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import add_version, needs, run_cli
+from glue.errors import add_version, needs, run_cli
 
 with needs("glue"):
     import accelerate
     import torch
     import transformers
+    from glue.checkpoints import checkpoints
+    from glue.data import SAMPLE
     from transformers import HfArgumentParser
-
-    from dwmgrad.glue.checkpoints import checkpoints
-    from dwmgrad.glue.data import SAMPLE
 
 SCRIPTS = Path(__file__).resolve().parent
 CASES = [(script, ranks) for script in ("run_glue", "run_glue_no_trainer") for ranks in (1, 2)]

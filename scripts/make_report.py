@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import UsageError, add_version, needs, run_cli
+from glue.errors import UsageError, add_version, needs, run_cli
 
 with needs("glue"):
-    from dwmgrad.experiments.evidence.files import read_results
-    from dwmgrad.experiments.evidence.page import page
+    from experiments.evidence.files import read_results
+    from experiments.evidence.page import page
 
 
 @dataclass

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from dwmgrad.glue.errors import add_version, needs, run_cli
+from glue.errors import add_version, needs, run_cli
 
 with needs("glue"):
     import pyarrow as pa
@@ -21,7 +21,7 @@ with needs("glue"):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, RobertaConfig
 
-SAMPLE = Path(__file__).parent.parent / "src" / "dwmgrad" / "glue" / "sample"
+SAMPLE = Path(__file__).parent / "glue" / "sample"
 VOCABULARY = 16000
 ENDINGS = 300
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's order: <pad> is 1

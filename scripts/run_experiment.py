@@ -19,16 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import UsageError, needs, run_cli
+from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from dwmgrad.experiments.cli import check_output, command, parse
-    from dwmgrad.experiments.compact import as_text, experiment_record
-    from dwmgrad.experiments.config import Experiment, read_experiment
-    from dwmgrad.experiments.files import write_json, write_text
-    from dwmgrad.experiments.plots import learning_curves, valley
-    from dwmgrad.experiments.runner import Failure, read_result, sweep
-    from dwmgrad.experiments.table import markdown
+    from experiments.cli import check_output, command, parse
+    from experiments.compact import as_text, experiment_record
+    from experiments.config import Experiment, read_experiment
+    from experiments.files import write_json, write_text
+    from experiments.plots import learning_curves, valley
+    from experiments.runner import Failure, read_result, sweep
+    from experiments.table import markdown
 
 ROOT = Path(__file__).parents[1]
 PLACE = "{workload}"

@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import UsageError, needs, run_cli
+from glue.errors import UsageError, needs, run_cli
 
 with needs("glue"):
+    from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
+    from glue.lora import save_merged
+    from glue.metrics import compute_metrics, predictions_of
+    from glue.output import NOTHING_LEFT, clear_write_errors
+    from glue.parsing import Arguments, parse
+    from glue.preprocess import collator
+    from glue.setup import Run, prepare
+    from glue.submission import write_submission
+    from glue.summary import plot, summary
     from transformers import Trainer, TrainerCallback
 
     import dwmgrad
-    from dwmgrad.glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
-    from dwmgrad.glue.lora import save_merged
-    from dwmgrad.glue.metrics import compute_metrics, predictions_of
-    from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors
-    from dwmgrad.glue.parsing import Arguments, parse
-    from dwmgrad.glue.preprocess import collator
-    from dwmgrad.glue.setup import Run, prepare
-    from dwmgrad.glue.submission import write_submission
-    from dwmgrad.glue.summary import plot, summary
     from dwmgrad.integrations.callback import RanksAgreeCallback
 
 

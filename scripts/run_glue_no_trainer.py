@@ -16,17 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dwmgrad.glue.errors import needs, run_cli
+from glue.errors import needs, run_cli
 
 with needs("glue"):
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from tqdm.auto import tqdm
-    from transformers import enable_full_determinism, get_scheduler
-
-    import dwmgrad
-    from dwmgrad.glue.bare import (
+    from glue.bare import (
         Every,
         State,
         check_honoured,
@@ -35,16 +31,20 @@ with needs("glue"):
         train_sampler,
         window_of,
     )
-    from dwmgrad.glue.checkpoints import begin, finish, unusable
-    from dwmgrad.glue.lora import save_merged
-    from dwmgrad.glue.metrics import load_metric, mean_loss, predictions_of, score
-    from dwmgrad.glue.optim import build_optimizer
-    from dwmgrad.glue.output import NOTHING_LEFT, clear_write_errors, write_json
-    from dwmgrad.glue.parsing import parse
-    from dwmgrad.glue.preprocess import collator
-    from dwmgrad.glue.setup import Run, prepare
-    from dwmgrad.glue.submission import write_submission
-    from dwmgrad.glue.summary import plot, summary
+    from glue.checkpoints import begin, finish, unusable
+    from glue.lora import save_merged
+    from glue.metrics import load_metric, mean_loss, predictions_of, score
+    from glue.optim import build_optimizer
+    from glue.output import NOTHING_LEFT, clear_write_errors, write_json
+    from glue.parsing import parse
+    from glue.preprocess import collator
+    from glue.setup import Run, prepare
+    from glue.submission import write_submission
+    from glue.summary import plot, summary
+    from tqdm.auto import tqdm
+    from transformers import enable_full_determinism, get_scheduler
+
+    import dwmgrad
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import dwmgrad.glue
+import glue
 
 Shapes = list[tuple[int, ...]]
 
@@ -25,7 +25,7 @@ def roberta(
 
 def demo() -> Shapes:
     """The demo's model, from the config inside the package."""
-    folder = Path(dwmgrad.glue.__file__).parent / "sample"
+    folder = Path(glue.__file__).parent / "sample"
     config = json.loads((folder / "config.json").read_text())
     return roberta(
         config["hidden_size"],

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -74,8 +75,7 @@ def stay_at_home() -> None:
     import datasets
     import evaluate
 
-    from dwmgrad.glue import glue_metric
-
+    metric = Path(__file__).parents[2] / "scripts" / "glue" / "glue_metric.py"
     words = ["one", "two", "three", "four", "five", "six"]
     choose = random.Random(0)
 
@@ -98,7 +98,7 @@ def stay_at_home() -> None:
     mrpc = datasets.DatasetDict({"train": pairs(76), "validation": pairs(50)})
     load_metric = evaluate.load
     datasets.load_dataset = lambda path, name: mrpc
-    evaluate.load = lambda path, name: load_metric(glue_metric.__file__, name)
+    evaluate.load = lambda path, name: load_metric(str(metric), name)
 
 
 def main(module: str, arguments: list[str]) -> None:

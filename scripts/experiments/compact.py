@@ -1,0 +1,223 @@
+"""Results as they are kept in the repository: one small JSON for many runs, without any folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from glue.errors import UsageError
+
+from experiments.comparison import Comparison
+from experiments.config import Experiment
+from experiments.contenders import get_contender
+from experiments.runner import Failure
+from experiments.tuning import results, search, told
+from experiments.workload import Workload
+
+Result = Mapping[str, Any]
+
+_NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on", "reach")
+"""What a plan may say otherwise without any run's being another."""
+
+
+def comparison_record(
+    comparison: Comparison, failures: Sequence[Failure], command: str
+) -> dict[str, Any]:
+    """What there is of a comparison."""
+    contenders: dict[str, Any] = {}
+    found: list[Result] = []
+    for name in comparison.contenders:
+        state = search(comparison, name)
+        reach = results(comparison.reach_runs(name), comparison)
+        seeds = results(comparison.seed_runs(name, state.best_lr), comparison)
+        shared = results(comparison.shared_runs(name), comparison)
+        errors = [failure.error for failure in failures if failure.run.contender == name]
+        if not state.wanted and state.best_lr is None:
+            errors.append("every learning rate of its search diverged")
+        contenders[name] = {
+            "title": get_contender(name).title,
+            "defaults": dict(get_contender(name).defaults),
+            "rule": get_contender(name).rule,
+            "best_lr": state.best_lr,
+            "trials": [_trial(result, comparison) for result in state.trials],
+            "reach": [_trial(result, comparison) for result in reach],
+            "seeds": [_with_losses(result) for result in seeds],
+            "shared": [_with_losses(result) for result in shared],
+            "error": without_folders(errors[0]) if errors else None,
+        }
+        found += [*state.trials, *reach, *seeds, *shared]
+    plan = comparison.plan()
+    return {
+        "kind": "comparison",
+        "title": comparison.title,
+        **_head(comparison.workload, found, command),
+        "plan": plan,
+        "contenders": contenders,
+        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
+    }
+
+
+def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
+    """Whether the runs of an older record stand beside those that the comparison asks for.
+
+    Raises:
+        UsageError: they do not; the message names the first difference.
+    """
+    now = {"plan": comparison.plan(), "description": comparison.workload.description()}
+    for part, values in now.items():
+        old, new = kept.get(part) or {}, json.loads(json.dumps(values))
+        for name in {**old, **new}:
+            if name not in _NOT_OF_RUNS and old.get(name) != new.get(name):
+                raise UsageError(
+                    f"its {part} has {name} {old.get(name)!r}, the file asks for "
+                    f"{new.get(name)!r}: give another --output, or run all contenders"
+                )
+
+
+def joined(
+    record: Mapping[str, Any], kept: Mapping[str, Any], names: Sequence[str], command: str
+) -> dict[str, Any]:
+    """`record`, of some contenders, with what `kept`, an older one, has of the others.
+
+    Args:
+        record, kept: of one plan, see `check_same_plan`.
+        names: all contenders of the file.
+        command: the one that would make all of them.
+    """
+    plan = {**record["plan"], "contenders": list(names)}
+    contenders = {}
+    for name in names:
+        new, old = record["contenders"].get(name), kept["contenders"].get(name)
+        # what was interrupted does not replace what is whole
+        contenders[name] = old if old and not _whole(name, new, plan) else new
+    both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
+    return {
+        **record,
+        **both,
+        "command": command,
+        "plan": plan,
+        "contenders": {name: entry for name, entry in contenders.items() if entry},
+        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
+    }
+
+
+def _whole(name: str, entry: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool:
+    """Whether all that the plan asks of a contender was run."""
+    if entry is None or len(entry["trials"]) < plan["tuning"]["trials"]:
+        return False
+    wanted = {
+        "reach": plan["reach"].get(name, []),
+        "seeds": [] if entry["best_lr"] is None else plan["seeds"],
+        "shared": (plan["shared"] or {"seeds": []})["seeds"],
+    }
+    return all(len(entry.get(part, [])) == len(some) for part, some in wanted.items())
+
+
+def experiment_record(
+    experiment: Experiment,
+    found: Mapping[str, Sequence[Result]],
+    failures: Sequence[Failure],
+    command: str,
+) -> dict[str, Any]:
+    """What there is of an experiment; `found` has each label's results."""
+    every = [result for each in found.values() for result in each]
+    return {
+        "kind": experiment.kind,
+        "title": experiment.title,
+        **_head(experiment.workload, every, command),
+        "results": {
+            label: {
+                "contender": experiment.contenders[label][0],
+                "settings": experiment.workload.settings(*experiment.contenders[label]),
+                "runs": [_with_windows(result) for result in each],
+            }
+            for label, each in found.items()
+        },
+        "failures": [
+            {"run": str(failure.run), "error": without_folders(failure.error)}
+            for failure in failures
+        ],
+    }  # fmt: skip
+
+
+def _head(workload: Workload, found: Iterable[Result], command: str) -> dict[str, Any]:
+    found = list(found)
+    return {
+        "workload": workload.name,
+        "metric": workload.metric,
+        "higher_is_better": workload.higher_is_better,
+        "steps": workload.steps,
+        "description": workload.description(),
+        "command": command,
+        "machine": _distinct(result.get("machine") for result in found),
+        "versions": _distinct(result.get("versions") for result in found),
+    }
+
+
+def _distinct(records: Iterable[Any]) -> list[Any]:
+    kept: list[Any] = []
+    for record in records:
+        if record and record not in kept:
+            kept.append(record)
+    return kept
+
+
+def _trial(result: Result, comparison: Comparison) -> dict[str, Any]:
+    return {**_run(result), "tuned_by": told(result, comparison)}
+
+
+def _run(result: Result) -> dict[str, Any]:
+    return {
+        "lr": result["settings"]["lr"],
+        "seed": result["seed"],
+        "score": result["score"],
+        "diverged": result["diverged"],
+        "train_loss": _short(result["train_loss"]),
+        "steps": result["steps"],
+        "seconds": _short(result["seconds"]),
+        "scores": _points(result, "score"),
+    }
+
+
+def _with_losses(result: Result) -> dict[str, Any]:
+    return {**_run(result), "losses": _points(result, "loss")}
+
+
+def _with_windows(result: Result) -> dict[str, Any]:
+    run = _with_losses(result)
+    if windows := _points(result, "window"):
+        run["windows"] = windows
+    for name in ("increases", "signal_noise"):
+        if result.get(name) is not None:
+            run[name] = _short(result[name])
+    if "path" in result:
+        run["path"] = [[_short(x, 6) for x in point] for point in result["path"]]
+    return run
+
+
+def _points(result: Result, key: str) -> list[list[float]]:
+    return [[point["step"], _short(point[key])] for point in result["history"] if key in point]
+
+
+def _short(value: Any, digits: int = 5) -> Any:
+    """To so many significant digits; what is no float stays."""
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def without_folders(text: str) -> str:
+    """The last parts alone of all paths in `text`."""
+    return re.sub(r"(?:\b[A-Za-z]:)?[^\s'\"(,;:=]*[/\\](?=\S)", "", text)
+
+
+def as_text(values: Any, depth: int = 0) -> str:
+    """JSON in which lists of numbers, and of pairs, take one line each."""
+    pad = " " * (depth + 1)
+    if isinstance(values, Mapping) and values:
+        lines = [f"{pad}{json.dumps(k)}: {as_text(v, depth + 1)}" for k, v in values.items()]
+        return "{\n" + ",\n".join(lines) + "\n" + " " * depth + "}"
+    if isinstance(values, list) and any(isinstance(each, Mapping) for each in values):
+        lines = [pad + as_text(each, depth + 1) for each in values]
+        return "[\n" + ",\n".join(lines) + "\n" + " " * depth + "]"
+    return json.dumps(values, allow_nan=False)

@@ -1,0 +1,178 @@
+"""What every experiment has in common: a name, a metric, a budget of steps, and one way to run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+from glue.errors import UsageError
+
+from dwmgrad import __version__
+from experiments.contenders import get_contender
+from experiments.schedules import SCHEDULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A task with a fixed budget. All fields are plain values: a workload travels to a process.
+
+    Attributes:
+        name: the folder of its results.
+        metric: what `score` is.
+        higher_is_better: whether a larger score is the better one.
+        steps: the budget, in optimizer steps.
+        defaults: settings that hold where a run does not say otherwise.
+        lr_scale: a factor on the contenders' search ranges for the learning rate; they are made
+            for training from random weights.
+        data_dir: the folder with the data, for workloads that do not bring their own.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    steps: int
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    lr_scale: float = 1.0
+    data_dir: str | None = None
+    decay_is_l2: ClassVar[bool] = False
+    """Whether the default `weight_decay` is meant as an L2 penalty, too. If not, optimizers that
+    add it to the gradient have none: with Adam the decoupled 0.01 of AdamW stops all learning."""
+
+    def check(self) -> None:
+        """Look, before any training, whether what the workload needs is there.
+
+        Raises:
+            UsageError: it is not.
+        """
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        """Train once. The same arguments give the same numbers, on the same machine.
+
+        Args:
+            contender: a name of `contenders.CONTENDERS`.
+            settings: `lr`, `weight_decay`, `schedule` (a name of `schedules.SCHEDULES`), `warmup`
+                (a share of all steps), and arguments of the optimizer; `defaults` fill the gaps.
+            seed: of the initial weights, of dropout and of the data's order.
+            folder: for working files; what an interrupted run of the same arguments left in it is
+                where this one goes on. Nothing in it is needed afterwards.
+
+        Returns:
+            Plain values, as JSON takes them:
+            `score`: `metric` on the evaluation split at the end; None if the run diverged.
+            `diverged`: whether a loss, or the score, was not finite; training stopped there.
+            `train_loss`: the mean over the last 5 % of the steps; None if diverged.
+            `steps`: the steps that were made.
+            `seconds`: of training, without loading and evaluation.
+            `history`: points by step: {step, loss}, the mean since the last such point, for
+                DWMGrad with `window` and `effective_momentum` at that step; {step, score}.
+            `increases`, `signal_noise`: DWMGrad's alone: the share of steps with a positive signal,
+                and see `recording.signal_noise`.
+            `metrics`: all that was measured at the end.
+            `machine`, `versions`: where and with what it ran.
+        """
+        raise NotImplementedError
+
+    def settings(self, contender: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with the gaps filled, checked by building the optimizer once on one number.
+
+        Raises:
+            UsageError: a setting is missing, unknown or out of range.
+        """
+        own = get_contender(contender)
+        result: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0}
+        result |= {**own.defaults, **self.defaults}
+        if not own.decoupled and not self.decay_is_l2:
+            result["weight_decay"] = 0.0
+        if own.schedule_free:
+            result["schedule"] = "constant"
+        result |= given
+        for name in ("lr", "warmup", "weight_decay"):
+            value = result.get(name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UsageError(f"{contender}: {name} must be a number, got {value!r}")
+            if not (math.isfinite(value) and value >= 0) or (name == "warmup" and value >= 1):
+                raise UsageError(f"{contender}: {name} {value!r} is out of range")
+        if result["schedule"] not in SCHEDULES:
+            raise UsageError(
+                f"{contender}: schedule {result['schedule']!r}: choose from {', '.join(SCHEDULES)}"
+            )
+        if own.schedule_free and result["schedule"] != "constant":
+            raise UsageError(f"{contender}: it has no schedule but 'constant'")
+        own.check(result, self.steps)
+        return result
+
+    def search_space(self, contender: str) -> dict[str, dict[str, Any]]:
+        """The contender's search space with this workload's `lr_scale`."""
+        space = {name: dict(bounds) for name, bounds in get_contender(contender).search.items()}
+        for bound in ("low", "high"):
+            space["lr"][bound] *= self.lr_scale
+        return space
+
+    def description(self) -> dict[str, Any]:
+        """What makes this workload's numbers: every field but where the data lies."""
+        values = asdict(self)
+        values.pop("data_dir")
+        return values
+
+
+def folder_of(data_dir: str | None, what: str) -> Path:
+    """`data_dir` as a path.
+
+    Raises:
+        UsageError: it is missing or no folder; the message says that it should hold `what`.
+    """
+    if not data_dir:
+        raise UsageError(f"--data_dir is missing: give the folder that holds {what}")
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise UsageError(f"--data_dir {data_dir}: no such folder; it should hold {what}")
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """What a run's seconds depend on."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "processor": _processor(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def _processor() -> str:
+    """Its name; on Linux `platform` has none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that numbers may depend on."""
+    found = {"python": platform.python_version(), "dwmgrad": __version__}
+    for name in (
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "schedulefree",
+        "optuna",
+        "scipy",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

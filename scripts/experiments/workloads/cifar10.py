@@ -1,0 +1,184 @@
+"""CIFAR-10 with the residual networks of He et al., random crops and flips; macro F1.
+
+`cifar10` is the paper's work, ResNet-110 (its target: F1 90.67 %), and needs a GPU: 64,000 steps
+of 128 images with the steps of He et al. `cifar10-short` is ResNet-20 on the first 10,000 images
+for 12 epochs: about 4.5 minutes on one core.
+
+`data_dir` holds parquet files with the encoded images (PNG or JPEG) and `label`, as Hugging Face's
+`cifar10` has them: train*.parquet and test*.parquet.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from glue.errors import UsageError
+from glue.files import find_split
+from torch import Tensor
+
+from experiments.workload import Workload, folder_of
+
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+PAD = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(Workload):
+    """Macro F1 on the test images; `metrics` also has the accuracy.
+
+    Attributes:
+        depth: of the network, 6n + 2.
+        batch_size: images per step.
+        train_images, test_images: how many, from the files' start; None: all.
+        evaluations: how often the score is taken.
+    """
+
+    name: str = "cifar10"
+    metric: str = "f1"
+    higher_is_better: bool = True
+    steps: int = 64_000
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: {"schedule": "step", "weight_decay": 1e-4}
+    )
+    decay_is_l2: ClassVar[bool] = True  # He et al. 2015
+    depth: int = 110
+    batch_size: int = 128
+    train_images: int | None = None
+    test_images: int | None = None
+    evaluations: int = 20
+
+    def check(self) -> None:
+        for split in ("train", "test"):
+            find_images(self.data_dir, split)
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        from sklearn.metrics import f1_score
+        from transformers import set_seed
+
+        from experiments.resnet import ResNet
+        from experiments.training import Job, train
+
+        settings = self.settings(contender, settings)
+        training = load_images(self.data_dir, "train", self.train_images)
+        test = load_images(self.data_dir, "test", self.test_images)
+
+        def measure(outputs: Any) -> dict[str, float]:
+            found, labels = outputs.predictions.argmax(axis=1), outputs.label_ids
+            f1 = float(f1_score(labels, found, average="macro"))
+            return {"f1": f1, "accuracy": float((found == labels).mean())}
+
+        set_seed(seed)
+        job = Job(
+            model=ResNet(self.depth),
+            train=training,
+            evaluation=test,
+            collate=functools.partial(collate, augment=True),
+            collate_evaluation=collate,
+            compute_metrics=measure,
+            score=lambda metrics: metrics["f1"],
+        )
+        return train(
+            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size,
+            evaluations=self.evaluations, max_grad_norm=0.0,
+        )  # fmt: skip
+
+
+def find_images(data_dir: str | None, split: str) -> list[Path]:
+    """The parquet files of a split: train.parquet, train-00000-of-00001.parquet, train_jpeg...
+
+    Raises:
+        UsageError: there are none.
+    """
+    folder = folder_of(data_dir, "train*.parquet and test*.parquet with CIFAR-10's images")
+    files = sorted(folder.glob(f"{split}*.parquet"))
+    return files or find_split(folder, split)  # which raises and lists what is there
+
+
+def load_images(data_dir: str | None, split: str, limit: int | None) -> list[tuple[Tensor, int]]:
+    """(image, label) for the first `limit` rows; an image is uint8 (3, 32, 32).
+
+    Raises:
+        UsageError: a column is missing, or an image is not what it should be.
+    """
+    return _decoded(tuple(map(str, find_images(data_dir, split))), limit)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(paths: tuple[str, ...], limit: int | None) -> list[tuple[Tensor, int]]:
+    from PIL import Image, UnidentifiedImageError
+    from pyarrow import parquet
+
+    rows: list[tuple[Tensor, int]] = []
+    for path in paths:
+        table = parquet.read_table(path)
+        if limit is not None:
+            table = table.slice(0, max(0, limit - len(rows)))
+        named = [name for name in ("img", "image") if name in table.column_names]
+        if not named or "label" not in table.column_names:
+            raise UsageError(f"{path}: needs the columns img and label; has {table.column_names}")
+        pairs = zip(table[named[0]].to_pylist(), table["label"].to_pylist(), strict=True)
+        for row, (value, label) in enumerate(pairs):
+            try:
+                data = value["bytes"] if isinstance(value, dict) else value
+                image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+            except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+                raise UsageError(f"{path}: row {row} is no image: {error}") from error
+            if image.shape != (32, 32, 3) or not 0 <= label < 10:
+                raise UsageError(f"{path}: row {row} is {image.shape}, label {label}")
+            rows.append((torch.from_numpy(image).permute(2, 0, 1), int(label)))
+    return rows
+
+
+def collate(examples: list[tuple[Tensor, int]], augment: bool = False) -> dict[str, Tensor]:
+    """`pixel_values` (images, 3, 32, 32), normalised, and `labels`."""
+    images = torch.stack([image for image, _ in examples]).float() / 255
+    images = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    if augment:
+        images = crop_and_flip(images)
+    return {
+        "pixel_values": images.contiguous(memory_format=torch.channels_last),
+        "labels": torch.tensor([label for _, label in examples]),
+    }
+
+
+def crop_and_flip(images: Tensor) -> Tensor:
+    """Each image padded by 4 zeros, cropped back at a random place, and flipped half of the time.
+
+    `images` and the result are (images, channels, height, width). He et al. 2015, section 4.2.
+    """
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
+    rows = torch.arange(height) + torch.randint(0, 2 * PAD + 1, (count, 1))
+    columns = torch.arange(width) + torch.randint(0, 2 * PAD + 1, (count, 1))
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    each = torch.arange(count).view(-1, 1, 1)
+    # indexing puts the channels last
+    return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def short(data_dir: str | None, **options: Any) -> Cifar10:
+    """The form for a CPU: ResNet-20 on 10,000 images, 12 epochs, half-cosine schedule."""
+    values: dict[str, Any] = {
+        "name": "cifar10-short", "depth": 20, "train_images": 10_000, "test_images": 5_000,
+        "steps": 12 * 79, "evaluations": 4,
+        "defaults": {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4},
+    }  # fmt: skip
+    return Cifar10(**{**values, **options}, data_dir=data_dir)
+
+
+def brief(data_dir: str | None, **options: Any) -> Cifar10:
+    """The form for a sweep: ResNet-8 on 2,000 images, 3 epochs, half-cosine schedule."""
+    values: dict[str, Any] = {
+        "name": "cifar10-brief", "depth": 8, "train_images": 2_000, "test_images": 1_000,
+        "steps": 3 * 63, "batch_size": 32, "evaluations": 3,
+        "defaults": {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4},
+    }  # fmt: skip
+    return Cifar10(**{**values, **options}, data_dir=data_dir)

@@ -1,0 +1,141 @@
+"""GLUE: a tiny RoBERTa from random weights on SST-2, and pretrained encoders on any task.
+
+`tiny-sst2` needs no path: 20,000 sentences of the package's own sample, one epoch of 313 steps of
+64, linear decay. AdamW reaches about 80 % at 5e-4 to 1e-3. One run takes 30 s on one core.
+
+`glue-TASK` and `glue-TASK-lora` fine-tune `model_name_or_path` on `data_dir`/TASK, 3 epochs in
+full or 10 with LoRA (r = 8). With MiniLM (6 layers, 384 wide) one core takes 0.6 s a step on cola,
+1.1 s on sst2, 1.8 s on stsb, 2 s on mrpc and 3.3 s on rte: 8 minutes for cola, 12 to 16 for mrpc,
+rte and stsb, 2 hours for sst2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glue.errors import UsageError
+from glue.files import find_split
+from glue.tasks import get_task
+
+from experiments.workload import Workload, folder_of
+
+SAMPLE_SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "rte": 2490}
+"""The tasks that can be had whole, and their training examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glue(Workload):
+    """The task's main metric on its development set.
+
+    Attributes:
+        task: a name of `glue.tasks.TASKS`.
+        model_name_or_path: a pretrained encoder; None: the sample's small RoBERTa, random weights.
+        lora_r: the adapter's rank; None: all weights are trained.
+        train_examples, eval_examples: at most so many; None: all.
+        max_seq_length: in tokens.
+        batch_size: examples per step.
+        evaluations: how often the score is taken.
+    """
+
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: {"schedule": "linear", "warmup": 0.06, "weight_decay": 0.01}
+    )
+    higher_is_better: bool = True
+    task: str
+    model_name_or_path: str | None = None
+    lora_r: int | None = None
+    train_examples: int | None = None
+    eval_examples: int | None = None
+    max_seq_length: int = 128
+    batch_size: int = 32
+    evaluations: int = 3
+
+    def check(self) -> None:
+        task = get_task(self.task)
+        if self.data_dir is not None:
+            from glue.data import task_folder
+
+            for split in (task.train or "", *task.validation):
+                find_split(task_folder(self.data_dir, task), split)
+        elif self.task != "sst2":
+            folder_of(None, f"GLUE's tasks, {self.task} among them")
+        if self.model_name_or_path is None and self.name != "tiny-sst2":
+            raise UsageError("--model_name_or_path is missing: give a pretrained encoder")
+
+    def description(self) -> dict[str, Any]:
+        values = super().description()
+        if self.model_name_or_path:  # wherever it lies
+            values["model_name_or_path"] = Path(self.model_name_or_path).name
+        return values
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        from glue.metrics import compute_metrics
+        from glue.parsing import parse
+        from glue.preprocess import collator
+        from glue.setup import prepare
+
+        from experiments.training import Job, train
+
+        settings = self.settings(contender, settings)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
+            run = prepare(parse(self._arguments(seed, folder)), "experiment")
+        with run:
+            run.model.accepts_loss_kwargs = False  # heads ignore num_items_in_batch
+            job = Job(
+                model=run.model,
+                train=run.train,
+                evaluation=run.splits[run.task.validation[0]],
+                collate=collator(run.tokenizer, False, False),
+                compute_metrics=compute_metrics(run.task),
+                score=lambda metrics: metrics[run.task.main_metric],
+            )
+            return train(
+                job, contender, settings, seed, folder, steps=self.steps,
+                batch_size=self.batch_size, evaluations=self.evaluations,
+            )  # fmt: skip
+
+    def _arguments(self, seed: int, folder: Path) -> list[str]:
+        """The words that scripts/run_glue.py would be given for this model and data."""
+        words = {
+            "task_name": self.task,
+            "output_dir": folder,
+            "model_name_or_path": self.model_name_or_path,
+            "data_dir": self.data_dir,
+            "use_sample": None if self.data_dir else True,
+            "lora_r": self.lora_r,
+            "max_train_samples": self.train_examples,
+            "max_eval_samples": self.eval_examples,
+            "max_seq_length": self.max_seq_length,
+            "seed": seed,
+            "report_to": "none",
+        }
+        flags = ["--do_train", "--do_eval", "--overwrite_output_dir"]
+        return flags + [f"--{name}={value}" for name, value in words.items() if value is not None]
+
+
+def tiny_sst2(data_dir: str | None = None, **options: Any) -> Glue:
+    """The quick one; it needs no path, so `data_dir` is not looked at."""
+    values: dict[str, Any] = {
+        "name": "tiny-sst2", "metric": "accuracy", "task": "sst2", "train_examples": 20_000,
+        "steps": 313, "batch_size": 64, "evaluations": 4,
+        "defaults": {"schedule": "linear", "warmup": 0.05, "weight_decay": 0.01},
+    }  # fmt: skip
+    return Glue(**{**values, **options})
+
+
+def pretrained(name: str, data_dir: str | None, **options: Any) -> Glue:
+    """`glue-TASK` or `glue-TASK-lora`, for the tasks that can be had whole."""
+    task, *rest = name.removeprefix("glue-").split("-")
+    lora = rest == ["lora"]
+    epochs, batch_size = (10 if lora else 3), options.get("batch_size", 32)
+    values: dict[str, Any] = {
+        "name": name, "metric": get_task(task).main_metric, "task": task,
+        "lora_r": 8 if lora else None, "lr_scale": 0.3 if lora else 0.03,
+        "steps": epochs * -(-SAMPLE_SIZES[task] // batch_size), "batch_size": batch_size,
+    }  # fmt: skip
+    return Glue(**{**values, **options}, data_dir=data_dir)

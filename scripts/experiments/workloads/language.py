@@ -1,0 +1,124 @@
+"""A small GPT-2 from random weights that learns to continue film reviews; perplexity.
+
+The texts are the package's own SST-2 sentences in the package's tokenizer, one after the other in
+blocks of 32 tokens. Of the training phrases, which are parts of each other, only those count that
+are part of no other, and tokens that come less than 5 times in them are one token, unknown. 3
+layers, 192 wide, 2 million parameters; 450 steps of 16 blocks are one and a half epochs. One run
+takes 45 s on one core.
+
+The model shifts the labels itself, so a block of 32 tokens has 31 targets. The Trainer tells it by
+`num_items_in_batch` what to divide by: in transformers 5.23 the targets (where the model's
+`loss_type` is known), in older versions all labels, which makes losses 31/32 of the mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Workload):
+    """Perplexity of the validation sentences: the exponential of the mean loss per token.
+
+    Attributes:
+        block: tokens in an example.
+        batch_size: examples per step.
+        layers, width, heads: of the GPT-2.
+        train_blocks, validation_blocks: at most so many examples; None: all.
+    """
+
+    name: str = "language"
+    metric: str = "perplexity"
+    higher_is_better: bool = False
+    steps: int = 450
+    defaults: Mapping[str, Any] = field(
+        default_factory=lambda: {"schedule": "linear", "warmup": 0.05, "weight_decay": 0.01}
+    )
+    block: int = 32
+    batch_size: int = 16
+    layers: int = 3
+    width: int = 192
+    heads: int = 4
+    train_blocks: int | None = None
+    validation_blocks: int | None = None
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+        from experiments.training import Job, train
+
+        settings = self.settings(contender, settings)
+        training, validation, vocabulary = blocks(self.block)
+        set_seed(seed)
+        config = GPT2Config(
+            vocab_size=vocabulary, n_positions=self.block, n_embd=self.width,
+            n_layer=self.layers, n_head=self.heads, use_cache=False,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        model = GPT2LMHeadModel(config)
+        model.loss_type = "ForCausalLM"  # which its class name does not say
+        job = Job(
+            model=model,
+            train=list(training[: self.train_blocks]),
+            evaluation=list(validation[: self.validation_blocks]),
+            collate=collate,
+            score=lambda metrics: math.exp(min(metrics["loss"], 700.0)),
+        )
+        return train(
+            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size,
+            eval_batch_size=self.batch_size, evaluations=3,
+        )  # fmt: skip
+
+
+def collate(examples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tokens are their own labels: the model shifts them."""
+    tokens = torch.stack(examples)
+    return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+@functools.lru_cache(maxsize=2)
+def blocks(size: int, least: int = 5) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Training and validation tokens, (examples, size) each, and the size of the vocabulary.
+
+    The vocabulary: 0 for what is unknown, and the tokens that come `least` times in training.
+    """
+    from glue.data import SAMPLE
+    from glue.files import find_split, read_columns
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
+    streams = []
+    for split in ("train", "validation"):
+        sentences = read_columns(find_split(SAMPLE, split)[0])["sentence"]
+        rows = tokenizer(whole_sentences(sentences), return_attention_mask=False)["input_ids"]
+        streams.append(torch.tensor([token for row in rows for token in row]))
+    known = torch.bincount(streams[0], minlength=len(tokenizer)) >= least
+    number = torch.where(known, known.cumsum(0), 0)
+    training, validation = (
+        number[tokens[: len(tokens) // size * size]].view(-1, size) for tokens in streams
+    )
+    return training, validation, int(known.sum()) + 1
+
+
+def whole_sentences(phrases: Iterable[str]) -> list[str]:
+    """The phrases that are part of no other phrase, the longest first."""
+    kept: list[str] = []
+    having: dict[str, list[str]] = defaultdict(list)  # word: the kept phrases with it
+    for phrase in sorted(set(phrases), key=lambda text: (-len(text), text)):
+        words, padded = phrase.split(), f" {phrase} "
+        rarest = min(words, key=lambda word: len(having[word]), default="")
+        if not any(padded in other for other in having[rarest]):
+            kept.append(phrase)
+            for word in set(words):
+                having[word].append(padded)
+    return kept

@@ -1,0 +1,197 @@
+"""Checkpoints that a kill cannot spoil: one counts once every rank has written all of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import Trainer
+
+from glue.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+_WHOLE = ".whole"
+"""The empty file that a checkpoint gets last; appearing is one step, writing would be many."""
+
+_PARTIAL = ".partial"
+"""What one gets in its place that is written, but that no run can go on from."""
+
+_DEEPSPEED = ("global_step*", "pytorch_model")
+_NEEDED = {
+    "the weights": (
+        "*.safetensors", "adapter_model.bin", "pytorch_model*.bin", "pytorch_model_fsdp_*",
+        *_DEEPSPEED,
+    ),
+    "the optimizer's state": ("optimizer.pt", "optimizer*.bin", "optimizer_*", *_DEEPSPEED),
+    "the scheduler's state": ("scheduler.pt", "scheduler*.bin", "custom_checkpoint_*.pkl",
+                              *_DEEPSPEED),
+    "the random states": ("rng_state*.pth", "random_states_*.pkl"),
+    "trainer_state.json": ("trainer_state.json",),
+}  # fmt: skip
+"""What a run needs to go on: the files or folders of the Trainer and of Accelerate, with FSDP and
+DeepSpeed. One of each must be there."""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole `checkpoint-STEP` folders that a run can go on from, by step."""
+    return [path for path in _all(folder) if (path / _WHOLE).is_file() and not lacks(path)]
+
+
+def written(folder: Path) -> list[Path]:
+    """The `checkpoint-STEP` folders that every rank has written, by step: also those without the
+    optimizer's state, as --save_only_model makes them."""
+    return [p for p in _all(folder) if (p / _WHOLE).is_file() or (p / _PARTIAL).is_file()]
+
+
+def lacks(checkpoint: Path) -> list[str]:
+    """What a run would need to go on from a folder, and is not there."""
+    missing = [name for name in _NEEDED if not _has(checkpoint, name)]
+    return missing + _missing_shards(checkpoint)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model was saved in `folder`."""
+    return _has(folder, "the weights")
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """The optimizer steps behind a checkpoint; 0 without one.
+
+    Raises:
+        UsageError: it is not a checkpoint.
+    """
+    if checkpoint is None:
+        return 0
+    try:
+        steps = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"]
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"global_step is {steps!r:.40}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise unusable(checkpoint, f"trainer_state.json: {error}") from error
+    return steps
+
+
+def unusable(checkpoint: Path, error: Exception | str) -> UsageError:
+    """For a checkpoint that cannot be loaded: the reason in one line, and the remedy."""
+    reason = " ".join((str(error).strip() or repr(error)).splitlines()[0].split())
+    return UsageError(
+        f"--resume_from_checkpoint {checkpoint}: cannot be gone on from ({reason}); give another "
+        "one, or move it away to go on from the one before it"
+    )
+
+
+def begin(checkpoint: Path) -> None:
+    """Every rank calls it before its first file: what an older run left in the folder goes."""
+    state = PartialState()
+    if state.is_local_main_process:
+        forget_later(checkpoint.parent, _step(checkpoint) - 1)
+        if checkpoint.is_dir() and not checkpoint.is_symlink():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        elif checkpoint.is_symlink():
+            checkpoint.unlink()
+        elif checkpoint.exists():  # a file of the user's, perhaps
+            checkpoint.replace(checkpoint.with_name(f"{checkpoint.name}.file"))
+    state.wait_for_everyone()
+
+
+def forget_later(folder: Path, steps: int) -> None:
+    """A run goes on after `steps` steps: what an older run left beyond them does not count."""
+    for path in _all(folder):
+        if _step(path) > steps:
+            _forget(path)
+
+
+def finish(
+    checkpoint: Path, keep: int | None = None, best: Path | None = None, each_node: bool = False
+) -> None:
+    """Every rank calls it after its last file: the checkpoint counts, older ones go.
+
+    Args:
+        checkpoint: its folder.
+        keep: how many written checkpoints stay, the newest; None: all.
+        best: one that stays in any case.
+        each_node: whether every machine has a folder of its own.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    if not (state.is_local_main_process if each_node else state.is_main_process):
+        return
+    if missing := lacks(checkpoint):
+        logger.warning(
+            "%s: no run can go on from it, as it lacks %s", checkpoint, ", ".join(missing)
+        )
+    (checkpoint / (_PARTIAL if missing else _WHOLE)).touch()
+    stays = {checkpoint.resolve(), *([best.resolve()] if best else [])}
+    found = written(checkpoint.parent)
+    surplus = len(found) - max(keep, len(stays)) if keep else 0
+    for path in [path for path in found if path.resolve() not in stays][: max(0, surplus)]:
+        _forget(path)  # first, lest half a checkpoint counts
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class WholeCheckpointTrainer(Trainer):
+    """The Trainer, whose checkpoints count once they are whole; old ones go only then.
+
+    The Trainer itself removes old ones before other ranks have written all of the new one, so its
+    `save_total_limit` is taken over here.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._keep, self.args.save_total_limit = self.args.save_total_limit, None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"
+        begin(folder)
+        super()._save_checkpoint(model, trial)
+        best = self.state.best_model_checkpoint
+        finish(folder, self._keep, Path(best) if best else None, self.args.save_on_each_node)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Named as the Trainer names them; checkpoint-007, say, is somebody's copy."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
+    return sorted((p for p in found if re.fullmatch("checkpoint-(0|[1-9][0-9]*)", p.name)),
+                  key=_step)  # fmt: skip
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _forget(checkpoint: Path) -> None:
+    """It no longer counts; of a link to a folder elsewhere the link goes, and no more."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
+    for marker in (_WHOLE, _PARTIAL):
+        (checkpoint / marker).unlink(missing_ok=True)
+
+
+def _has(folder: Path, need: str) -> bool:
+    return any(_has_content(path) for pattern in _NEEDED[need] for path in folder.glob(pattern))
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return any(path.iterdir()) if path.is_dir() else path.stat().st_size > 0
+    except OSError:  # a link to nowhere
+        return False
+
+
+def _missing_shards(checkpoint: Path) -> list[str]:
+    """Of weights in several files, those that the files' own names speak of."""
+    found = (re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", p.name) for p in checkpoint.iterdir())
+    wanted = {
+        f"{each[1]}-{number:05}-of-{each[2]}{each[3]}"
+        for each in found
+        if each
+        for number in range(1, min(int(each[2]), 10_000) + 1)
+    }
+    return sorted(name for name in wanted if not (checkpoint / name).is_file())

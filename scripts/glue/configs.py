@@ -1,0 +1,102 @@
+"""YAML and JSON files of settings, read so that nothing in them is overlooked or explodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from glue.errors import INSTALL, UsageError
+
+_LARGEST = 64 * 2**10
+"""Bytes. Our files have one or two thousand; YAML's parser takes about a second for this many."""
+_DEEPEST = 50
+
+
+def read_settings(path: str | Path) -> dict[Any, Any]:
+    """The `name: value` lines of a .json file, or of a YAML file by any other name.
+
+    Raises:
+        UsageError: the file cannot be read, is too large, is not what its name says, has a name
+            twice or an alias, or holds something else than `name: value`.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    kind = "JSON" if str(path).lower().endswith(".json") else "YAML"
+    if len(data) > _LARGEST:
+        raise UsageError(f"{path}: larger than {_LARGEST:,} bytes: no file of settings")
+    try:
+        text = data.decode("utf-8-sig")
+        values = json.loads(text, object_pairs_hook=no_doubles) if kind == "JSON" else _yaml(text)
+    except RecursionError as error:
+        raise UsageError(f"{path}: not {kind}: nested too deeply") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not {kind}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected lines of `name: value`, got {type(values).__name__}")
+    return values
+
+
+def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json: an object's values by name.
+
+    Raises:
+        ValueError: a name is there twice, of which json would keep the last.
+    """
+    if double := first_double([name for name, _ in pairs]):
+        raise ValueError(f"{double[0]!r} is there twice")
+    return dict(pairs)
+
+
+def first_double(names: Iterable[Any]) -> list[Any]:
+    """The first name that was there before, alone in a list; an empty list without one."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            return [name]
+        seen.add(name)
+    return []
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise UsageError(f"YAML files need pyyaml: {INSTALL.format('glue')}") from error
+
+    class Loader(yaml.SafeLoader):
+        """Refuses aliases, by which a short file can stand for gigabytes, and double names."""
+
+        def fetch_flow_collection_start(self, token: Any) -> None:
+            if self.flow_level > _DEEPEST:  # the scanner's time grows with the square
+                raise RecursionError
+            super().fetch_flow_collection_start(token)
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise yaml.MarkedYAMLError(
+                    problem=f"*{event.anchor} repeats another part, which is not taken; write it "
+                    "out",
+                    problem_mark=event.start_mark,
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            values = super().construct_mapping(node, deep)
+            if len(values) < len(node.value):
+                names = (self.construct_object(name, deep=True) for name, _ in node.value)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{first_double(names)[0]!r} is there twice",
+                    problem_mark=node.start_mark,
+                )
+            return values
+
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,180 @@
+"""Rows from local files: parquet, csv, tsv, jsonl, json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glue.configs import first_double, no_doubles
+from glue.errors import UsageError
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+
+
+def find_split(folder: Path, split: str) -> list[Path]:
+    """The file (or all parquet shards) of `split` in `folder`; `dev` stands for `validation`.
+
+    Raises:
+        UsageError: there is none, and the message lists what the folder holds; or a shard is
+            missing.
+    """
+    names = [split]
+    if split.startswith("validation"):
+        names += [
+            split.replace("validation", "dev"),
+            split.replace("validation", "val"),
+        ]
+    for name in names:
+        for suffix in SUFFIXES:
+            path = folder / f"{name}{suffix}"
+            if path.is_file():
+                return [path]
+        if shards := _shards(folder, name):
+            return shards
+    found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file())) or "no files"
+    raise UsageError(
+        f"--data_dir: no {split} split in {folder}: expected {split} as one of "
+        f"{', '.join(SUFFIXES)}; found {found}"
+    )
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """NAME-00000-of-00003.parquet and so on, of which none may be missing."""
+    found = sorted(folder.glob(f"{name}-*-of-*.parquet"))
+    counts = [re.fullmatch(r".*-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
+    numbers = [(int(each[1]), int(each[2])) for each in counts if each]
+    if found and (
+        len(numbers) < len(found) or sorted(numbers) != [(i, len(found)) for i in range(len(found))]
+    ):
+        raise UsageError(
+            f"--data_dir: {folder} has {', '.join(path.name for path in found)}: give all shards "
+            "of one set"
+        )
+    return found
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """The file's columns. In csv and tsv files every value is a string, as written.
+
+    Raises:
+        UsageError: the file cannot be read, or is not what its ending says.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix in (".csv", ".tsv"):
+            return _read_table(text, path.suffix)
+        return _read_json(text)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--data_dir: cannot read {path}: byte {error.start:,} is not UTF-8; save it as UTF-8"
+        ) from error
+    except RecursionError as error:
+        raise UsageError(f"--data_dir: cannot read {path}: nested too deeply") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--data_dir: cannot read {path}: {reason}") from error
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path).read()
+        _no_double(table.column_names)
+        return table.to_pydict()
+    except pyarrow.ArrowException as error:  # some of them are no ValueErrors
+        raise ValueError(f"damaged, or not parquet: {error}") from error
+
+
+def _read_table(text: str, suffix: str) -> dict[str, list[str]]:
+    """A header, and rows with as many fields; empty lines do not count."""
+    if not text.strip():
+        raise ValueError("the file is empty")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line} has a NUL character: it is damaged, or not UTF-8 text")
+    rows = _csv_rows(text) if suffix == ".csv" else _tsv_rows(text)
+    header = next(row for _, row in rows if row)
+    _no_double(header)
+    columns: list[list[str]] = [[] for _ in header]
+    empty = 0
+    for line, row in rows:
+        if not row:
+            empty = empty or line
+            continue
+        if empty and len(header) == 1:  # an empty text, perhaps: then all others would move up
+            raise ValueError(f'line {empty} is empty: remove it, or write "" in a csv file')
+        if len(row) != len(header):
+            kind, remedy = (
+                ("commas", 'put "quotation marks" around a field with a comma in it')
+                if suffix == ".csv"
+                else ("tabs", "no field can have a tab or a line break in it")
+            )
+            raise ValueError(
+                f"line {line} has {len(row)} fields and the header {len(header)} "
+                f"({', '.join(header)}): look for {kind} that are missing or too many; {remedy}"
+            )
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return dict(zip(header, columns, strict=True))
+
+
+def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """GLUE's tab-separated files quote nothing: a quotation mark there is text."""
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        yield number, line.split("\t") if line else []
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    rows, line = [], 1
+    limit = csv.field_size_limit(len(text))  # one for all of the process
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        for row in reader:
+            rows.append((line, row))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f'line {line}: {error}; write a quotation mark inside a field twice ("")'
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return iter(rows)
+
+
+def _read_json(text: str) -> dict[str, list[Any]]:
+    """An array of objects, or one object per line; a line ends with a line feed alone."""
+    if text.lstrip().startswith("["):
+        rows = json.loads(text, object_pairs_hook=no_doubles)
+    else:
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line, object_pairs_hook=no_doubles))
+                except ValueError as error:
+                    raise ValueError(
+                        f"line {number} is not JSON: {error}; expected one object per line, or one "
+                        "array of objects"
+                    ) from error
+    if not rows:
+        raise ValueError("the file is empty")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is {row!r:.40}: expected one object per example")
+    names = {name: None for row in rows for name in row}
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _no_double(names: list[str]) -> None:
+    if double := first_double(names):
+        raise ValueError(f"the column {double[0]!r} is there twice; remove one")

@@ -1,0 +1,116 @@
+"""The configuration, tokenizer and model of a run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from glue.arguments import DataArguments, ModelArguments
+from glue.data import SAMPLE
+from glue.errors import UsageError
+from glue.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedTokenizerBase:
+    """The fast tokenizer that belongs to the model (or --tokenizer_name)."""
+    source = model.tokenizer_name or model.model_name_or_path or model.config_name
+    if source is None:
+        source = _sample_or_error(data)
+    names = ("tokenizer_name", "model_name_or_path", "config_name")
+    argument = next((f"--{name}" for name in names if getattr(model, name)), "--use_sample")
+    return _load(argument, source, AutoTokenizer.from_pretrained, use_fast=True,
+                 **_hub(model))  # fmt: skip
+
+
+def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTrainedModel:
+    """A sequence classifier with the task's labels; random weights where only a config is given.
+
+    Raises:
+        UsageError: nothing to load, or it cannot be loaded.
+    """
+    source = model.config_name or model.model_name_or_path or _sample_or_error(data)
+    config = _load("--config_name" if model.config_name else "--model_name_or_path", source,
+                   AutoConfig.from_pretrained, **_hub(model))  # fmt: skip
+    _set_labels(config, task, model)
+    if model.model_name_or_path is None:
+        print(f"Building {config.model_type} with random weights from {source}")
+        return AutoModelForSequenceClassification.from_config(
+            config, trust_remote_code=model.trust_remote_code
+        )
+    return _load(
+        "--model_name_or_path",
+        model.model_name_or_path,
+        AutoModelForSequenceClassification.from_pretrained,
+        config=config,
+        ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+        **_hub(model),
+    )
+
+
+def label_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
+    """The model's number of each class of the task; None where they are the task's own."""
+    names = {str(name).lower(): int(number) for name, number in (config.label2id or {}).items()}
+    if task.is_regression or sorted(names) != sorted(task.labels):
+        return None
+    order = tuple(names[name] for name in task.labels)
+    return None if order == tuple(range(task.num_labels)) else order
+
+
+def _set_labels(config: PretrainedConfig, task: Task, model: ModelArguments) -> None:
+    """The task's labels into the configuration; a model that knows them keeps its own order."""
+    if model.model_name_or_path is not None and label_order(config, task) is not None:
+        return
+    same = config.num_labels == task.num_labels
+    head = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+    if model.model_name_or_path and head and not same and not model.ignore_mismatched_sizes:
+        raise UsageError(
+            f"--model_name_or_path {model.model_name_or_path}: its head has {config.num_labels} "
+            f"labels, {task.name} needs {task.num_labels}; --ignore_mismatched_sizes starts a new "
+            "head"
+        )
+    config.num_labels = task.num_labels
+    config.finetuning_task = task.name
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {name: number for number, name in enumerate(task.labels)}
+
+
+def _sample_or_error(data: DataArguments) -> str:
+    if data.use_sample:
+        return str(SAMPLE)
+    raise UsageError(
+        "--model_name_or_path is missing: give a model (hub name or folder), or --config_name for "
+        "random weights, or --use_sample for the small model inside the package"
+    )
+
+
+def _hub(model: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": model.cache_dir,
+        "revision": model.model_revision,
+        "token": model.token,
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
+def _load(argument: str, source: str, load: Any, **options: Any) -> Any:
+    try:
+        return load(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"{argument} {source}: cannot be loaded: {reason[0]} Give a folder that "
+            "save_pretrained() wrote, or a name on the hub (which needs a network)"
+        ) from error

@@ -1,0 +1,60 @@
+"""Any `--optim` name: checked before the model loads, and built for a bare loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from glue.errors import UsageError
+
+_NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
+
+
+def check_optimizer(training: TrainingArguments) -> None:
+    """Build the optimizer once on a single number, so that a bad argument fails early.
+
+    Raises:
+        UsageError: what the optimizer says about `--optim_args` or its other arguments.
+    """
+    if any(word in str(training.optim) for word in _NEEDS_MODEL):
+        return
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+            group = {
+                "params": [nn.Parameter(torch.zeros(1))],
+                "weight_decay": training.weight_decay,
+            }
+            kind([group], **options)
+    except (ValueError, TypeError, ImportError) as error:
+        name = getattr(training.optim, "value", training.optim)
+        args = f" --optim_args {training.optim_args!r}" if training.optim_args else ""
+        raise UsageError(f"--optim {name}{args}: {error}") from error
+
+
+def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would build; biases and norms (1-D) do not decay.
+
+    Raises:
+        UsageError: an optimizer that only the Trainer can build.
+    """
+    kind, options = _kind_and_options(model, training)
+    if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
+        raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in trained if p.ndim >= 2],
+            "weight_decay": training.weight_decay,
+        },
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return kind(groups, **options)
+
+
+def _kind_and_options(model: Any, training: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    return kind, dict(options)

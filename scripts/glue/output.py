@@ -1,0 +1,305 @@
+"""The output folder: may it be written, and is there a run in it to go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from glue.checkpoints import checkpoints, has_weights, lacks, unusable, written
+from glue.errors import UsageError
+from glue.parsing import Arguments
+from glue.tasks import get_task
+
+_RECORD = ".run_arguments.json"
+_RESULTS = [f"{name}_results.json" for name in ("all", "train", "eval", "predict")]
+_ENDED = "ended_after_steps"  # in the record, once all of the training's results are written
+NOTHING_LEFT = "The checkpoint is the run's end; --overwrite_output_dir trains it afresh"
+
+
+def check_output(folder: str | None) -> Path:
+    """Make `folder` and prove that a file can be written there.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    path = Path(folder or "")
+    if not (folder or "").strip():
+        raise UsageError(f"--output_dir {folder!r}: give a folder for the results")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=".write-test") as file:
+            file.write(bytes(2**16))  # on a full disk, an empty file can still be made
+            file.flush()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--output_dir {folder}: cannot be written: {reason}") from error
+    return path
+
+
+@contextlib.contextmanager
+def clear_write_errors(folder: Path) -> Iterator[None]:
+    """A full disk or a folder that turned read-only ends the run with one line.
+
+    Raises:
+        UsageError: names the folder, the cause, and what the run goes on from.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if not _is_about_writing(error, folder):
+            raise
+        try:
+            whole, free = checkpoints(folder), f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB"
+        except OSError:
+            whole, free = [], "an unknown space"
+        rest = f"from {whole[-1].name}" if whole else "from the start: no checkpoint is whole yet"
+        raise UsageError(
+            f"--output_dir {folder}: writing failed, with {free} free on its disk ({error}); make "
+            f"it writable or make room, and the same command goes on {rest}"
+        ) from error
+
+
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+
+
+def _is_about_writing(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        name = error.filename
+        inside = name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
+        return inside and error.errno in _NUMBERS
+    text = str(error)  # torch and safetensors have their own errors
+    ours = ("inline_container.cc", "PytorchStreamWriter")
+    return any(part in text for part in (*ours, *(f"os error {each})" for each in _NUMBERS)))
+
+
+_DECIDES = (
+    "optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "warmup_steps", "warmup_ratio", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "dataloader_drop_last", "group_by_length",
+    "train_sampling_strategy", "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed",
+    "world_size",
+)  # fmt: skip
+"""Of TrainingArguments: what decides which weights come out. Not: what is logged, saved, evaluated
+and where; how gradients are computed (checkpointing, compilation, sharding)."""
+
+
+def identity(args: Arguments, script: str) -> dict[str, Any]:
+    """What must be equal for a run to go on from another's checkpoint by itself.
+
+    Folders of this machine count by what they hold: a job may be given copies in another place.
+    The examples themselves are added by `Run`, once they are tokenized.
+    """
+    training, model, data = args.training, args.model, args.data
+    precision = next((name for name in ("bf16", "fp16") if getattr(training, name)), None)
+    record = {
+        "script": script,
+        "task_name": get_task(data.task_name).name,
+        "use_sample": data.use_sample,
+        "data_dir": "given" if data.data_dir else None,
+        "max_train_samples": data.max_train_samples,
+        "max_seq_length": data.max_seq_length,
+        "pad_to_max_length": data.pad_to_max_length,
+        "model_name_or_path": _source(model.model_name_or_path, model.model_revision),
+        "config_name": _source(model.config_name, model.model_revision),
+        "mixed_precision": precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+    }
+    if args.lora.enabled:
+        record |= {k: v for k, v in vars(args.lora).items() if k != "merge_adapter"}
+        record["adapter_name_or_path"] = _source(args.lora.adapter_name_or_path, None)
+    else:
+        record |= {"lora_r": None, "adapter_name_or_path": None}
+    values = {name: getattr(training, name) for name in _DECIDES if hasattr(training, name)}
+    record |= {name: getattr(value, "value", value) for name, value in values.items()}
+    return json.loads(json.dumps(record, default=str))
+
+
+def _source(name: str | None, revision: str | None) -> str | None:
+    """A model's name on the hub, or a short digest of what its folder or file holds."""
+    if name is None or not os.path.exists(name):
+        return f"{name} ({revision})" if name and revision not in (None, "main") else name
+    path = Path(name)
+    kinds = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.index.json", "*.py")
+    files = {each for kind in kinds for each in path.glob(kind)} if path.is_dir() else {path}
+    digest = hashlib.sha256()
+    for file in sorted(files - {path / "training_args.bin"}):
+        with contextlib.suppress(OSError), file.open("rb") as content:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode() + content.read(2**20))
+            content.seek(max(0, size - 2**20))  # weights differ at both ends; all takes too long
+            digest.update(content.read(2**20))
+    return f"{path.resolve().name} (content {digest.hexdigest()[:12]})"
+
+
+def fingerprint(data: Dataset) -> str:
+    """The number of examples and a short digest of their tokens and labels."""
+    digest = hashlib.sha256()
+    for name in ("input_ids", "labels"):
+        for chunk in data.with_format("arrow")[:][name].chunks:
+            lists = hasattr(chunk, "value_lengths")
+            for part in (chunk.value_lengths(), chunk.flatten()) if lists else (chunk,):
+                digest.update(part.to_numpy(zero_copy_only=False).tobytes())
+    return f"{len(data):,} examples (content {digest.hexdigest()[:12]})"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """In one step: a kill leaves the old file or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(values, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def write_record(folder: Path, record: dict[str, Any], ended_after: int | None = None) -> None:
+    """Leaves a run's identity in its folder, in one step; `ended_after`: its last one."""
+    write_json(folder / _RECORD, _record(record, ended_after))
+
+
+def is_complete(folder: Path, record: dict[str, Any], steps: int) -> bool:
+    """Whether `folder` has all that this run's training leaves after so many steps."""
+    files = [folder / name for name in ("trainer_state.json", "train_results.json")]
+    return (
+        _read_record(folder) == _record(record, steps)
+        and all(path.is_file() for path in files)
+        and has_weights(folder)
+    )
+
+
+def _record(record: dict[str, Any], ended_after: int | None) -> dict[str, Any]:
+    return record if ended_after is None else {**record, _ENDED: ended_after}
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None where no run has begun.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    path = folder / _RECORD
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {found!r:.40}")
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: the record of the run there cannot be read ({error or 'too deep'}); if the "
+            "run is the same, remove this file and its checkpoints are gone on from; else give "
+            "another --output_dir, or --overwrite_output_dir to train afresh"
+        ) from error
+
+
+def remove_results(folder: Path) -> None:
+    """A run starts: no figures of another one stay, with which its own would be mixed."""
+    for name in _RESULTS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """What a kill left half written is kept under another name: the Trainer adds to these files."""
+    for path in (folder / name for name in _RESULTS):
+        if path.is_file():
+            try:
+                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                    raise ValueError("it holds no figures by name")
+            except (ValueError, RecursionError) as error:
+                kept = path.replace(path.with_name(f"{path.name}.damaged"))
+                print(f"{path} is damaged ({error}); kept as {kept.name}")
+
+
+def check_same_run(training: TrainingArguments, folder: Path, record: dict[str, Any]) -> None:
+    """A run goes on, by itself, from its own checkpoints alone.
+
+    Raises:
+        UsageError: the folder's run has another `identity`.
+    """
+    if not _goes_on_by_itself(training):
+        return
+    there = _read_record(folder)
+    last = next(reversed(checkpoints(folder)), None)
+    if there is None or (last is None and _has_ended(folder)):
+        return
+    changed = [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
+    if changed:
+        raise UsageError(
+            f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}); "
+            "give another folder, or --overwrite_output_dir to train afresh, or "
+            f"--resume_from_checkpoint {last or 'FOLDER'} to go on from one all the same"
+        )
+
+
+def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | None:
+    """Where training starts from: --resume_from_checkpoint, or the last one in `folder`.
+
+    Raises:
+        UsageError: the checkpoint does not exist, or lacks something; or the folder holds files,
+            but no checkpoint.
+    """
+    given = training.resume_from_checkpoint
+    if _is_path(given):
+        if not training.do_train:
+            raise UsageError(
+                f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give "
+                "it as --model_name_or_path"
+            )
+        path = Path(str(given))
+        if not path.is_dir():
+            raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
+        if missing := lacks(path):
+            raise unusable(path, f"it lacks {', '.join(missing)}")
+        return path
+    if not _goes_on_by_itself(training):
+        return None
+    checkpoint = next(reversed(checkpoints(folder)), None)
+    if training.process_index == 0:
+        for path in written(folder):
+            if missing := lacks(path):
+                print(f"Not gone on from: {path}, as it lacks {', '.join(missing)}")
+    if checkpoint is not None:
+        return checkpoint
+    if given and str(given).lower() != "false":
+        raise UsageError(f"--resume_from_checkpoint {given}: no whole checkpoint-* in {folder}")
+    there = _read_record(folder)
+    # killed before its first checkpoint was whole: there is nothing to lose
+    just_begun = there is not None and not _has_ended(folder)
+    if not just_begun and training.process_index == 0:
+        # files that begin with a dot may be another rank's write test
+        files = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if files:
+            holds = f"not empty ({', '.join(files[:3])} ...)"
+            if there is not None:
+                holds = "its run has ended"
+            raise UsageError(
+                f"--output_dir {folder}: {holds} and without a checkpoint; give "
+                "--overwrite_output_dir to train afresh, or another folder"
+            )
+    return None
+
+
+def _is_path(given: Any) -> bool:
+    return bool(given) and str(given).lower() not in ("true", "1", "false")
+
+
+def _goes_on_by_itself(training: TrainingArguments) -> bool:
+    given = training.resume_from_checkpoint
+    wants_last = str(given).lower() in ("true", "1")
+    afresh = getattr(training, "overwrite_output_dir", False) and not wants_last
+    return training.do_train and not afresh and not _is_path(given)
+
+
+def _has_ended(folder: Path) -> bool:
+    return (folder / "train_results.json").exists()

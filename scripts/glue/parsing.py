@@ -1,0 +1,149 @@
+"""Command line and YAML / JSON files to arguments: one set of names, the command line wins."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from glue.arguments import (
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    PortableArguments,
+    ReportArguments,
+    apply_portable,
+)
+from glue.configs import read_settings
+from glue.errors import UsageError, add_version
+
+_FILES = (".yaml", ".yml", ".json")
+_ASKED = {"help", "version"}  # on the command line alone
+
+
+class Arguments(NamedTuple):
+    """Everything a run was asked for. `given` holds the names that the user set himself."""
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    report: ReportArguments
+    training: TrainingArguments
+    given: frozenset[str]
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and the scripts' examples line by line."""
+
+
+class _Parser(HfArgumentParser):
+    """An argparse parser whose errors are `UsageError`s, near matches of a typo included."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+    def names(self) -> list[str]:
+        words = {word for action in self._actions for word in action.option_strings}
+        return sorted({_name(word) for word in words if word.startswith("--")} - _ASKED)
+
+
+def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments:
+    """Parse `argv` (default: the command line).
+
+    Arguments that end in .yaml, .yml or .json and stand before the first option are files of
+    `name: value`. Later files win over earlier ones, options win over files.
+
+    Raises:
+        UsageError: an unknown name, or a value that does not parse.
+    """
+    ours: Any = (ModelArguments, DataArguments, LoraArguments, ReportArguments)
+    theirs: Any = (PortableArguments, TrainingArguments)
+    parser = _Parser(
+        (*ours, *theirs),
+        description=description,
+        formatter_class=_Help,
+        usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
+        allow_abbrev=False,
+    )
+    add_version(parser)
+    words = list(sys.argv[1:] if argv is None else argv)
+    tokens: list[str] = []
+    while words and words[0].lower().endswith(_FILES):
+        tokens += _tokens_of_file(words.pop(0), parser.names())
+    tokens += words
+    given = frozenset(_name(word) for word in tokens if word.startswith("--"))
+    for name in sorted(given - {*parser.names(), *_ASKED}):
+        raise UsageError(_unknown(name, parser.names(), "the command line"))
+    try:
+        *parts, rest = parser.parse_args_into_dataclasses(
+            tokens, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except (ValueError, ImportError) as error:  # TrainingArguments' own checks
+        raise UsageError(str(error)) from error
+    if rest:
+        raise UsageError(
+            f"{rest[0]!r} belongs to no argument; a file of arguments stands first, as NAME.yaml"
+        )
+    model, data, lora, report, portable, training = parts
+    apply_portable(training, portable)
+    for each in (model, data, lora, training):
+        _settle_paths(each)
+    return Arguments(model, data, lora, report, training, given)
+
+
+_PATHS = {
+    "data_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
+    "adapter_name_or_path", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+def _settle_paths(arguments: Any) -> None:
+    """An empty one is refused, which would count as not given; `~` is the home folder, which a
+    shell leaves as it is after "=" and in quotation marks."""
+    for name in sorted(_PATHS & vars(arguments).keys()):
+        value = getattr(arguments, name)
+        if value == "":
+            raise UsageError(f"--{name} '': give a value, or leave it out")
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(arguments, name, os.path.expanduser(value))
+
+
+def _name(word: str) -> str:
+    """`--some-name=value` is `some_name`."""
+    return word[2:].split("=")[0].replace("-", "_")
+
+
+def _unknown(name: str, names: Sequence[str], where: str) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
+    return f"unknown argument {name!r} in {where}{hint}"
+
+
+def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
+    """The file's `name: value` lines as command-line words, so that both are parsed alike."""
+    values = read_settings(path)
+    tokens: list[str] = []
+    for name, value in values.items():
+        if name not in names:
+            raise UsageError(_unknown(str(name), names, path))
+        if value is None:
+            continue
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
+        try:
+            if isinstance(value, (list, tuple)):
+                tokens += [f"--{name}", *map(str, value)]
+            else:  # "=" keeps a value that begins with a dash one word
+                text = json.dumps(value) if isinstance(value, dict) else str(value)
+                tokens.append(f"--{name}={text}")
+        except (TypeError, ValueError) as error:  # a date inside, a number of 10,000 digits
+            raise UsageError(f"{path}: {name}: no argument has such a value ({error})") from error
+    return tokens

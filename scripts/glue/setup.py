@@ -1,0 +1,200 @@
+"""From arguments to everything that a training loop needs, the cheap checks first."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from glue.checkpoints import forget_later, steps_done
+from glue.data import ax_of, load_splits
+from glue.errors import UsageError
+from glue.lock import exclusive
+from glue.lora import add_lora, check_lora, print_trainable
+from glue.model import label_order, load_model, load_tokenizer
+from glue.optim import check_optimizer
+from glue.output import (
+    check_output,
+    check_same_run,
+    checkpoint_to_resume,
+    fingerprint,
+    identity,
+    is_complete,
+    remove_results,
+    set_aside_damaged,
+    write_record,
+)
+from glue.parsing import Arguments
+from glue.preprocess import tokenize
+from glue.tasks import Task, get_task
+
+
+@dataclass
+class Run(contextlib.AbstractContextManager):
+    """A task with its tokenized splits, model and tokenizer, ready to train.
+
+    As a context it holds its folder for itself; no other run gets it before the end.
+
+    `order` is the model's number of each class of the task, where they differ.
+    `checkpoint` is where training goes on from, if anywhere; `folder` takes all results; `record`
+    says which run it is; `begun` whether its training has; `complete` whether its training's
+    results were all there when it was about to.
+    """
+
+    task: Task
+    splits: dict[str, Dataset]
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    order: tuple[int, ...] | None
+    checkpoint: Path | None
+    folder: Path
+    record: dict[str, Any]
+    holds: contextlib.ExitStack
+    begun: bool = False
+    complete: bool = False
+
+    def __exit__(self, *error: Any) -> None:
+        self.holds.close()
+
+    def begin(self, total: int) -> bool:
+        """Training is about to start: every rank calls it when all is loaded.
+
+        Args:
+            total: the number of steps at its end.
+
+        Returns:
+            Whether a step is left. If so, the folder is from now on this run's.
+
+        Raises:
+            UsageError: if the ranks go on from different checkpoints.
+        """
+        state, done = PartialState(), steps_done(self.checkpoint)
+        mine = [done, is_complete(self.folder, self.record, done) if self.checkpoint else 0]
+        found = gather(torch.tensor([mine], device=state.device)).tolist()
+        if len({steps for steps, _ in found}) > 1:
+            raise UsageError(
+                f"--output_dir {self.folder}: the ranks find checkpoints of different steps "
+                f"({[steps for steps, _ in found]}); copy the folder to every machine, or share it"
+            )
+        self.begun, self.complete = True, bool(found[0][1])
+        if self.checkpoint is not None and done >= total:
+            return False
+        if state.is_local_main_process:
+            forget_later(self.folder, done)
+            if self.checkpoint is None:
+                remove_results(self.folder)
+            write_record(self.folder, self.record)
+        return True
+
+    def end(self, steps: int) -> None:
+        """All that training leaves is written: every rank calls it."""
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_local_main_process:
+            write_record(self.folder, self.record, steps)
+
+    @property
+    def train(self) -> Dataset:
+        """The training split."""
+        return self.splits[self.task.train or ""]
+
+    def evaluations(self) -> list[tuple[str, str]]:
+        """(split, suffix of its metrics' names); MNLI's mismatched set has `_mm`."""
+        return list(zip(self.task.validation, ("", "_mm"), strict=False))
+
+    def predictions(self) -> list[tuple[str, Task, str]]:
+        """(split, its task, its submission file)."""
+        files = [
+            (split, self.task, name)
+            for split, name in zip(self.task.test, self.task.submission, strict=True)
+        ]
+        if "ax" in self.splits:
+            files.append(("ax", get_task("ax"), get_task("ax").submission[0]))
+        return files
+
+    def in_task_order(self, predictions: np.ndarray) -> np.ndarray:
+        """Class numbers of the model as class numbers of the task."""
+        return predictions if self.order is None else np.argsort(self.order)[predictions]
+
+
+def prepare(args: Arguments, script: str) -> Run:
+    """Check everything that needs no model, then load data, tokenizer and model.
+
+    `script` is the name of the one that trains: the two do not read each other's checkpoints. The
+    run holds its folder until it is left as a context.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    training, data = args.training, args.data
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if data.task_name is None:
+        raise UsageError("--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ...")
+    task = get_task(data.task_name)
+    counts = {
+        f"max_{n}_samples": getattr(data, f"max_{n}_samples") for n in ("train", "eval", "predict")
+    }
+    for name, value in {**counts, "check_ranks_steps": args.report.check_ranks_steps}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}: must be at least 1")
+    if data.use_sample and data.data_dir:
+        raise UsageError("--use_sample and --data_dir exclude each other")
+    if training.do_eval and not task.validation and not training.do_train:
+        raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
+    check_lora(args.lora, args.given)
+    folder = check_output(training.output_dir)
+    training.process_index  # noqa: B018 - reading it is what starts the process group
+    with contextlib.ExitStack() as holds:
+        holds.enter_context(exclusive(folder))
+        record = identity(args, script)
+        check_same_run(training, folder, record)
+        checkpoint = checkpoint_to_resume(training, folder)
+        if PartialState().is_local_main_process:
+            set_aside_damaged(folder)
+        run = _load(args, task, checkpoint, folder, record)
+        if training.do_train:
+            record["training_data"] = fingerprint(run.train)
+            check_same_run(training, folder, record)
+        if checkpoint is not None and training.process_index == 0:
+            print(f"Resuming from {checkpoint}; --overwrite_output_dir starts afresh")
+        run.holds = holds.pop_all()
+    return run
+
+
+def _load(
+    args: Arguments, task: Task, checkpoint: Path | None, folder: Path, record: dict[str, Any]
+) -> Run:
+    training, data = args.training, args.data
+    check_optimizer(training)
+    tokenizer = load_tokenizer(args.model, data)
+    raw = load_splits(
+        task,
+        data,
+        train=training.do_train,
+        validation=training.do_eval,
+        test=training.do_predict,
+        cache_dir=args.model.cache_dir,
+    )
+    if training.do_predict and task.name == "mnli":
+        ax = ax_of(data, args.model.cache_dir)
+        if ax is not None:
+            raw["ax"] = ax
+    set_seed(training.seed)  # the new head's weights, or all of them
+    model: Any = load_model(args.model, data, task)
+    order = label_order(model.config, task)
+    splits = tokenize(raw, task, tokenizer, data, order)
+    if args.lora.enabled:
+        model = add_lora(model, args.lora)
+    if training.process_index == 0:
+        print_trainable(model)
+    nothing = contextlib.ExitStack()
+    return Run(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)

@@ -1,0 +1,122 @@
+"""The GLUE tasks as data: columns, labels, metrics, splits, submission files."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from glue.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One GLUE task, with the names of the Hugging Face `nyu-mll/glue` data set.
+
+    Attributes:
+        name: the task's short name.
+        columns: one or two text columns.
+        labels: the class names in the order of their numbers; empty for regression.
+        metrics: the metric names, the main one first.
+        submission: one GLUE submission file per test split.
+        write_names: whether GLUE wants class names (not numbers) in the submission.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+    train: str | None = "train"
+    validation: tuple[str, ...] = ("validation",)
+    test: tuple[str, ...] = ("test",)
+    submission: tuple[str, ...] = ()
+    write_names: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the model's output: the number of classes, or 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def main_metric(self) -> str:
+        return self.metrics[0]
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "cola",
+            ("sentence",),
+            ("unacceptable", "acceptable"),
+            ("matthews_correlation",),
+            submission=("CoLA.tsv",),
+        ),
+        Task("sst2", ("sentence",), ("negative", "positive"), submission=("SST-2.tsv",)),
+        Task(
+            "mrpc",
+            _PAIR,
+            ("not_equivalent", "equivalent"),
+            ("accuracy", "f1"),
+            submission=("MRPC.tsv",),
+        ),
+        Task("stsb", _PAIR, (), ("pearson", "spearmanr"), submission=("STS-B.tsv",)),
+        Task(
+            "qqp",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            ("accuracy", "f1"),
+            submission=("QQP.tsv",),
+        ),
+        Task(
+            "mnli",
+            ("premise", "hypothesis"),
+            _MNLI,
+            validation=("validation_matched", "validation_mismatched"),
+            test=("test_matched", "test_mismatched"),
+            submission=("MNLI-m.tsv", "MNLI-mm.tsv"),
+            write_names=True,
+        ),
+        Task(
+            "qnli",
+            ("question", "sentence"),
+            _ENTAILMENT,
+            submission=("QNLI.tsv",),
+            write_names=True,
+        ),
+        Task("rte", _PAIR, _ENTAILMENT, submission=("RTE.tsv",), write_names=True),
+        Task("wnli", _PAIR, ("not_entailment", "entailment"), submission=("WNLI.tsv",)),
+        # MNLI's diagnostic: no training or validation data; predict it with a model tuned on MNLI.
+        Task(
+            "ax",
+            ("premise", "hypothesis"),
+            _MNLI,
+            ("matthews_correlation",),
+            train=None,
+            validation=(),
+            submission=("AX.tsv",),
+            write_names=True,
+        ),
+    )
+}
+
+
+def get_task(name: str | None) -> Task:
+    """The task called `name` (case and `-`, `_` are ignored: `SST-2` is `sst2`).
+
+    Raises:
+        UsageError: there is no such task; the message lists them all.
+    """
+    key = (name or "").lower().replace("-", "").replace("_", "")
+    if key in TASKS:
+        return TASKS[key]
+    near = difflib.get_close_matches(key, TASKS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"--task_name {name}: no such task.{hint} Choose from: {', '.join(TASKS)}")

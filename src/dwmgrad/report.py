@@ -1,0 +1,106 @@
+"""`python -m dwmgrad.report RUN_DIR`: draws a run's loss, learning rate, window and momentum."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+CURVES = {
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "window": "window (steps)",
+    "effective_momentum": "effective momentum",
+}
+"""Keys of a Trainer's log, and their axis labels, from top to bottom."""
+
+
+def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
+    """Draws loss, learning rate, window and effective momentum over the steps of a run.
+
+    Args:
+        run_dir: a folder with a `trainer_state.json`, as the Trainer writes it; without one, its
+            newest checkpoint is taken.
+        output: the PNG to write; `window.png` in `run_dir` by default.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        FileNotFoundError: if there is no `trainer_state.json`.
+        ImportError: if matplotlib is not installed.
+        ValueError: if it logs no loss, or is damaged.
+    """
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the picture needs {error.name}: pip install matplotlib", name=error.name
+        ) from error
+    run_dir = Path(run_dir)
+    history = _history(run_dir)
+    present = [key for key in CURVES if any(key in entry for entry in history)]
+    if "loss" not in present:
+        raise ValueError(f"{run_dir} logged no loss: lower --logging_steps")
+
+    figure = Figure(figsize=(8, 2.0 * len(present) + 0.6), layout="constrained")
+    axes = figure.subplots(len(present), sharex=True, squeeze=False)[:, 0]
+    for axis, key in zip(axes, present, strict=True):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        axis.plot(*zip(*points, strict=True), color="tab:blue", linewidth=1.2, label="training")
+        axis.set_ylabel(CURVES[key])
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.01)
+    evaluated = [(e["step"], e["eval_loss"]) for e in history if "eval_loss" in e]
+    if evaluated:
+        axes[0].plot(*zip(*evaluated, strict=True), "o--", color="tab:orange", label="evaluation")
+        axes[0].legend(frameon=False)
+    axes[-1].set_xlabel("step")
+    figure.suptitle(run_dir.resolve().name)
+    path = Path(output) if output is not None else run_dir / "window.png"
+    figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else it adds a suffix
+    return path
+
+
+def _history(run_dir: Path) -> list[dict[str, float]]:
+    newest_first = sorted(
+        run_dir.glob("checkpoint-*/trainer_state.json"),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    for path in [run_dir / "trainer_state.json", *newest_first]:
+        if path.is_file():
+            try:
+                history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+                return [_numbers(entry) for entry in history if "step" in entry]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
+    raise FileNotFoundError(f"{run_dir} has no trainer_state.json, nor has a checkpoint in it")
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """What is drawn of one entry. A number may be in quotation marks, as `float` takes it."""
+    return {key: float(entry[key]) for key in ("step", "eval_loss", *CURVES) if key in entry}
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line, draws the picture and says where it is."""
+    parser = argparse.ArgumentParser(prog="python -m dwmgrad.report", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="an output_dir, or a checkpoint inside one")
+    parser.add_argument(
+        "--output", type=Path, help="the PNG to write (default: RUN_DIR/window.png)"
+    )
+    parser.add_argument("--version", action="version", version=f"dwmgrad {__version__}")
+    options = parser.parse_args(arguments)
+    try:
+        print(plot_run(options.run_dir, options.output))
+    except (ImportError, OSError, ValueError) as error:
+        parser.exit(1, f"python -m dwmgrad.report: {error}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,153 @@
+"""A folder of results such as the scripts write, made up from a fixed seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiments.contenders import CONTENDERS
+
+MACHINE = {
+    "processor": "Fake 1", "system": "Linux", "cores": 2, "threads": 1, "accelerator": None
+}  # fmt: skip
+VERSIONS = {"python": "3.11", "dwmgrad": "0.1.0", "torch": "2.13"}
+SKILL = {
+    "adamw": 0.0, "adam": -0.01, "dwmgrad-finetune": 0.03, "dwmgrad-decrease": -0.02, "sgd": -0.1
+}  # fmt: skip
+"""By how much a contender's score is above AdamW's."""
+
+
+def a_run(
+    rng: np.random.Generator, skill: float, lr: float, seed: int, steps: int, higher: bool
+) -> dict[str, Any]:
+    """A loss that falls to a level, and a score that goes with it, best at lr 1e-3."""
+    quality = 0.8 + skill - 0.05 * math.log10(lr / 1e-3) ** 2 + rng.normal(0, 0.005)
+    recorded = np.arange(2, steps + 1, 2)
+    curve = 2 * np.exp(-recorded / (40 - 400 * skill)) + 1.2 - quality
+    losses = curve + rng.normal(0, 0.02, len(recorded))
+    scored = np.linspace(steps / 4, steps, 4).astype(int)
+    shares = quality * (1 - np.exp(-scored / 40))
+    scores = shares if higher else 100 * np.exp(2 * (0.8 - shares))
+    return {
+        "lr": lr, "seed": seed, "score": float(scores[-1]), "diverged": False,
+        "train_loss": float(losses[-(steps // 40) :].mean()), "steps": steps,
+        "seconds": float(rng.uniform(5, 9)),
+        "losses": [[int(s), float(f"{x:.5g}")] for s, x in zip(recorded, losses, strict=True)],
+        "scores": [[int(s), float(x)] for s, x in zip(scored, scores, strict=True)],
+    }  # fmt: skip
+
+
+def diverged(run: dict[str, Any]) -> dict[str, Any]:
+    """The same run, ended early."""
+    return {
+        **run, "score": None, "diverged": True, "train_loss": None, "steps": 40,
+        "losses": [point for point in run["losses"] if point[0] <= 40], "scores": [],
+    }  # fmt: skip
+
+
+def a_comparison(
+    name: str, contenders: list[str], higher: bool = True, seeds: int = 5, **plan: Any
+) -> dict[str, Any]:
+    """A complete comparison; `plan` replaces values of its plan."""
+    rng, steps = np.random.default_rng(sum(map(ord, name))), 200
+    entries = {}
+    for contender in contenders:
+        skill = SKILL[contender]
+        trials = [a_run(rng, skill, lr, 100, steps, higher)
+                  for lr in (1e-4, 4.2e-4, 1.7e-3, 7.2e-3, 0.03, 9e-4)]  # fmt: skip
+        known = CONTENDERS.get(contender)
+        entries[contender] = {
+            "title": known.title if known else f"DWMGrad ({contender})",
+            "best_lr": 9e-4,
+            "trials": [{**run, "tuned_by": run["score"]} for run in trials],
+            "seeds": [a_run(rng, skill, 9e-4, seed, steps, higher) for seed in range(seeds)],
+            "shared": [a_run(rng, skill, 1e-3, seed, steps, higher) for seed in range(3)],
+            "error": None,
+        }
+    return {
+        "kind": "comparison",
+        "title": f"A {name}",
+        "workload": name,
+        "metric": "accuracy" if higher else "perplexity",
+        "higher_is_better": higher,
+        "steps": steps,
+        "plan": {
+            "workload": name, "contenders": contenders, "seeds": list(range(seeds)),
+            "tuning": {"trials": 6, "grid": 5, "seed": 100, "by": "score"}, "search": {},
+            "shared": {"lr": 1e-3, "seeds": [0, 1, 2]}, "target": 0.75 if higher else 105,
+            "tolerance": 0.02 if higher else 5, **plan,
+        },
+        "description": {},
+        "command": f"python scripts/compare_optimizers.py configs/comparisons/{name}.yaml",
+        "machine": [MACHINE],
+        "versions": [VERSIONS],
+        "contenders": entries,
+        "complete": True,
+    }  # fmt: skip
+
+
+def an_experiment(
+    kind: str, workload: str, labels: dict[str, dict[str, Any]], seeds: int
+) -> dict[str, Any]:
+    """An experiment or an ablation: label: settings."""
+    rng = np.random.default_rng(len(workload))
+    results = {}
+    for label, settings in labels.items():
+        runs = [a_run(rng, 0, settings["lr"], seed, 200, True) for seed in range(seeds)]
+        for run in runs:
+            if settings.get("max_window"):
+                run["windows"] = [[step, 3 + step % 5] for step in range(1, 201)]
+                run |= {"increases": 0.8, "signal_noise": 0.4}
+            if workload == "rosenbrock":
+                run["path"] = [[1.0, 2.0], [1.1, 1.5], [1.005, 1.011]]
+        contender = "dwmgrad-decrease" if settings.get("max_window") else "adam"
+        results[label] = {"contender": contender, "settings": settings, "runs": runs}
+    return {
+        "kind": kind, "title": f"Our {workload}", "workload": workload,
+        "metric": "f" if workload == "rosenbrock" else "accuracy",
+        "higher_is_better": workload != "rosenbrock", "steps": 200, "description": {},
+        "command": f"python scripts/run_experiment.py configs/experiments/{workload}.yaml",
+        "machine": [MACHINE],
+        "versions": [VERSIONS], "results": results, "failures": [],
+    }  # fmt: skip
+
+
+def write(folder: Path) -> Path:
+    """Every kind of file, and every kind of mishap."""
+    folder.mkdir(parents=True, exist_ok=True)
+    everyone = ["dwmgrad-finetune", "dwmgrad-decrease", "adamw", "adam", "sgd"]
+    cora = a_comparison("cora", everyone, chosen_on=True)
+    sgd = cora["contenders"]["sgd"]
+    sgd["trials"][4] = diverged(sgd["trials"][4])
+    sgd["seeds"][2] = diverged(sgd["seeds"][2])
+    sgd["best_lr"] = 1e-4
+    digits = a_comparison("digits", everyone)
+    digits["contenders"]["adamw"]["seeds"][1] = diverged(digits["contenders"]["adamw"]["seeds"][1])
+    digits["contenders"]["adam"]["error"] = "MemoryError: none left"
+    digits["contenders"]["adam"] |= {"trials": [], "seeds": [], "shared": [], "best_lr": None}
+    digits["complete"] = False
+    language = a_comparison("language", ["adamw", "dwmgrad-decrease"], higher=False, seeds=3)
+    del language["plan"]["shared"]
+    tiny = a_comparison("tiny_sst2", everyone)
+    for name in ("dwmgrad-finetune", "dwmgrad-decrease"):
+        tiny["contenders"][name] |= {"seeds": [], "best_lr": None}
+    del tiny["contenders"]["sgd"]
+    tiny["complete"] = False
+    settings = {"lr": 1e-3, "weight_decay": 0.01}
+    ours = {"DWMGrad, max_window=15": settings | {"max_window": 15}, "Adam": settings}
+    windows = {f"window {n}": settings | {"max_window": n} for n in (15, 100, 400)}
+    files = {
+        "comparison-cora": cora,
+        "comparison-digits": digits,
+        "comparison-language": language,
+        "comparison-tiny_sst2": tiny,
+        "experiment-rosenbrock": an_experiment("experiment", "rosenbrock", ours, 1),
+        "experiment-cora": an_experiment("experiment", "cora", ours, 10),
+        "ablation-window": an_experiment("ablation", "tiny-sst2", windows, 3),
+    }
+    for name, data in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(data, allow_nan=False))
+    return folder

@@ -1,0 +1,160 @@
+"""The optimizers of the comparison, their settings, and the schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from experiments.contenders import CONTENDERS, get_contender
+from experiments.runner import Run
+from experiments.schedules import SCHEDULES, make_schedule
+from experiments.workloads import WORKLOADS, make_workload
+from glue.errors import UsageError
+
+from dwmgrad import progress
+from dwmgrad.presets import PRESETS
+from dwmgrad.window import SIGNALS
+
+
+def needs(contender):
+    """Skip where the contender's package is not installed."""
+    if contender.startswith("schedule-free"):
+        pytest.importorskip("schedulefree")
+
+
+PLAIN = {"lr": 0.1, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_lowers_a_quadratic(name):
+    needs(name)
+    own = make_workload("rosenbrock").settings(name, {"lr": 0.01})
+    point = torch.nn.Parameter(torch.ones(3))
+    optimizer = get_contender(name).build([point], own, 50)
+    getattr(optimizer, "train", lambda: None)()
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = point.square().sum()
+        loss.backward()
+        optimizer.step(**({"loss": loss} if name.startswith("dwmgrad") else {}))
+    assert point.square().sum() < 2.5
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_search_ranges_are_for_log_uniform_draws(name):
+    bounds = get_contender(name).search["lr"]
+    assert 0 < bounds["low"] < bounds["high"] <= 1 and bounds["log"] is True
+    scaled = make_workload("glue-rte", None, model_name_or_path="x").search_space(name)["lr"]
+    assert scaled["high"] == pytest.approx(0.03 * bounds["high"])
+    assert get_contender(name).search["lr"] == bounds  # not changed by the above
+
+
+def test_dwmgrad_is_there_with_each_signal():
+    for signal in SIGNALS:
+        optimizer = get_contender(f"dwmgrad-{signal}").build(
+            [torch.nn.Parameter(torch.zeros(2))], PLAIN | {"max_window": 100}, 10
+        )
+        assert optimizer.param_groups[0]["window_signal"] == signal
+        assert optimizer.param_groups[0]["max_window"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "adamw", "adam"), [("tiny-sst2", 0.01, 0.0), ("cifar10", 1e-4, 1e-4)]
+)
+def test_a_decoupled_decay_is_not_added_to_gradients(name, adamw, adam):
+    work = make_workload(name)
+    for contender, expected in (("adamw", adamw), ("dwmgrad-loss", adamw), ("adam", adam)):
+        assert work.settings(contender, {"lr": 0.1})["weight_decay"] == expected
+        given = {"lr": 0.1, "weight_decay": 0.3}
+        assert work.settings(contender, given)["weight_decay"] == 0.3
+
+
+def test_a_rule_that_was_changed_makes_other_runs(tmp_path, monkeypatch):
+    work = make_workload("rosenbrock")
+    runs = [Run(work, name, {"lr": 0.1}, 0) for name in ("adamw", "dwmgrad-loss")]
+    before = [run.path(tmp_path) for run in runs]
+    assert before == [run.path(tmp_path) for run in runs]
+    monkeypatch.setattr(progress, "RULE_VERSION", progress.RULE_VERSION + 1)
+    after = [run.path(tmp_path) for run in runs]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_the_preset_is_a_contender_whose_settings_say_what_it_is():
+    settings = make_workload("rosenbrock").settings("dwmgrad-finetune", {"lr": 1e-3})
+    assert settings.items() >= PRESETS["finetune"].items()
+    built = get_contender("dwmgrad-finetune").build(
+        [torch.nn.Parameter(torch.zeros(2))], settings, 10
+    )
+    assert built.param_groups[0].items() >= PRESETS["finetune"].items()
+
+
+def test_defaults_can_be_changed_and_what_is_fixed_cannot():
+    workload = make_workload("rosenbrock")
+    assert workload.settings("sgd", {"lr": 1})["momentum"] == 0.9
+    assert workload.settings("sgd", {"lr": 1, "momentum": 0.0})["momentum"] == 0.0
+    with pytest.raises(UsageError, match="window_signal is fixed to 'loss'"):
+        workload.settings("dwmgrad-loss", {"lr": 1, "window_signal": "increase"})
+
+
+@pytest.mark.parametrize(
+    ("contender", "settings", "message"),
+    [
+        ("adamv", {"lr": 1}, "Did you mean adam"),
+        ("adam", {}, "lr must be a number, got None"),
+        ("adam", {"lr": "1e-3"}, "lr must be a number, got '1e-3'"),
+        ("adam", {"lr": math.nan}, "out of range"),
+        ("adam", {"lr": 1, "warmup": 1.0}, "warmup 1.0 is out of range"),
+        ("adam", {"lr": 1, "schedule": "linea"}, "choose from constant, linear"),
+        ("adam", {"lr": 1, "max_window": 3}, "max_window"),
+        ("dwmgrad-loss", {"lr": 1, "max_window": 0}, "max_window"),
+        ("schedule-free-adamw", {"lr": 1, "schedule": "linear"}, "no schedule"),
+    ],
+)
+def test_bad_settings_are_told_in_one_line(contender, settings, message):
+    needs(contender)
+    with pytest.raises(UsageError, match=message):
+        make_workload("rosenbrock").settings(contender, settings)
+
+
+def test_schedule_free_takes_its_warm_up_itself():
+    needs("schedule-free-adamw")
+    workload = make_workload("language", steps=200)
+    settings = workload.settings("schedule-free-adamw", {"lr": 1e-2})
+    contender = get_contender("schedule-free-adamw")
+    assert settings["schedule"] == "constant"
+    assert contender.arguments(settings, 200)["warmup_steps"] == 10
+    assert contender.schedule(settings, 200) == ("constant", 0)
+
+
+def test_schedules_rise_to_the_rate_and_end_low():
+    for name, ends in (("constant", 1.0), ("linear", 0.0), ("cosine", 0.0), ("step", 0.01)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        schedule = make_schedule(optimizer, name, warmup_steps=4, steps=20)
+        rates = []
+        for _ in range(20):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates[:5] == [0.0, 0.5, 1.0, 1.5, 2.0]
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * ends)
+        assert max(rates[4:]) == 2.0 and rates[4:] == sorted(rates[4:], reverse=True)
+    assert set(SCHEDULES) == {"constant", "linear", "cosine", "step"}
+
+
+def test_every_workload_can_be_made_and_described():
+    for name in WORKLOADS:
+        workload = make_workload(name, "somewhere")
+        assert workload.name == name and workload.steps > 0 and workload.metric
+        assert "somewhere" not in str(workload.description())
+    with pytest.raises(UsageError, match="Did you mean cora"):
+        make_workload("corra")
+    with pytest.raises(UsageError, match="wide"):
+        make_workload("cora", None, wide=3)
+
+
+def test_where_a_model_lies_does_not_matter_and_which_it_is_does():
+    def of(model):
+        return make_workload("glue-rte", None, model_name_or_path=model).description()
+
+    assert of("/a/roberta") == of("/b/roberta") != of("/b/other")

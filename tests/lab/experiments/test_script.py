@@ -1,0 +1,153 @@
+"""scripts/run_experiment.py and the files in configs/experiments."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from experiments.config import read_experiment
+from experiments.table import markdown, spread
+from glue.errors import UsageError
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location(
+        "run_experiment", ROOT / "scripts" / "run_experiment.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_experiment"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "experiment.yaml").write_text(text)
+    return str(folder / "experiment.yaml")
+
+
+ROSENBROCK = """
+workload: rosenbrock
+title: The valley
+kind: ablation
+options: {steps: 30}
+settings: {lr: 1e-3}
+contenders:
+  ours: {contender: dwmgrad-decrease, max_window: 15}
+  sgd: {lr: 1e30}
+  adam:
+seeds: [0, 1]
+"""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_can_be_read(path):
+    if "schedule-free" in path.read_text():
+        pytest.importorskip("schedulefree")
+    experiment = read_experiment(path)
+    assert experiment.contenders and experiment.seeds
+    assert any(name.startswith("dwmgrad") for name, _ in experiment.contenders.values())
+
+
+def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
+    config, out = write(tmp_path, ROSENBROCK), tmp_path / "out"
+    results = main([config, "--output_dir", str(out)])
+    assert {label: len(each) for label, each in results.items()} == {"ours": 2, "sgd": 2, "adam": 2}
+    table = (out / "table.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert "| sgd | 1e+30 | - | 2, 2 diverged | - |" in table
+    assert json.loads((out / "results.json").read_text())["results"] == results
+    for name in ("curves.png", "valley.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    small = tmp_path / "new" / "small.json"
+    again = main([config, "--output_dir", str(out), "--contenders", "ours", "--seeds", "1",
+                  "--output", str(small)])  # fmt: skip
+    assert again == {"ours": results["ours"][1:]}
+    record = json.loads(small.read_text())
+    assert (record["title"], record["kind"], record["steps"]) == ("The valley", "ablation", 30)
+    assert record["command"] == (
+        "python scripts/run_experiment.py experiment.yaml --seeds 1 --contenders ours"
+    )
+    assert record["results"]["ours"]["settings"] == results["ours"][1]["settings"]
+    (run,) = record["results"]["ours"]["runs"]
+    assert run["score"] == results["ours"][1]["score"] and run["seed"] == 1
+    assert len(run["losses"]) == len(run["windows"]) == 30 and len(run["path"]) == 31
+    assert run["scores"] == [[30, pytest.approx(run["score"], rel=1e-4)]]
+    assert "/" not in small.read_text().replace("scripts/", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give the file first"),
+        (["no.yaml"], "cannot read no.yaml"),
+        (["FILE", "--output-dri", "x"], "--output-dri"),
+        (["FILE", "--processes", "0"], "--processes 0"),
+        (["FILE", "--output", "/"], "--output /: cannot be written: it is a folder"),
+        (["FILE", "--seeds", "1", "1"], r"seeds \[1, 1\]"),
+        (["FILE", "--contenders", "adamw"], "the file has ours, sgd, adam"),
+        (["FILE", "--workload", "rosenbrok"], "Did you mean rosenbrock"),
+        (["FILE", "--workload", "cora"], "--data_dir|steps"),
+        (["FILE", "--model_name_or_path", "x"], "model_name_or_path"),
+    ],
+)
+def test_mistakes_are_one_line(main, words, message, tmp_path):
+    config = write(tmp_path, ROSENBROCK)
+    with pytest.raises(UsageError, match=message) as caught:
+        main([config if word == "FILE" else word for word in words])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected lines"),
+        ("workload: [", "not YAML"),
+        ("contenders: {adam: {lr: 1}}", "workload is missing"),
+        ("workload: rosenbrock", "contenders is missing"),
+        ("workload: rosenbrock\nsteps: 3", "unknown 'steps'"),
+        (
+            "workload: rosenbrock\nkind: survey\ncontenders: {adam: {lr: 1}}",
+            "kind 'survey': choose from experiment, ablation",
+        ),
+        ("workload: rosenbrock\ncontenders: {adam: 3}", "contenders: adam: expected"),
+        ("workload: rosenbrock\ncontenders: [adam]", "contenders: expected"),
+        ("workload: rosenbrock\ncontenders: {adm: {lr: 1}}", "Did you mean adam"),
+        ("workload: rosenbrock\ncontenders: {adam: {lr: fast}}", "lr must be a number"),
+        ("workload: rosenbrock\ncontenders: {adam: {lr: 1}}\nseeds: [-1]", "seeds"),
+        ("workload: rosenbrock\noptions: {size: 3}\ncontenders: {adam: {lr: 1}}", "size"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(text, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        read_experiment(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_shares_are_in_percent_and_other_numbers_are_not():
+    assert spread([0.8, 0.82], "accuracy") == "81.00 ± 1.41"
+    assert spread([66.01, 67.03], "perplexity") == "66.52 ± 0.72"
+    assert spread([0.5]) == "0.5" and spread([]) == "-"
+    assert markdown({"a": []}) == "no results"
+
+
+def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
+    text = "workload: cora\ntitle: Two\noptions: {steps: 3}\ncontenders: {adam: {lr: 0.01}}\n"
+    words = [write(tmp_path, text), "--output_dir", str(tmp_path / "out"), "--data_dir",
+             str(cora_dir), "--workload", "cora", "rosenbrock", "--processes", "1"]  # fmt: skip
+    with pytest.raises(UsageError, match=r"write \{workload\} in it, there are 2 of them"):
+        main([*words, "--output", str(tmp_path / "all.json")])
+    assert not (tmp_path / "out").exists()
+    found = main([*words, "--output", str(tmp_path / "{workload}.json")])
+    assert [result["workload"] for result in found["adam"]] == ["cora", "rosenbrock"]
+    for name in ("cora", "rosenbrock"):
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (record["title"], record["workload"]) == (f"Two: {name}", name)
+        assert record["command"].endswith(f"--workload {name}")
+        assert (tmp_path / "out" / name / "table.md").is_file()

@@ -1,0 +1,157 @@
+"""Every workload, end to end, on data that fits in a second."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from experiments.workloads import language, make_workload
+from glue.errors import UsageError
+from transformers import Trainer
+
+DWMGRAD = ("dwmgrad-decrease", {"lr": 1e-3, "max_window": 15})
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    """Tokens that follow a rule, in place of a tokenized sample."""
+    tokens = torch.arange(40 * 8).remainder(11).view(40, 8)
+    monkeypatch.setattr(language, "blocks", lambda size: (tokens[:32], tokens[32:], 11))
+
+
+@pytest.fixture
+def small(cora_dir, images_dir, digits_dir, urbansound_dir, few_texts):
+    """Workload by name, a few steps each."""
+    made = {
+        "rosenbrock": (None, {"steps": 20}),
+        "cora": (cora_dir, {"steps": 20}),
+        "cifar10-short": (images_dir, {"steps": 4, "depth": 8, "batch_size": 8}),
+        "digits": (digits_dir, {"steps": 6, "batch_size": 8, "width": 4}),
+        "urbansound8k": (urbansound_dir, {"steps": 4, "batch_size": 4, "width": 4}),
+        "tiny-sst2": (None, {"steps": 4, "batch_size": 8, "train_examples": 40,
+                             "eval_examples": 16}),
+        "language": (None, {"steps": 6, "batch_size": 4, "width": 8, "heads": 2, "block": 8}),
+    }  # fmt: skip
+    return lambda name: make_workload(name, str(made[name][0] or "") or None, **made[name][1])
+
+
+NAMES = ("rosenbrock", "cora", "cifar10-short", "digits", "urbansound8k", "tiny-sst2", "language")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_numbers(name, small, tmp_path):
+    workload = small(name)
+    workload.check()
+    first, again = (workload.run(*DWMGRAD, 3, tmp_path) for _ in range(2))
+    for key in ("score", "train_loss", "history", "metrics", "steps", "diverged"):
+        assert first[key] == again[key]
+    assert json.loads(json.dumps(first, allow_nan=False)).keys() == first.keys()
+    assert first["steps"] == workload.steps and not first["diverged"]
+    losses = [point for point in first["history"] if "loss" in point]
+    assert [point["step"] for point in losses] == list(range(1, workload.steps + 1))
+    assert {"window", "effective_momentum"} <= losses[-1].keys()
+    scores = [point for point in first["history"] if "score" in point]
+    assert scores[-1] == {"step": workload.steps, "score": first["score"]}
+    assert first["seconds"] > 0 and first["machine"]["threads"] and first["versions"]["torch"]
+    if name != "rosenbrock":
+        assert workload.run(*DWMGRAD, 4, tmp_path)["train_loss"] != first["train_loss"]
+
+
+@pytest.mark.parametrize("name", ["rosenbrock", "cora", "digits"])
+@pytest.mark.parametrize("contender", ["adamw", "sgd", "rmsprop", "schedule-free-adamw"])
+def test_other_contenders_train_too(name, contender, small, tmp_path):
+    if contender.startswith("schedule-free"):
+        pytest.importorskip("schedulefree")
+    result = small(name).run(contender, {"lr": 1e-3}, 0, tmp_path)
+    assert math.isfinite(result["score"])
+    assert not any("window" in point for point in result["history"])
+
+
+@pytest.mark.parametrize("name", ["rosenbrock", "language"])
+def test_divergence_is_a_result(name, small, tmp_path):
+    result = small(name).run("sgd", {"lr": 1e30}, 0, tmp_path)
+    assert result["diverged"] and result["score"] is None and result["train_loss"] is None
+    assert result["steps"] < small(name).steps
+    json.dumps(result, allow_nan=False)
+
+
+def test_dwmgrad_that_gets_no_finite_loss_has_diverged_as_well(small, tmp_path, monkeypatch):
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def broken(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.loss = output.loss * math.inf
+        return output
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", broken)
+    result = small("language").run(*DWMGRAD, 0, tmp_path)
+    assert result["diverged"] and result["score"] is None and result["steps"] == 0
+
+
+def test_rosenbrock_ends_where_the_authors_code_ends(tmp_path):
+    result = make_workload("rosenbrock").run(*DWMGRAD, 0, tmp_path)
+    assert result["path"][0] == [1.0, 2.0] and len(result["path"]) == 1001
+    np.testing.assert_allclose(result["path"][-1], (1.00528951, 1.01149244), atol=1e-8)
+    assert result["score"] == pytest.approx(1.0638e-4, abs=1e-8)
+
+
+def test_the_language_models_loss_is_the_mean_over_its_targets(small, tmp_path):
+    """Untrained, each of 11 tokens has log 11; older Trainers divide 7 targets by 8 labels."""
+    result = small("language").run("sgd", {"lr": 0.0}, 0, tmp_path)
+    exact = "_loss_shifts_labels" in inspect.getsource(Trainer)
+    ratios = (1.0,) if exact else (1.0, 7 / 8)
+    for loss in (result["train_loss"], result["metrics"]["loss"]):
+        assert any(loss / math.log(11) == pytest.approx(ratio, abs=0.03) for ratio in ratios)
+
+
+def test_cora_learns_a_graph_whose_groups_are_plain(cora_dir, tmp_path):
+    result = make_workload("cora", str(cora_dir), steps=100).run(
+        "dwmgrad-decrease", {"lr": 1e-2}, 0, tmp_path
+    )
+    assert result["score"] > 0.9
+    assert set(result["metrics"]) == {"accuracy", "validation_accuracy"}
+
+
+def test_pretrained_encoders_in_full_and_with_lora(tmp_path, monkeypatch):
+    """On a model and a task made here, three labelled sentences each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from glue.data import SAMPLE
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(SAMPLE)
+    config.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                   "num_labels": 1})  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(SAMPLE).save_pretrained(tmp_path / "model")
+    (tmp_path / "stsb").mkdir()
+    rows = {"sentence1": ["a", "b", "c"], "sentence2": ["d", "e", "f"], "label": [0.0, 2.5, 5.0]}
+    for split in ("train", "validation"):
+        pq.write_table(pa.table(rows), tmp_path / "stsb" / f"{split}.parquet")
+    for name in ("glue-stsb", "glue-stsb-lora"):
+        workload = make_workload(
+            name, str(tmp_path), model_name_or_path=str(tmp_path / "model"), steps=3, batch_size=2
+        )
+        workload.check()
+        (tmp_path / "out").mkdir(exist_ok=True)
+        result = workload.run(*DWMGRAD, 0, tmp_path / "out")
+        assert workload.metric == "pearson" and -1 <= result["score"] <= 1
+
+
+@pytest.mark.parametrize("name", ["cora", "cifar10", "digits", "urbansound8k", "glue-rte"])
+def test_missing_data_is_told_before_training(name, tmp_path):
+    for folder in (None, str(tmp_path / "no"), str(tmp_path)):
+        workload = make_workload(name, folder)
+        with pytest.raises(UsageError, match="--data_dir"):
+            workload.check()
+
+
+def test_a_missing_encoder_is_told_before_training():
+    with pytest.raises(UsageError, match="--model_name_or_path is missing"):
+        make_workload("glue-sst2").check()

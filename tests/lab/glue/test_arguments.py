@@ -1,0 +1,140 @@
+"""Files and the command line: one set of names, the command line wins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from glue.errors import UsageError
+from glue.parsing import parse
+from glue.tasks import TASKS
+
+import dwmgrad
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    dwmgrad.register()
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path):
+    first = write(
+        tmp_path / "a.yaml",
+        "task_name: rte\nlearning_rate: 1e-5\nseed: 3\noutput_dir: out\nuse_cpu: true\n"
+        "lora_r: 4\nlora_target_modules: [query, key]\nlr_scheduler_kwargs: {}\n"
+        "model_revision: null\n",
+    )
+    second = write(tmp_path / "b.json", json.dumps({"seed": 4, "optim_args": "max_window=7"}))
+    args = parse([first, second, "--learning_rate", "2e-5", "--lora_r=8"])
+    assert (args.data.task_name, args.training.seed) == ("rte", 4)
+    assert args.training.learning_rate == 2e-5 and args.training.optim_args == "max_window=7"
+    assert args.lora.lora_r == 8 and args.lora.lora_target_modules == ["query", "key"]
+    assert {
+        "seed",
+        "learning_rate",
+        "lora_r",
+    } <= args.given and "max_steps" not in args.given
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_unknown_key_in_a_file_lists_near_matches(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", json.dumps({"learning_rat": 1}))
+    with pytest.raises(UsageError, match=r"learning_rat.*a\.\w+.*did you mean learning_rate"):
+        parse([path])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "learning_rat.*did you mean learning_rate"),
+        (["--learning_rate", "fast", "--output_dir", "o"], "--learning_rate.*'fast'"),
+        (["--optim", "dwmgard", "--output_dir", "o"], "--optim.*dwmgard"),
+        (["--output_dir", "o", "stray"], "stray"),
+        (["missing.yaml"], "cannot read missing.yaml"),
+    ],
+)
+def test_bad_words(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "- 1\n- 2\n", "expected lines of `name: value`"),
+        ("a.yaml", "a: [1\n", "not YAML"),
+        ("a.json", "{", "a.json"),
+        ("a.yaml", "seed: many\noutput_dir: o\n", "--seed.*many"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, message):
+    with pytest.raises(UsageError, match=message):
+        parse([write(tmp_path / name, text)])
+
+
+def test_portable_names():
+    """Names that one end of the supported transformers versions lacks."""
+    args = parse(
+        ["--output_dir", "o", "--warmup_ratio", "0.06", "--group_by_length", "--use_cpu",
+         "--overwrite_output_dir"]
+    ).training  # fmt: skip
+    assert args.get_warmup_steps(1000) == 60
+    grouped = getattr(args, "train_sampling_strategy", None) or args.group_by_length
+    assert grouped in ("group_by_length", True)
+    assert args.overwrite_output_dir
+
+
+def test_every_config_parses():
+    files = [*ROOT.glob("configs/glue*/*.yaml"), ROOT / "configs" / "demo.yaml"]
+    assert len(files) == 19
+    for path in files:
+        args = parse([str(path), "--use_cpu"])
+        assert args.training.optim == "dwmgrad" and args.training.do_train
+        if path.parent.name.startswith("glue"):
+            assert args.data.task_name == path.stem in TASKS
+            assert args.training.get_warmup_steps(1000) == 60
+            assert args.lora.enabled == (path.parent.name == "glue_lora")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")))
+def test_accelerate_reads_its_configs(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+
+
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for word in ("--task_name", "--lora_r", "--learning_rate", "configs/demo.yaml", "LoRA"):
+        assert word in shown
+
+
+@pytest.mark.parametrize("name", ["run_glue", "run_glue_no_trainer"])
+def test_one_line_errors(name, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py")]
+    words = [
+        "--task_name",
+        "sts2",
+        "--output_dir",
+        str(tmp_path),
+        "--do_eval",
+        "--use_cpu",
+    ]
+    wrong = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert f"{name}.py: error: --task_name sts2" in wrong.stderr
+    assert all(task in wrong.stderr for task in TASKS)

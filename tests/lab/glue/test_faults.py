@@ -1,0 +1,99 @@
+"""Kills, full disks and read-only folders: the last whole checkpoint is found, the end is equal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from glue.checkpoints import checkpoints
+from glue.errors import UsageError
+from safetensors.torch import load_file
+
+from .conftest import ROOT, read_json
+
+
+def test_killed_runs_end_as_if_they_had_not_been(tmp_path):
+    """The short form of the script's 50 kills: each script, alone and with one rank of two gone."""
+    command = [sys.executable, str(ROOT / "scripts" / "fault_run.py"), "--kills", "4"]
+    command += ["--folder", str(tmp_path / "runs"), "--output", str(tmp_path / "faults.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = read_json(tmp_path / "faults.json")
+    assert figures["kills"] == figures["equal_ends"] == 4
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, and a function that mounts it anew with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> bool:
+        return subprocess.run(["mount", *options], capture_output=True).returncode == 0
+
+    try:
+        if not mount("-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)):
+            pytest.skip("only root may mount a disk")
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    yield folder, lambda options: mount("-o", f"remount,{options}", str(folder))
+    mount("-o", "remount,rw", str(folder))
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def words(argv):
+    return [
+        *argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "24", "--do_train",
+        "--save_strategy", "steps", "--save_steps", "1", "--logging_steps", "1",
+    ]  # fmt: skip
+
+
+def test_a_full_disk_costs_nothing_but_the_steps_since(script, words, disk, tmp_path):
+    folder, remount = disk
+    full = [*words, "--output_dir", str(folder / "out")]
+    with pytest.raises(
+        UsageError, match=r"writing failed, with 0.* MiB free .* from checkpoint-1$"
+    ):
+        script(full)
+    assert [path.name for path in checkpoints(folder / "out")] == ["checkpoint-1"]
+    assert remount("size=100m")
+    script(full)
+    script(words)
+    ours, whole = (load_file(f / "model.safetensors") for f in (folder / "out", tmp_path / "out"))
+    assert all(ours[name].equal(whole[name]) for name in whole)
+
+
+def test_a_disk_that_turns_read_only(script, words, disk):
+    folder, remount = disk
+    remount("size=100m")
+    full = [*words, "--num_train_epochs", "20", "--output_dir", str(folder / "out")]
+
+    def turn() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if checkpoints(folder / "out") and remount("ro"):  # it is busy while a file is written
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=turn, daemon=True)
+    thread.start()
+    with pytest.raises(UsageError, match=r"writing failed.*goes on from checkpoint-\d+$"):
+        script(full)
+    thread.join()
+    last = checkpoints(folder / "out")[-1]
+    with pytest.raises(UsageError, match="cannot be written: Read-only file system"):
+        script(full)
+    assert remount("rw")
+    script([*full, "--max_steps", str(int(last.name.split("-")[1]) + 1), "--resume_from_checkpoint",
+            str(last)])  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(script, words):
+    with pytest.raises(UsageError, match="--output_dir /proc/none: cannot be written"):
+        script([*words, "--output_dir", "/proc/none"])
+    assert not Path("/proc/none").exists()
