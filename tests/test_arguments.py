@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.presets import PAPER, PRESETS
+from dwmgrad.rule import PAPER, PRESETS
 
 BAD = [
     ({"lr": -1e-3}, ValueError, "lr must be in .*-0.001"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dwmgrad.window import Window
+from dwmgrad.rule import Window
 
 
 def sizes(signal: str, losses: list[float], **settings: float) -> list[int]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rule import SIGNALS
 from .state import STATE_DTYPES
-from .window import SIGNALS
 
 MISSING_LOSS = ("warn", "hold", "error")
 

@@ -8,12 +8,11 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
-from .. import arguments, presets
+from .. import arguments, rule
 from ..arguments import MISSING_LOSS
 from ..optimizer import DWMGrad
-from ..presets import PAPER, PRESETS
+from ..rule import PAPER, PRESETS, SIGNALS
 from ..state import STATE_DTYPES
-from ..window import SIGNALS
 from .names import preset_of
 
 
@@ -137,7 +136,7 @@ def check(settings: dict[str, Any]) -> None:
         if name not in ("lr", "eps") or isinstance(value, Real)
     }
     try:
-        whole |= presets.resolve(whole.pop("preset"), {name: whole[name] for name in PAPER})
+        whole |= rule.resolve(whole.pop("preset"), {name: whole[name] for name in PAPER})
         arguments.check(whole)
     except (TypeError, ValueError) as error:
         name = str(error).split()[0]
