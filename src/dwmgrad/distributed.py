@@ -111,11 +111,14 @@ class AgreedOnDevice(NamedTuple):
     overflow: Tensor
 
     @property
-    def is_known_idle(self) -> bool:
-        """Never: the device knows, and nobody asks it."""
+    def is_refused(self) -> bool:
+        """Never: the device knows, and nobody waits for it."""
         return False
 
-    is_refused = is_known_idle
+    @property
+    def is_known_idle(self) -> bool:
+        """Never, for the same reason."""
+        return False
 
 
 def agree(
