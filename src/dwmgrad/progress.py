@@ -116,6 +116,6 @@ def coefficients(group: dict[str, Any], zero_share: float) -> kernels.Coefficien
         eps=eps,
         shrink=lr * group["weight_decay"],
         noise=group["steps"],
-        dither_state=state.dithers(group),
-        dither_params=group["stochastic_rounding"],
+        stochastic_state=state.stochastic_state(group),
+        stochastic_params=group["stochastic_rounding"],
     )
