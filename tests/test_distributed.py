@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ranks import run
 
 from dwmgrad import DWMGrad
-from dwmgrad.distributed import Share, agree
+from dwmgrad.ranks import Share, agree
 
 
 def ddp_run(rank: int) -> tuple:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.kernels.gradients import can_be_squared
+from dwmgrad.kernels.foreach import can_be_squared
 
 BAD = {
     "nan": math.nan,

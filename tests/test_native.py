@@ -1,4 +1,4 @@
-"""The compiled kernel and the narrow state: what they compute, how they are built and refused."""
+"""The compiled kernel and the low-bit state: what they compute, how they are built and refused."""
 
 import copy
 import itertools
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad, kernels, state
-from dwmgrad.kernels import Blockwise, Coefficients, Tensors, narrow, native, reference
+from dwmgrad.kernels import Blockwise, Coefficients, Tensors, low_bit, native, reference
 
 SHAPES = [(33, 70), (5000,), (), (3,), (64, 100), (40000,)]
 STATES = [None, "float32", "bfloat16", "int8"]
@@ -31,15 +31,15 @@ def tensors_of(dtype: torch.dtype, state_dtype: str | None) -> Tensors:
 
 
 def wide(buffer) -> torch.Tensor:
-    return (narrow.decode(buffer) if isinstance(buffer, Blockwise) else buffer).float()
+    return (low_bit.decode(buffer) if isinstance(buffer, Blockwise) else buffer).float()
 
 
 @needs_compiler
-@pytest.mark.parametrize("dithers", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_kernel_equals_the_loop_bit_by_bit_but_for_the_last_place(
-    dtype: torch.dtype, state_dtype: str | None, dithers: bool
+    dtype: torch.dtype, state_dtype: str | None, stochastic: bool
 ) -> None:
     actual, expected = tensors_of(dtype, state_dtype), tensors_of(dtype, state_dtype)
     for step in range(40):
@@ -47,10 +47,10 @@ def test_the_kernel_equals_the_loop_bit_by_bit_but_for_the_last_place(
         if step % 7 == 3:
             grads[1][1029], grads[4][3, 3] = float("nan"), 1e30
         c = Coefficients(
-            1e-3, step % 10 / 10, 0.09 * (step % 10), 1e-8, 1e-4, step, dithers, dithers
+            1e-3, step % 10 / 10, 0.09 * (step % 10), 1e-8, 1e-4, step, stochastic, stochastic
         )
-        held = any(kernels.update(actual._replace(grads=grads), c))
-        assert held == (step % 7 == 3) == reference.update(expected._replace(grads=grads), c)
+        skipped = any(kernels.update(actual._replace(grads=grads), c))
+        assert skipped == (step % 7 == 3) == reference.update(expected._replace(grads=grads), c)
     for column in (0, 2, 3):
         a, b = (torch.cat([wide(t).flatten() for t in each[column]]) for each in (actual, expected))
         off = ~torch.isclose(a, b, rtol=1e-5, atol=1e-6)
@@ -63,9 +63,9 @@ def test_the_kernel_equals_the_loop_bit_by_bit_but_for_the_last_place(
 
 def test_the_bits_of_the_step_the_parameter_and_the_element_are_the_noise() -> None:
     like = torch.empty(1000)
-    bits = narrow.random_bits(like, 3, 5)
-    assert torch.equal(bits, narrow.random_bits(like, 3, 5))
-    for other in (narrow.random_bits(like, 4, 5), narrow.random_bits(like, 3, 6)):
+    bits = low_bit.random_bits(like, 3, 5)
+    assert torch.equal(bits, low_bit.random_bits(like, 3, 5))
+    for other in (low_bit.random_bits(like, 4, 5), low_bit.random_bits(like, 3, 6)):
         assert (bits != other).float().mean() > 0.99
     for half in (bits & 0xFFFF, bits >> 16):  # uniform: mean 1/2, standard error 0.009
         assert 0.46 < (half.float() / 65536).mean() < 0.54
@@ -82,13 +82,13 @@ def test_stochastic_rounding_is_right_in_the_mean(kind: str) -> None:
     values = {"bfloat16": values, "v": values * 2 - 1, "s": values.pow(3)}[kind]
     total = torch.zeros(256, dtype=torch.float64)
     for noise in range(4000):
-        bits = narrow.random_bits(values, noise, 0)
+        bits = low_bit.random_bits(values, noise, 0)
         if kind == "bfloat16":
-            total += narrow.round_to_bfloat16(values, bits).double()
+            total += low_bit.round_to_bfloat16(values, bits).double()
         else:
-            buffer = narrow.zeros(values)[kind == "s"]
-            narrow.encode(buffer, values, bits)
-            total += narrow.decode(buffer).double() ** (0.25 if kind == "s" else 1)
+            buffer = low_bit.zeros(values)[kind == "s"]
+            low_bit.encode(buffer, values, bits)
+            total += low_bit.decode(buffer).double() ** (0.25 if kind == "s" else 1)
     if kind == "s":
         values = values.double() ** 0.25
     step = {"bfloat16": 2**-8, "v": 2 / 127, "s": 1 / 255}[kind]  # between levels, at most
@@ -97,11 +97,11 @@ def test_stochastic_rounding_is_right_in_the_mean(kind: str) -> None:
 
 def test_a_slow_decay_is_not_lost_in_8_bits() -> None:
     """A mean square whose gradient has become 0 fades, though one step is less than a level."""
-    buffer = narrow.zeros(torch.empty(256))[1]
+    buffer = low_bit.zeros(torch.empty(256))[1]
     values = torch.ones(256)
     for noise in range(300):
-        narrow.encode(buffer, values, narrow.random_bits(values, noise, 0) >> 16)
-        values = narrow.decode(buffer)
+        low_bit.encode(buffer, values, low_bit.random_bits(values, noise, 0) >> 16)
+        values = low_bit.decode(buffer)
         values[1:] *= 0.99  # the first element keeps the block's scale
     assert 0.6 * 0.99**299 < values[1:].mean() < 1.6 * 0.99**299
 
@@ -148,7 +148,7 @@ def test_a_positive_mean_square_never_becomes_0_in_8_bits(
     grad.clamp_min_(1e-18)  # whose square is a normal number
     grad[0] = 0.0
     param = torch.zeros_like(grad)
-    v, s = narrow.zeros(param)
+    v, s = low_bit.zeros(param)
     tensors = Tensors([param], [grad], [v], [s], [0])
     if flush and not torch.set_flush_denormal(True):
         pytest.skip("this CPU does not flush denormal numbers")
@@ -156,7 +156,7 @@ def test_a_positive_mean_square_never_becomes_0_in_8_bits(
         for step in range(20):
             before = param.clone()
             kernels.update(tensors, Coefficients(1.0, 0.9, 0.0, 1e-30, 0.0, step))
-            assert (s.codes[1:] > 0).all() and (narrow.decode(s)[1:] > 0).all()
+            assert (s.codes[1:] > 0).all() and (low_bit.decode(s)[1:] > 0).all()
             assert not s.codes[0].any() and not v.codes[0].any()
             lengths = (param - before).abs()[1:] * (1 - 0.9 ** (step + 1)) ** 0.5
             assert lengths.max() < 2.5
@@ -256,7 +256,7 @@ def test_a_run_goes_on_in_another_precision(first: str, second: str) -> None:
     for param in params:
         for kept, buffer in zip(before[param], state.buffers_of(other.state[param]), strict=True):
             levels = {"float32": 0.0, "bfloat16": 2**-8, "int8": 2 / 127}[second]
-            if param.numel() < narrow.SMALLEST and second == "int8":
+            if param.numel() < low_bit.SMALLEST and second == "int8":
                 levels = 0.0
             assert ((wide(buffer) - kept).abs() <= levels * kept.abs().max()).all()
     train(other, params, 10, 20)

@@ -21,7 +21,7 @@ pytest.importorskip("triton", minversion="3.3")  # before, `is_right` decides on
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
 
 from dwmgrad import DWMGrad  # noqa: E402
-from dwmgrad.kernels import narrow, native, one_launch, reference  # noqa: E402
+from dwmgrad.kernels import low_bit, native, one_launch, reference  # noqa: E402
 from dwmgrad.kernels.coefficients import Blockwise, Coefficients, Tensors  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -49,7 +49,7 @@ def make(
     for ordinal, shape in enumerate(shapes):
         param = torch.randn(shape).to(device, dtype)
         if kind == torch.int8:
-            v, s = narrow.zeros(param)
+            v, s = low_bit.zeros(param)
         else:
             v, s = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
         row = (param, torch.randn(shape).to(device, dtype), v, s, 3 * ordinal)
@@ -74,7 +74,7 @@ def coefficients(step: int, **options: bool) -> Coefficients:
 def numbers(tensors: Tensors) -> Tensor:
     """All that a kernel may change, decoded, in float64."""
     found = (*tensors.params, *tensors.momentum_buffers, *tensors.square_avgs)
-    wide = (narrow.decode(each) if isinstance(each, Blockwise) else each for each in found)
+    wide = (low_bit.decode(each) if isinstance(each, Blockwise) else each for each in found)
     return torch.cat([each.double().flatten() for each in wide]).cpu()
 
 
@@ -83,11 +83,11 @@ def on_cpu(tensors: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dither", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_kernel_equals_the_others_while_the_window_moves(
-    dtype: torch.dtype, kind: torch.dtype, dither: bool, device: str
+    dtype: torch.dtype, kind: torch.dtype, stochastic: bool, device: str
 ) -> None:
     actual = make(dtype, kind, device)
     looped, compiled = on_cpu(actual), on_cpu(actual)
@@ -97,16 +97,16 @@ def test_the_kernel_equals_the_others_while_the_window_moves(
             torch.manual_seed(step)
             for grad in tensors.grads:
                 grad.copy_(torch.randn(grad.shape))
-        c = coefficients(step, dither_params=dither, dither_state=dither)
+        c = coefficients(step, stochastic_params=stochastic, stochastic_state=stochastic)
         assert not reference.update(looped, c)
         assert not one_launch.update(actual, c)
         if has_twin:
             native.update(compiled, c)
             assert torch.equal(numbers(actual), numbers(compiled)), "not the same bits"
     # the loop rounds float32 in another order, so now and then a 16-bit number differs, too
-    narrowest = min(dtype.itemsize, kind.itemsize)
+    fewest_bytes = min(dtype.itemsize, kind.itemsize)
     close = torch.isclose(numbers(actual), numbers(looped), rtol=1e-5, atol=1e-6)
-    assert (~close).double().mean() <= (0 if narrowest == 4 else 0.01)
+    assert (~close).double().mean() <= (0 if fewest_bytes == 4 else 0.01)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -145,9 +145,13 @@ def test_elements_that_cannot_be_squared_are_held(
     one_launch.update(actual, coefficients(0))
     actual.grads[0][250:257] = bad
     before, expected = numbers(actual), on_cpu(actual)
-    held = one_launch.update(actual, coefficients(1))
-    assert held.dtype == torch.int32 and held.shape == () and held.device == actual.params[0].device
-    assert held and reference.update(expected, coefficients(1))
+    skipped = one_launch.update(actual, coefficients(1))
+    assert (
+        skipped.dtype == torch.int32
+        and skipped.shape == ()
+        and skipped.device == actual.params[0].device
+    )
+    assert skipped and reference.update(expected, coefficients(1))
     after = numbers(actual)
     torch.testing.assert_close(after, numbers(expected), rtol=2e-3, atol=1e-6)
     bad_ones = slice(250, 256 if kind == torch.float16 else 255)
@@ -160,15 +164,15 @@ def test_elements_that_cannot_be_squared_are_held(
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_inactive_step_writes_nothing(kind: torch.dtype, device: str) -> None:
     tensors = make(torch.float32, kind, device)
-    c = coefficients(0, dither_state=True)
+    c = coefficients(0, stochastic_state=True)
     one_launch.update(tensors, c)
     tensors.grads[3].fill_(math.nan)
     before = copy.deepcopy(tensors)
     vector = torch.tensor(one_launch.numbers_of(c), device=device)
     vector[7] = 0.0
-    held = torch.zeros((), dtype=torch.int32, device=device)
-    one_launch.launch(tensors, vector, held, True, False, one_launch.Addresses())
-    assert held == 0
+    skipped = torch.zeros((), dtype=torch.int32, device=device)
+    one_launch.launch(tensors, vector, skipped, True, False, one_launch.Addresses())
+    assert skipped == 0
     leaves, old = map(torch.utils._pytree.tree_leaves, (tensors, before))
     for a, b in zip(leaves, old, strict=True):
         assert not isinstance(a, Tensor) or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
@@ -183,10 +187,10 @@ def test_gradients_are_unscaled_before_they_are_squared(device: str) -> None:
     c = coefficients(0)
     vector = torch.tensor(one_launch.numbers_of(c), device=device)
     vector[6] = 2.0**-60
-    held = torch.zeros((), dtype=torch.int32, device=device)
-    one_launch.launch(actual, vector, held, False, False, one_launch.Addresses())
+    skipped = torch.zeros((), dtype=torch.int32, device=device)
+    one_launch.launch(actual, vector, skipped, False, False, one_launch.Addresses())
     one_launch.update(expected, c)
-    assert held == 0 and torch.equal(numbers(actual), numbers(expected))
+    assert skipped == 0 and torch.equal(numbers(actual), numbers(expected))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -217,11 +221,11 @@ def test_addresses_are_uploaded_only_when_they_are_new(
     addresses = one_launch.Addresses(most=4)
     tensors = make(torch.float32, torch.float32, device, [(3,), (), (700,)])
     vector = torch.tensor(one_launch.numbers_of(coefficients(0)), device=device)
-    held = torch.zeros((), dtype=torch.int32, device=device)
+    skipped = torch.zeros((), dtype=torch.int32, device=device)
 
     def launch() -> int:
         uploads.clear()
-        one_launch.launch(tensors, vector, held, False, False, addresses)
+        one_launch.launch(tensors, vector, skipped, False, False, addresses)
         return len(uploads)
 
     assert [launch() for _ in range(3)] == [2, 0, 0]
@@ -324,8 +328,8 @@ def test_capturable_steps_use_it(
 def test_the_sizes_of_both_files_are_the_same() -> None:
     from dwmgrad.kernels import one_launch_triton as kernel
 
-    assert kernel.SCALED.value == narrow.BLOCK
-    assert kernel.BLOCKS.value * kernel.ROWS.value * narrow.BLOCK == one_launch._PIECE
+    assert kernel.SCALED.value == low_bit.BLOCK
+    assert kernel.BLOCKS.value * kernel.ROWS.value * low_bit.BLOCK == one_launch._PIECE
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -372,7 +376,7 @@ from dwmgrad.kernels.one_launch_triton import update
 types = ["*i64", "*i64", "*fp32", "*i32", "i32"] + 4 * ["constexpr"]
 signature = dict(zip(update.arg_names, types, strict=True))
 for param, state in ((tl.float32, tl.float32), (tl.bfloat16, tl.bfloat16), (tl.float16, tl.int8)):
-    constants = dict(PARAM=param, STATE=state, DITHER_STATE=True, DITHER_PARAMS=True)
+    constants = dict(PARAM=param, STATE=state, STOCHASTIC_STATE=True, STOCHASTIC_PARAMS=True)
     options = {"num_warps": 8, "enable_fp_fusion": False}
     target = GPUTarget("cuda", 80, 32)
     built = triton.compile(ASTSource(update, signature, constants), target=target, options=options)

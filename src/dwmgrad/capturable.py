@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernels, rule
-from .distributed import AgreedOnDevice, widest
 from .kernels.one_launch import Addresses
 from .plan import Moves
 from .progress import progress_of, window_of
-from .state import ZERO_SHARE, dithers, share_of
+from .ranks import AgreedOnDevice, widest
+from .state import ZERO_SHARE, share_of, stochastic_state
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
@@ -159,8 +159,8 @@ class DeviceWindow:
                     torch.stack([self._number(each) for each in numbers]),
                     self._held,
                     self._addresses,
-                    dither_state=dithers(group),
-                    dither_params=group["stochastic_rounding"],
+                    stochastic_state=stochastic_state(group),
+                    stochastic_params=group["stochastic_rounding"],
                     use_foreach=group["foreach"],
                     use_fused=group["fused"],
                 )

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import arguments
-from .kernels import narrow
+from .kernels.fit import Form, forms_of, misfit
 from .progress import PROGRESS, SCHEMA
 from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
-if TYPE_CHECKING:
-    from .optimizer import DWMGrad
-
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
-_TOLD = (*(name for name in PAPER if name != "initial_window"), "window_signal", "missing_loss",
-         "momentum", "eps", "maximize", "state_dtype", "stochastic_rounding")  # fmt: skip
+_COMPARED = (
+    *(name for name in PAPER if name != "initial_window"),
+    *("window_signal", "missing_loss", "momentum", "eps", "maximize"),
+    *("state_dtype", "stochastic_rounding"),
+)
+"""The settings whose differences a warning names."""
 COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
+"""What is equal in all parameter groups."""
 
 
 def check_form(state_dict: Any) -> None:
-    """Raises ValueError unless it has the two parts of a state dict."""
+    """Raises TypeError or ValueError unless it has the two parts of a state dict."""
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
+    for name, kind in (("param_groups", list), ("state", dict)):
+        if not isinstance(state_dict[name], kind):
+            raise TypeError(
+                f"state_dict[{name!r}] must be a {kind.__name__}, got "
+                f"{type(state_dict[name]).__name__}"
+            )
 
 
-def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
+def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
     """The state dict in the present schema, if the optimizer can continue from it.
 
     The optimizer's own `state_dtype`, where it has one, takes the place of the saved one.
@@ -39,75 +48,43 @@ def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
         TypeError, ValueError: naming the key, what it holds and what was expected.
     """
     check_form(state_dict)
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    if not isinstance(groups, list) or not isinstance(state, dict):
-        raise TypeError(
-            "state_dict['param_groups'] must be a list and state_dict['state'] a dict, got "
-            f"{type(groups).__name__} and {type(state).__name__}"
-        )
-    if len(groups) != len(optimizer.param_groups):
+    saved, own_groups = state_dict["param_groups"], optimizer.param_groups
+    if len(saved) != len(own_groups):
         raise ValueError(
-            f"state_dict has {len(groups)} parameter groups, "
-            f"the optimizer has {len(optimizer.param_groups)}"
+            f"state_dict has {len(saved)} parameter groups, the optimizer has {len(own_groups)}"
         )
-    shares = [share_of_old_schema(group) for group in groups]
-    groups = _repaired(
-        [
-            _upgraded(group, own) if isinstance(group, dict) else group
-            for group, own in zip(groups, optimizer.param_groups, strict=True)
-        ]
-    )
+    shares = [share_of_old_schema(group) for group in saved]
+    groups = _repaired(list(map(_upgraded, saved, own_groups)))
     ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
-    shared: dict[Any, float] = {}
-    for index, (group, current) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
+    shared: dict[Any, float | None] = {}
+    for index, (group, current) in enumerate(zip(groups, own_groups, strict=True)):
         _check_group(index, group, current, groups[0], ours)
         for key, param in zip(group["params"], current["params"], strict=True):
             if params.setdefault(key, param) is not param:
                 raise ValueError(
                     f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
                 )
-        shared |= dict.fromkeys(group["params"], shares[index])
-    checked_state = {}
+            shared[key] = shares[index]
+    state = dict(state_dict["state"])
     for key, own in state.items():
-        if key not in params:
-            if isinstance(own, dict) and set(BUFFERS) & set(own):
-                raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
-            checked_state[key] = own  # something that others keep there
-            continue
-        checked_state[key] = _checked_own(key, own, params[key], shared[key])
-    _refuse_shared({key: checked_state[key] for key in params if key in checked_state})
-    has_buffers = any(BUFFERS[0] in checked_state.get(key, {}) for key in params)
-    if (
-        groups
-        and groups[0]["steps"]
-        and not has_buffers
-        and any(p.requires_grad for p in params.values())
-    ):
-        warnings.warn(
-            f"the state dict has made {groups[0]['steps']} steps and has no state for any "
-            "parameter: the window goes on, momentum and mean squares begin anew",
-            stacklevel=5,
-        )
-    _tell_of_differences(groups, state_dict["param_groups"], optimizer)
-    return {**state_dict, "param_groups": groups, "state": checked_state}
+        if key in params:
+            state[key] = _checked_own(key, own, params[key], shared[key])
+        elif isinstance(own, dict) and set(BUFFERS) & set(own):
+            raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
+    _refuse_shared({key: state[key] for key in params if key in state})
+    _tell_of_lost_state(groups, state, params)
+    _tell_of_differences(groups, saved, own_groups)
+    return {**state_dict, "param_groups": groups, "state": state}
 
 
-def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
-    """Raises ValueError if two buffers of a state dict are one."""
-    seen: dict[int, str] = {}
-    for key, own in state.items():
-        for name in BUFFERS + SCALES:
-            buffer = own.get(name)
-            if type(buffer) is Tensor and buffer.numel():
-                where = f"state_dict['state'][{key!r}][{name!r}]"
-                other = seen.setdefault(buffer.data_ptr(), where)
-                if other != where:
-                    raise ValueError(f"{where} is the same memory as {other}")
+# ---- older schemas ----
 
 
-def _upgraded(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(group: Any, current: dict[str, Any]) -> Any:
     """A saved group in the present schema, with what is the present optimizer's own."""
+    if not isinstance(group, dict):
+        return group  # what is wrong with it is said later
     group = of_present_schema({**group, "capturable": current["capturable"]})
     if current["state_dtype"] is not None and "state_dtype" in group:
         group = {**group, "state_dtype": current["state_dtype"]}
@@ -133,7 +110,7 @@ def share_of_old_schema(group: Any) -> float | None:
         return None
     corrects = group.get("bias_correction") and group["schema"] == 3
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
-    _check_share(ZERO_SHARE, share)
+    _check_number(ZERO_SHARE, share, 0, 1)
     return share
 
 
@@ -160,40 +137,7 @@ def _repaired(groups: list[Any]) -> list[Any]:
     return [{**group, **{name: newest[name] for name in PROGRESS}} for group in whole]
 
 
-def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad) -> None:
-    """One warning that names each setting in which the optimizer and the state dict differ."""
-    found: dict[str, str] = {}
-    for group, old, current in zip(groups, saved, optimizer.param_groups, strict=True):
-        for name in _TOLD:
-            theirs, ours = old.get(name, group[name]), current[name]
-            if theirs != ours and name not in found:
-                wins = "the optimizer's" if group[name] == ours else "the state dict's"
-                found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
-    if found:
-        warnings.warn(
-            f"the state dict and the optimizer have other settings: {'; '.join(found.values())}. "
-            "To use a setting of your own, write it into optimizer.param_groups after loading",
-            stacklevel=5,
-        )
-
-
-def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
-    """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
-
-    and converts them where the optimizer asks for another precision.
-    """
-    saved = (key for group in state_dict["param_groups"] for key in group["params"])
-    own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
-    for key, (param, state_dtype) in zip(saved, own, strict=True):
-        loaded = state_dict["state"].get(key)
-        if not loaded or BUFFERS[0] not in loaded:
-            continue
-        state = optimizer.state[param]
-        for name in BUFFERS + SCALES:
-            if name in loaded and state[name].dtype != loaded[name].dtype:
-                state[name] = loaded[name].to(device=param.device, copy=True)
-        state[ZERO_SHARE] = share_of(float(loaded.get(ZERO_SHARE, 0.0)))
-        optimizer.state[param] = convert(state, param, state_dtype)
+# ---- the groups ----
 
 
 def _check_group(
@@ -218,17 +162,19 @@ def _check_group(
         )
     missing = ours - set(group)
     if missing:
+        makers = {"window": "", "betas": " of Adam or AdamW,", "nesterov": " of SGD,"}
+        maker = next((makers[key] for key in makers if key in group), " of another optimizer,")
         raise ValueError(
-            f"{where} is {_maker(group)} of this DWMGrad: missing keys {sorted(missing)}, "
+            f"{where} is a group{maker} not of this DWMGrad: missing keys {sorted(missing)}, "
             f"unknown keys {sorted(set(group) - ours, key=repr)}. Go on with the optimizer that "
             "saved it, or begin DWMGrad without its state"
         )
     keys = group["params"]
     if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):
         raise TypeError(f"{where}['params'] must be a list of numbers or names")
-    if len(group["params"]) != len(current["params"]):
+    if len(keys) != len(current["params"]):
         raise ValueError(
-            f"{where} has {len(group['params'])} parameters, the optimizer's group has "
+            f"{where} has {len(keys)} parameters, the optimizer's group has "
             f"{len(current['params'])}"
         )
     try:
@@ -244,50 +190,66 @@ def _check_group(
             )
 
 
-def _maker(group: dict[str, Any]) -> str:
-    """What a group that is not ours seems to be, by its keys."""
-    if "window" in group:
-        return "not a group"
-    if "betas" in group:
-        return "a group of Adam or AdamW, not"
-    return "a group of SGD, not" if "nesterov" in group else "a group of another optimizer, not"
-
-
 def _check_progress(group: dict[str, Any]) -> None:
-    for name, least in (("window", 1), ("observations", 0), ("increases", 0), ("steps", 0)):
-        value = group[name]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if not least <= value <= arguments.MOST_STEPS:
-            bound = f"at least {least}" if value < least else f"at most {arguments.MOST_STEPS}"
-            raise ValueError(f"{name} must be {bound}, got {value!r}")
-    if group["window"] > group["max_window"]:
-        raise ValueError(f"window must be at most {group['max_window']}, got {group['window']!r}")
-    if group["increases"] > group["observations"]:
-        raise ValueError(f"increases must be at most observations, got {group['increases']!r}")
+    most = arguments.MOST_STEPS
+    _check_number("window", group["window"], 1, group["max_window"], whole=True)
+    _check_number("observations", group["observations"], 0, most, whole=True)
+    _check_number("increases", group["increases"], 0, group["observations"], whole=True)
+    _check_number("steps", group["steps"], 0, most, whole=True)
+    _check_number("micro_batches", group["micro_batches"], 0)
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
-            _check_finite(name, group[name], "a number or None")
-    _check_finite("micro_batches", group["micro_batches"], "a number")
-    if group["micro_batches"] < 0:
-        raise ValueError(f"micro_batches must be at least 0, got {group['micro_batches']!r}")
+            _check_number(name, group[name], kind="a number or None")
 
 
-def _check_share(where: str, share: Any) -> None:
-    _check_finite(where, share, "a number")
-    if not 0 <= share <= 1:
-        raise ValueError(f"{where} must be in [0, 1], got {share!r}")
-
-
-def _check_finite(name: str, value: Any, kind: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be {kind}, got {value!r}")
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:
-        finite = False
-    if not finite:
+def _check_number(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    whole: bool = False,
+    kind: str = "a number",
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(f"{name} must be {'a whole number' if whole else kind}, got {value!r}")
+    if value < least or value > most:
+        bound = f"at least {least}" if value < least else f"at most {most}"
+        raise ValueError(f"{name} must be {bound}, got {value!r}")
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value!r}")
+
+
+def _tell_of_lost_state(
+    groups: list[dict[str, Any]], state: dict[Any, Any], params: dict[Any, Tensor]
+) -> None:
+    has_state = any(BUFFERS[0] in state.get(key, {}) for key in params)
+    trains = any(param.requires_grad for param in params.values())
+    if trains and not has_state and groups[0]["steps"]:
+        warnings.warn(
+            f"the state dict has made {groups[0]['steps']} steps and has no state for any "
+            "parameter: the window goes on, momentum and mean squares begin anew",
+            stacklevel=6,
+        )
+
+
+def _tell_of_differences(groups: list[Any], saved: list[Any], own: list[dict[str, Any]]) -> None:
+    """One warning that names each setting in which the optimizer and the state dict differ."""
+    found: dict[str, str] = {}
+    for group, old, current in zip(groups, saved, own, strict=True):
+        for name in _COMPARED:
+            theirs, ours = old.get(name, group[name]), current[name]
+            if theirs != ours and name not in found:
+                wins = "the optimizer's" if group[name] == ours else "the state dict's"
+                found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
+    if found:
+        warnings.warn(
+            f"the state dict and the optimizer have other settings: {'; '.join(found.values())}. "
+            "To use a setting of your own, write it into optimizer.param_groups after loading",
+            stacklevel=5,
+        )
+
+
+# ---- the state ----
 
 
 def _checked_own(key: Any, own: Any, param: Tensor, share: float | None) -> Any:
@@ -301,56 +263,62 @@ def _checked_own(key: Any, own: Any, param: Tensor, share: float | None) -> Any:
     ours = {name for name in BUFFERS + SCALES if name in own}
     if not ours:
         return own
-    if ours != set(BUFFERS) and ours != {*BUFFERS, *SCALES}:
-        raise ValueError(
-            f"{where} must have the keys {sorted(BUFFERS)}, got {sorted(own, key=repr)}"
-        )
+    forms = forms_of(param, blockwise=not ours.isdisjoint(SCALES))
+    if ours != set(forms):
+        raise ValueError(f"{where} must have the keys {sorted(forms)}, got {sorted(own, key=repr)}")
     if share:
         own = {**own, ZERO_SHARE: share_of(share)}
     if ZERO_SHARE in own:
         number = own[ZERO_SHARE]
         if isinstance(number, Tensor) and number.numel() == 1 and not number.is_meta:
             number = number.item()
-        _check_share(f"{where}[{ZERO_SHARE!r}]", number)
-    narrows = len(ours) > len(BUFFERS)
-    for name in sorted(ours):
-        _check_buffer(f"{where}[{name!r}]", name, own[name], param, narrows)
+        _check_number(f"{where}[{ZERO_SHARE!r}]", number, 0, 1)
+    for name, form in sorted(forms.items()):
+        _check_buffer(f"{where}[{name!r}]", own[name], param, form, name != BUFFERS[0])
     return own
 
 
-def _check_buffer(where: str, name: str, buffer: Any, param: Tensor, narrows: bool) -> None:
+def _check_buffer(where: str, buffer: Any, param: Tensor, form: Form, positive: bool) -> None:
     if not isinstance(buffer, Tensor) or buffer.is_complex():
         raise TypeError(f"{where} must be a real tensor, got {type(buffer).__name__}")
-    dtypes, shape = _form_of(name, narrows, param)
-    if buffer.dtype not in dtypes:
-        raise TypeError(
-            f"{where} must be a real tensor of {' or '.join(map(str, dtypes))}, got {buffer.dtype}"
-        )
-    if buffer.shape != shape:
-        raise ValueError(
-            f"{where} has the shape {tuple(buffer.shape)}, its parameter "
-            f"{tuple(param.shape)}, which asks for {shape}"
-        )
-    if buffer.layout is not torch.strided or buffer.is_meta:
-        raise TypeError(f"{where} must be a dense tensor with its data")
-    if narrows and not buffer.is_contiguous():
-        raise ValueError(f"{where} must be contiguous, got the strides {buffer.stride()}")
-    if type(buffer) is Tensor and torch._debug_has_internal_overlap(buffer) == 1:
-        raise ValueError(f"{where} must have memory for each element, got an expanded tensor")
+    wrong = misfit(buffer, param, form)
+    if wrong is None and buffer.is_meta:
+        wrong = "is on meta: load it with its data"
+    if wrong is not None:
+        raise ValueError(f"{where} {wrong}")
     values = local_part(buffer.detach())
-    positive = name != "momentum_buffer"
     if not values.isfinite().all() or (positive and (values < 0).any()):
         least = " at least 0 and" if positive else ""
         raise ValueError(f"{where} must be{least} finite everywhere")
 
 
-def _form_of(
-    name: str, narrows: bool, param: Tensor
-) -> tuple[tuple[torch.dtype, ...], tuple[int, ...]]:
-    """The dtypes and the shape that a buffer may have."""
-    if name in SCALES:
-        return (torch.float32,), (-(-param.numel() // narrow.BLOCK),)
-    if narrows:
-        return (torch.int8 if name == "momentum_buffer" else torch.uint8,), tuple(param.shape)
-    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    return floats, tuple(param.shape)
+def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
+    """Raises ValueError if two buffers of a state dict are one."""
+    seen: dict[int, str] = {}
+    for key, own in state.items():
+        for name in BUFFERS + SCALES:
+            buffer = own.get(name)
+            if type(buffer) is Tensor and buffer.numel():
+                where = f"state_dict['state'][{key!r}][{name!r}]"
+                other = seen.setdefault(buffer.data_ptr(), where)
+                if other != where:
+                    raise ValueError(f"{where} is the same memory as {other}")
+
+
+def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
+    """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
+
+    and converts them where the optimizer asks for another precision.
+    """
+    saved = (key for group in state_dict["param_groups"] for key in group["params"])
+    own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
+    for key, (param, state_dtype) in zip(saved, own, strict=True):
+        loaded = state_dict["state"].get(key)
+        if not loaded or BUFFERS[0] not in loaded:
+            continue
+        state = optimizer.state[param]
+        for name in BUFFERS + SCALES:
+            if name in loaded and state[name].dtype != loaded[name].dtype:
+                state[name] = loaded[name].to(device=param.device, copy=True)
+        state[ZERO_SHARE] = share_of(float(loaded.get(ZERO_SHARE, 0.0)))
+        optimizer.state[param] = convert(state, param, state_dtype)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed import is_local
 from .gradient_trace import Mark, Trace, are_changed, marks
+from .ranks import is_local
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"

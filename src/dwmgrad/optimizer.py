@@ -19,11 +19,11 @@ from torch.amp.grad_scaler import OptState
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, distributed, kernels, progress, rule, state
+from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .cohorts import NewState, share_reader
-from .distributed import Agreed, AgreedOnDevice, Share
 from .loss_feed import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
 from .plan import Age, Plan, moves_of
+from .ranks import Agreed, AgreedOnDevice, Share
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -173,7 +173,7 @@ class DWMGrad(Optimizer, Joinable):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
-        self.loss_group = distributed.group_of(loss_group)
+        self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
         self._forget_losses()
         super().__init__(params, defaults)
@@ -421,7 +421,7 @@ class DWMGrad(Optimizer, Joinable):
             lacks_loss = agreed.loss is None and not agreed.idle
         else:
             lacks_loss = observation is None and self._has_gradient()
-        if lacks_loss and not distributed.joined_without(self):
+        if lacks_loss and not ranks.joined_without(self):
             self._go_without_loss()
         self._tell_of_held()
         return agreed
@@ -430,23 +430,23 @@ class DWMGrad(Optimizer, Joinable):
 
     def _steps_alone(self) -> bool:
         """Whether no other rank steps together with this one."""
-        if distributed.size(self.loss_group) < 2:
+        if ranks.size(self.loss_group) < 2:
             return True
-        if distributed.joined_without(self):
+        if ranks.joined_without(self):
             self._say_once(_NOT_JOINED)
             return True
-        return self._feed.local or distributed.is_local(self)
+        return self._feed.local or ranks.is_local(self)
 
     def _agree(
         self, observation: Observation | None, overflow: Tensor | float | None
     ) -> Agreed | AgreedOnDevice:
         """What all ranks make of their losses and of what their gradient scalers found."""
         share = Share(None, 0, self._has_gradient(), 0.0 if overflow is None else overflow)
-        if observation is not None and not distributed.joined_without(self):
+        if observation is not None and not ranks.joined_without(self):
             share = share._replace(loss=observation.loss, micro_batches=observation.micro_batches)
         alone = self._steps_alone()
         if not alone:
-            if share.micro_batches > 1 and distributed.joined_behind_others(self):
+            if share.micro_batches > 1 and ranks.joined_behind_others(self):
                 raise RuntimeError(
                     "Join([model, optimizer]) makes a step of each forward pass, and this step is "
                     f"of {share.micro_batches}: with gradient accumulation use Join([model])"
@@ -459,15 +459,15 @@ class DWMGrad(Optimizer, Joinable):
             self._has_stepped_alone = True
         elif not self._same_setup:
             ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
-            distributed.check_setup(self, self.loss_group, ignored)
+            ranks.check_setup(self, self.loss_group, ignored)
             self._same_setup = True
         device = self._device()
         if not self.param_groups[0]["capturable"]:
-            return distributed.agree(share, device, self.loss_group, alone)
+            return ranks.agree(share, device, self.loss_group, alone)
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)
         self._device_window.check(self._params())
-        agreed = distributed.agree_on_device(share, device, self.loss_group, alone)
+        agreed = ranks.agree_on_device(share, device, self.loss_group, alone)
         if self._scaler is not None and not alone:  # whose scale is to stay that of the others
             found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
             for each in found.values():
@@ -493,12 +493,12 @@ class DWMGrad(Optimizer, Joinable):
 
     def join_hook(self, **kwargs: Any) -> JoinHook:
         """For `torch.distributed.algorithms.Join([model, optimizer])`: uneven inputs."""
-        return distributed.Shadow(self)
+        return ranks.Shadow(self)
 
     @property
     def join_device(self) -> torch.device:
         """Where the collectives of `Join` run."""
-        return distributed.device_of(self._device(), self.loss_group)
+        return ranks.device_of(self._device(), self.loss_group)
 
     @property
     def join_process_group(self) -> Any:
@@ -513,8 +513,8 @@ class DWMGrad(Optimizer, Joinable):
 
     def _be_known(self) -> None:
         Joinable.__init__(self)
-        distributed.watch_joins()
-        distributed.watch_no_sync()
+        ranks.watch_joins()
+        ranks.watch_no_sync()
         DWMGrad.live.add(self)
 
     def _tell_of_held(self) -> None:
@@ -675,7 +675,9 @@ class DWMGrad(Optimizer, Joinable):
 def _coefficients(
     group: dict[str, Any], five: tuple[float, float, float, float, float], noise: int
 ) -> kernels.Coefficients:
-    return kernels.Coefficients(*five, noise, state.dithers(group), group["stochastic_rounding"])
+    return kernels.Coefficients(
+        *five, noise, state.stochastic_state(group), group["stochastic_rounding"]
+    )
 
 
 _NOT_JOINED = (

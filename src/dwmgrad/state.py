@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import narrow
+from .kernels import low_bit
 from .kernels.coefficients import Blockwise
-from .kernels.fit import BUFFERS, SCALES
+from .kernels.fit import BUFFERS, SCALES, state_of
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 ZERO_SHARE = "zero_share"
@@ -58,9 +58,7 @@ def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> d
             "parallelism), as its blocks would not be those of the whole tensor: use "
             "state_dtype=torch.bfloat16"
         )
-    v, s = narrow.zeros(param)
-    buffers = zip(BUFFERS + SCALES, (v.codes, s.codes, v.scales, s.scales), strict=True)
-    return dict(buffers) | share
+    return state_of(*low_bit.zeros(param)) | share
 
 
 def share_of(number: float) -> Tensor:
@@ -88,29 +86,27 @@ def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> di
 
     Earlier versions wrote float16 state of float16 parameters: it becomes float32.
     """
-    held = "int8" if SCALES[0] in state else str(state[BUFFERS[0]].dtype).removeprefix("torch.")
+    present = "int8" if SCALES[0] in state else _name_of(state[BUFFERS[0]].dtype)
     if state_dtype is None:
-        kind = "float32" if held == "float16" else held
+        kind = "float32" if present == "float16" else present
     else:
         kind = _kind(param, state_dtype)
-    if kind == held:
+    if kind == present:
         return state
     rest = {name: value for name, value in state.items() if name not in BUFFERS + SCALES}
-    wide = {
-        name: narrow.decode(buffer) if isinstance(buffer, Blockwise) else state[name]
-        for name, buffer in zip(BUFFERS, buffers_of(state), strict=True)
-    }
+    wide = {name: state[name] for name in BUFFERS}
+    if present == "int8":
+        wide = dict(zip(BUFFERS, map(low_bit.decode, buffers_of(state)), strict=True))
     if kind != "int8":
         return rest | {name: buffer.to(getattr(torch, kind)) for name, buffer in wide.items()}
     new = create(param, state_dtype) | rest
     half = torch.full(param.shape, 0x8000, dtype=torch.int64, device=param.device)
-    for name, buffer in zip(BUFFERS, buffers_of(new), strict=True):
-        assert isinstance(buffer, Blockwise)
-        narrow.encode(buffer, wide[name].float(), half)  # half way up is the nearest level
+    for buffer, values in zip(buffers_of(new), wide.values(), strict=True):
+        low_bit.encode(buffer, values.float(), half)  # half way up is the nearest level
     return new
 
 
-def dithers(group: dict[str, Any]) -> bool:
+def stochastic_state(group: dict[str, Any]) -> bool:
     """Whether a parameter group's bfloat16 buffers are rounded stochastically."""
     return group["stochastic_rounding"] or group["state_dtype"] == "bfloat16"
 
@@ -118,7 +114,11 @@ def dithers(group: dict[str, Any]) -> bool:
 def _kind(param: Tensor, state_dtype: str | None) -> str:
     if state_dtype == "int8":
         marked = getattr(param, _MARK, None)
-        return marked or ("float32" if param.numel() < narrow.SMALLEST else "int8")
+        return marked or ("float32" if param.numel() < low_bit.SMALLEST else "int8")
     if state_dtype is None and param.dtype == torch.float16:
         return "float32"  # in float16 the square of a gradient below 1.7e-4 is 0
-    return state_dtype or str(param.dtype).removeprefix("torch.")
+    return state_dtype or _name_of(param.dtype)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

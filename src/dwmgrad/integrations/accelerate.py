@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from ..distributed import replicas
 from ..gradient_trace import may_be_elsewhere
 from ..loss_feed import BACKWARD, brought
+from ..ranks import replicas
 from ..wrappers import innermost, inside
 
 if TYPE_CHECKING:

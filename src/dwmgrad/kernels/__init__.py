@@ -18,15 +18,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import foreach, fused, native, on_device, one_launch, reference
+from . import foreach, fused, native, one_launch, reference
 from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
-from .gradients import can_be_squared
 
-__all__ = [
-    "Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors",
-    "prepare", "run", "run_on_device", "update",
-]  # fmt: skip
+__all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "update"]
 
 
 class Bucket(NamedTuple):
@@ -68,34 +65,26 @@ def prepare(
             rows[place] = param, fitted, v, s, ordinal
     for place in overlaps.find(rows, name):
         flat[place] = False  # the plain loop takes one parameter after the other
-    done, buckets = 0, []
-    for own in sets:
-        end = done + len(own)
-        buckets.append(_buckets(rows[done:end], flat[done:end]))
-        done = end
-    return buckets
+    checked = iter(zip(rows, flat, strict=True))
+    return [_buckets([next(checked) for _ in own]) for own in sets]
 
 
-def _buckets(rows: list[Row], flat: list[bool]) -> list[Bucket]:
+def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
     found: dict[tuple, list[Row]] = {}
-    last: tuple = ()
-    bucket: list[Row] = []
-    for row, is_flat in zip(rows, flat, strict=True):
-        param, v = row[0], row[2]
+    for row, is_flat in rows:
+        param, _, v, *_ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        key = (param.device, param.dtype, kind, is_flat)
-        if key != last:
-            last, bucket = key, found.setdefault(key, [])
-        bucket.append(row)
-    buckets = [Bucket(Tensors.of(own), key[-1]) for key, own in found.items()]
-    for each in buckets:
-        _by_address(each)  # loaded, or compiled, while a failure still changes nothing
-    return buckets
+        found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
+    for (*_, is_flat), own in found.items():
+        param, _, v, *_ = own[0]
+        if is_flat:
+            by_address(param, v)  # loaded, or compiled, while a failure still changes nothing
+    return [Bucket(Tensors.of(own), key[-1]) for key, own in found.items()]
 
 
-def _by_address(bucket: Bucket) -> ModuleType | None:
-    row = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
-    return next((k for k in (native, one_launch) if bucket.flat and k.accepts(*row)), None)
+def by_address(param: Tensor, buffer: Buffer) -> ModuleType | None:
+    """The compiled kernel that takes this parameter with a buffer of this kind, if there is one."""
+    return next((kernel for kernel in (native, one_launch) if kernel.accepts(param, buffer)), None)
 
 
 def run(
@@ -115,7 +104,7 @@ def run(
             where it would be wrong.
 
     Returns:
-        For each kernel that ran, whether it held an element because its gradient cannot be
+        For each kernel that ran, whether it skipped an element because its gradient cannot be
         squared (see `reference.update`): a bool or, so that nobody waits for an accelerator, a
         number on it.
     """
@@ -136,29 +125,29 @@ def update(
 def run_on_device(
     buckets: Sequence[Bucket],
     numbers: Tensor,
-    held: Tensor,
+    skipped: Tensor,
     addresses: one_launch.Addresses,
     *,
-    dither_state: bool = False,
-    dither_params: bool = False,
+    stochastic_state: bool = False,
+    stochastic_params: bool = False,
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
 ) -> None:
     """As `run`, with all numbers on the device of the tensors, without waiting for it.
 
     Args:
-        numbers, held, addresses: see `one_launch.launch`; the numbers may be float64.
-        dither_state, dither_params: see `Coefficients`.
+        numbers, skipped, addresses: see `one_launch.launch`; the numbers may be float64.
+        stochastic_state, stochastic_params: see `Coefficients`.
         use_foreach, use_fused: which exclude `one_launch`.
     """
     may_fuse = use_fused is not False and not use_foreach
-    dither = (dither_state, dither_params)
+    rounding = (stochastic_state, stochastic_params)
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
         if flat and may_fuse and one_launch.accepts(*row):
-            one_launch.launch(tensors, numbers.float(), held, *dither, addresses)
+            one_launch.launch(tensors, numbers.float(), skipped, *rounding, addresses)
         else:
-            on_device.update(tensors, numbers, held, *dither)
+            reference.update_on_device(tensors, numbers, skipped, *rounding)
 
 
 def _choose(
@@ -168,13 +157,14 @@ def _choose(
         return reference
     param, buffer = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
     may_fuse = use_fused is not False and not use_foreach
-    if may_fuse and (kernel := _by_address(bucket)) is not None:
+    if may_fuse and (kernel := by_address(param, buffer)) is not None:
         return kernel
-    dithers = c.dither_params or c.dither_state
-    if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype or dithers:
+    if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype:
         return reference
-    if not can_be_squared(bucket.tensors.grads):
-        return reference  # which holds those elements
+    if c.stochastic_params or c.stochastic_state:
+        return reference
+    if not foreach.can_be_squared(bucket.tensors.grads):
+        return reference  # which skips those elements
     if may_fuse and fused.accepts(param, c):
         return fused
     # On the CPU foreach is slower than the loop: it has no launches to save and writes temporaries.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 
 class Blockwise(NamedTuple):
-    """A buffer in 8 bits: one code per element and one scale per `narrow.BLOCK` of them.
+    """A buffer in 8 bits: one code per element and one scale per `low_bit.BLOCK` of them.
 
     Attributes:
         codes: of the parameter's shape, contiguous; int8 for v, uint8 for s.
@@ -22,6 +21,11 @@ class Blockwise(NamedTuple):
 
 
 Buffer = Tensor | Blockwise
+
+
+def parts_of(buffer: Buffer) -> tuple[Tensor, ...]:
+    """The tensors that a buffer is made of."""
+    return tuple(buffer) if isinstance(buffer, Blockwise) else (buffer,)
 
 
 Row = tuple[Tensor, Tensor, Any, Any, int]
@@ -55,13 +59,29 @@ class Tensors(NamedTuple):
         """The columns of rows, each a parameter's five."""
         return cls(*map(list, zip(*rows, strict=True))) if rows else cls.empty()
 
-    def add(self, param: Tensor, grad: Tensor, v: Buffer, s: Buffer, ordinal: int) -> None:
-        """Appends one parameter."""
-        self.params.append(param)
-        self.grads.append(grad)
-        self.momentum_buffers.append(v)
-        self.square_avgs.append(s)
-        self.ordinals.append(ordinal)
+    def addresses(self, piece: int) -> tuple[list[int], int]:
+        """What a kernel in another language reads of the tensors, and the number of pieces in all.
+
+        Args:
+            piece: how many elements of one tensor are worked on at once.
+
+        Returns:
+            For each parameter the addresses of θ, v, s and of the scales of v and s (0 without),
+            its number of elements, the pieces of the parameters before it, and its ordinal.
+        """
+        table: list[int] = []
+        pieces = v_scales = s_scales = 0
+        for param, _, v, s, ordinal in zip(*self, strict=True):
+            if isinstance(v, Blockwise):
+                v_scales, s_scales = v.scales.data_ptr(), s.scales.data_ptr()
+                v, s = v.codes, s.codes
+            size = param.numel()
+            table += (
+                *(param.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales),
+                *(size, pieces, ordinal),
+            )
+            pieces += -(-size // piece)
+        return table, pieces
 
 
 class Coefficients(NamedTuple):
@@ -74,8 +94,8 @@ class Coefficients(NamedTuple):
         eps: ε, added to the root.
         shrink: α·λ, the share of the parameter that decoupled weight decay takes away.
         noise: the number of the step, from which stochastic rounding takes its random bits.
-        dither_state: whether bfloat16 buffers are rounded stochastically; 8-bit ones always are.
-        dither_params: whether bfloat16 parameters are.
+        stochastic_state: whether bfloat16 buffers are rounded stochastically, as 8-bit ones are.
+        stochastic_params: whether bfloat16 parameters are.
     """
 
     step_size: float
@@ -84,10 +104,5 @@ class Coefficients(NamedTuple):
     eps: float
     shrink: float
     noise: int = 0
-    dither_state: bool = False
-    dither_params: bool = False
-
-    @property
-    def is_divisible(self) -> bool:
-        """Whether (1 − μ)/α exists, which the fused kernel's weight decay slot needs."""
-        return self.step_size != 0 and math.isfinite((1 - self.momentum) / self.step_size)
+    stochastic_state: bool = False
+    stochastic_params: bool = False

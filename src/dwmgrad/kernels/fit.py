@@ -1,23 +1,23 @@
 """Whether a parameter, its gradient and its state belong together, decided before anything moves.
 
 The fast kernels read and write memory by address and trust what they are given. Whatever they rely
-on is held here, in one place and for every kernel: shape, device, dtype, layout, alignment, lazy
+on is checked here, in one place and for every kernel: shape, device, dtype, layout, alignment, lazy
 bits, overlap. What can be made right is made right; the rest is an error that names the parameter.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import narrow
-from .coefficients import Blockwise, Buffer, Row
+from .coefficients import Blockwise, Buffer, Row, parts_of
+from .low_bit import BLOCK
 
 BUFFERS = ("momentum_buffer", "square_avg")
 """The keys of v and s in a parameter's state."""
@@ -30,6 +30,51 @@ _REMEDY = (
     "If the parameter was replaced on purpose (resize_token_embeddings() keeps it and changes its "
     "shape), build a new optimizer, or drop its state: del optimizer.state[parameter]"
 )
+
+
+class Form(NamedTuple):
+    """What a tensor of a parameter must be."""
+
+    shape: torch.Size
+    dtypes: tuple[torch.dtype, ...]
+    contiguous: bool = False
+    may_expand: bool = False  # its elements may share memory: it is only read
+
+
+def forms_of(param: Tensor, blockwise: bool) -> dict[str, Form]:
+    """The forms of a parameter's state by its keys, in floats or in 8 bits."""
+    if not blockwise:
+        return dict.fromkeys(BUFFERS, Form(param.shape, STATE_DTYPES))
+    codes = (Form(param.shape, (dtype,), contiguous=True) for dtype in (torch.int8, torch.uint8))
+    blocks = torch.Size([-(-param.numel() // BLOCK)])
+    scales = Form(blocks, (torch.float32,), contiguous=True)
+    return dict(zip(BUFFERS + SCALES, (*codes, scales, scales), strict=True))
+
+
+def misfit(part: Tensor, param: Tensor, form: Form) -> str | None:
+    """What is wrong with a tensor of a parameter, as the end of a sentence; None if nothing is."""
+    if part.layout is not torch.strided:
+        return (
+            f"is {part.layout}, and DWMGrad takes dense gradients, parameters and state: build the "
+            "embedding with sparse=False"
+        )
+    if part.shape != form.shape:
+        return (
+            f"has the shape {tuple(part.shape)}, the parameter {tuple(param.shape)}, which asks "
+            f"for {tuple(form.shape)}"
+        )
+    if part.dtype not in form.dtypes:
+        return f"has the dtype {part.dtype}, and should have {' or '.join(map(str, form.dtypes))}"
+    # for wrappers the answer is an error
+    if not form.may_expand and type(part) in (Tensor, Parameter):
+        if torch._debug_has_internal_overlap(part) == 1:
+            return (
+                "has elements that share memory (as after expand()): give it memory of its own "
+                "with contiguous()"
+            )
+    if form.contiguous and not part.is_contiguous():
+        return f"must be contiguous, got the strides {part.stride()}"
+    return None
 
 
 def fitting(
@@ -49,92 +94,67 @@ def fitting(
     Raises:
         RuntimeError: if they cannot be used together.
     """
-    for what, part, shape, dtypes in _expected(param, grad, v, s, name, place):
-        if part.layout is not torch.strided:
-            raise RuntimeError(
-                f"DWMGrad takes dense gradients, parameters and state, got {part.layout} as {what} "
-                f"of {name(place)}: build the embedding with sparse=False"
+    state = state_of(v, s)
+    blockwise = len(state) > len(BUFFERS)
+    if not all(isinstance(part, Tensor) for part in state.values()):
+        raise RuntimeError(f"{name(place)} has one half of its state alone. {_REMEDY}")
+    own = (param.dtype,) if param.is_floating_point() else STATE_DTYPES
+    expected = {
+        "the data": (param, Form(param.shape, own)),
+        "the gradient": (grad, Form(param.shape, (*STATE_DTYPES, param.dtype), may_expand=True)),
+    }
+    for key, form in forms_of(param, blockwise).items():
+        expected[_of_state(key)] = state[key], form
+    for what, (part, form) in expected.items():
+        wrong = misfit(part, param, form)
+        if wrong is None and part.device != param.device:
+            wrong = (
+                f"is on {part.device}, the parameter on {param.device}. Move the model before the "
+                "optimizer's first step"
             )
-        if part.shape != shape:
-            raise RuntimeError(
-                f"{what} of {name(place)} has the shape {tuple(part.shape)}, the parameter "
-                f"{tuple(param.shape)}, which asks for {tuple(shape)}. {_REMEDY}"
-            )
-        if part.device != param.device:
-            raise RuntimeError(
-                f"{what} of {name(place)} is on {part.device}, the parameter on {param.device}. "
-                f"Move the model before the optimizer's first step. {_REMEDY}"
-            )
-        if part.dtype not in dtypes:
-            raise RuntimeError(
-                f"{what} of {name(place)} has the dtype {part.dtype}, and should have "
-                f"{' or '.join(map(str, dtypes))}. {_REMEDY}"
-            )
-        plain = type(part) in (Tensor, Parameter)
-        if what != "the gradient" and plain and torch._debug_has_internal_overlap(part) == 1:
-            raise RuntimeError(
-                f"{what} of {name(place)} has elements that share memory (as after expand()), so "
-                "it cannot be written to: give it memory of its own with contiguous()"
-            )
+        if wrong is not None:
+            raise RuntimeError(f"{what} of {name(place)} {wrong}. {_REMEDY}")
     if grad._is_zerotensor():  # it has no memory
         grad = torch.zeros_like(param)
     if grad.is_neg():
         grad = grad.resolve_neg()
-    tensors = [param, grad, *_parts(v), *_parts(s)]
-    plain = all(type(each) in (Tensor, Parameter) and not each.is_neg() for each in tensors)
-    if not plain or grad.dtype != param.dtype:
+    tensors = [param, grad, *state.values()]
+    if grad.dtype != param.dtype or not all(map(_has_address, tensors)):
         return grad, False
-    if any(each.data_ptr() % each.element_size() for each in tensors):
-        return grad, False  # C takes no such address, PyTorch does
-    if isinstance(v, Blockwise) and isinstance(s, Blockwise):
-        if not all(each.is_contiguous() for each in (*v, *s)):
-            raise RuntimeError(f"8-bit state of {name(place)} must be contiguous")
+    if blockwise:
         return grad, param.is_contiguous() and grad.is_contiguous()
-    assert isinstance(v, Tensor) and isinstance(s, Tensor)
-    if v.dtype != s.dtype:
-        return grad, False
+    one_dtype = len({part.dtype for part in state.values()}) == 1
+    return grad, one_dtype and _is_flat(tensors)
+
+
+def state_of(v: Any, s: Any) -> dict[str, Any]:
+    """A parameter's buffers, or their parts, by their keys."""
+    if isinstance(v, Blockwise) and isinstance(s, Blockwise):
+        return dict(zip(BUFFERS + SCALES, (v.codes, s.codes, v.scales, s.scales), strict=True))
+    return dict(zip(BUFFERS, (v, s), strict=True))
+
+
+def _has_address(tensor: Tensor) -> bool:
+    """Whether C may read it by its address."""
+    is_plain = type(tensor) in (Tensor, Parameter) and not tensor.is_neg()
+    return is_plain and tensor.data_ptr() % tensor.element_size() == 0
+
+
+def _is_flat(tensors: list[Tensor]) -> bool:
+    """Whether one loop over memory visits the same element of all of them."""
     if all(each.is_contiguous() for each in tensors):
-        return grad, True
+        return True
     # The state was made by zeros_like, so it is dense, and with it whatever has its strides.
     # torch.optim.AdamW(fused=True) forgets this check on the CPU and mixes the elements up.
-    same = param.stride() == grad.stride() == v.stride() == s.stride()
-    return grad, same and _is_dense(param)
-
-
-def _expected(
-    param: Tensor, grad: Tensor, v: Buffer, s: Buffer, name: Name, place: int
-) -> Iterator[tuple[str, Tensor, torch.Size, tuple[torch.dtype, ...]]]:
-    """What there is of each parameter: its name, itself, the shape and the dtypes it may have."""
-    shape = param.shape
-    yield "the data", param, shape, (param.dtype,) if param.is_floating_point() else STATE_DTYPES
-    yield "the gradient", grad, shape, (*STATE_DTYPES, param.dtype)
-    if isinstance(v, Blockwise) and isinstance(s, Blockwise):
-        scales = torch.Size([-(-param.numel() // narrow.BLOCK)])
-        for key, scale_key, buffer, code in zip(
-            BUFFERS, SCALES, (v, s), (torch.int8, torch.uint8), strict=True
-        ):
-            yield f"state[{key!r}]", buffer.codes, shape, (code,)
-            yield f"state[{scale_key!r}]", buffer.scales, scales, (torch.float32,)
-    elif isinstance(v, Tensor) and isinstance(s, Tensor):
-        yield f"state[{BUFFERS[0]!r}]", v, shape, STATE_DTYPES
-        yield f"state[{BUFFERS[1]!r}]", s, shape, STATE_DTYPES
-    else:
-        raise RuntimeError(f"{name(place)} has one half of its state alone. {_REMEDY}")
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether its elements fill their memory without gaps, in any order of the dimensions."""
+    first = tensors[0]
+    if any(each.stride() != first.stride() for each in tensors):
+        return False
     expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
+    for stride, size in sorted(zip(first.stride(), first.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False  # a gap
+        expected *= size
     return True
-
-
-def _parts(buffer: Buffer) -> tuple[Tensor, ...]:
-    return tuple(buffer) if isinstance(buffer, Blockwise) else (buffer,)
 
 
 class Overlaps:
@@ -166,8 +186,8 @@ class Overlaps:
         written: list[int] = []  # address and bytes of each tensor, row by row
         read: list[int] = []
         for param, grad, v, s, _ in rows:
-            written += chain.from_iterable(map(_span, (param, *_parts(v), *_parts(s))))
-            read += _span(grad)
+            written += chain.from_iterable(map(_memory, (param, *parts_of(v), *parts_of(s))))
+            read += _memory(grad)
         if written != self._written:
             self._shared = self._sort(rows, name)
             self._written = written
@@ -177,7 +197,13 @@ class Overlaps:
         return self._shared
 
     def _sort(self, rows: list[Row], name: Name) -> frozenset[int]:
-        spans = sorted(_spans(rows), key=lambda span: span[:3])
+        spans = sorted(
+            _Span(begin, begin + size, row, key, part)
+            for row, (param, _, v, s, _) in enumerate(rows)
+            for key, part in {"": param, **state_of(v, s)}.items()
+            for begin, size in [_memory(part)]
+            if size
+        )
         shared: set[int] = set()
         open_spans: list[_Span] = []  # that begin before the present one and end after its begin
         for span in spans:
@@ -187,9 +213,12 @@ class Overlaps:
                     continue
                 twice = rows[span.row][0] is rows[other.row][0]
                 if (span.key or other.key) and not (twice and span.key == other.key):
+                    this, that = (
+                        f"{_of_state(each.key)} of {name(each.row)}" if each.key else name(each.row)
+                        for each in (span, other)
+                    )
                     raise RuntimeError(
-                        f"{_called(span.key, name(span.row))} shares memory with "
-                        f"{_called(other.key, name(other.row))}: give each its own with clone()"
+                        f"{this} shares memory with {that}: give each its own with clone()"
                     )
                 shared |= {span.row, other.row}
             open_spans.append(span)
@@ -216,22 +245,11 @@ class _Span(NamedTuple):
     begin: int
     end: int
     row: int
-    tensor: Tensor
     key: str  # of the state; "" is the parameter itself
+    tensor: Tensor
 
 
-def _spans(rows: list[Row]) -> Iterator[_Span]:
-    for row, (param, _, v, s, _) in enumerate(rows):
-        parts = {"": param}
-        for key, scale_key, buffer in zip(BUFFERS, SCALES, (v, s), strict=True):
-            parts |= zip((key, scale_key), _parts(buffer), strict=False)
-        for key, part in parts.items():
-            begin, size = _span(part)
-            if size:
-                yield _Span(begin, begin + size, row, part, key)
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
+def _memory(tensor: Tensor) -> tuple[int, int]:
     """The address of the first element, and the bytes up to the end of the last one."""
     # elsewhere an address may be a handle, and wrappers have none
     if type(tensor) not in (Tensor, Parameter) or not (tensor.is_cpu or tensor.is_cuda):
@@ -251,15 +269,10 @@ def _share_elements(one: Tensor, other: Tensor) -> bool:
 
 
 def _bytes_of(tensor: Tensor) -> set[int]:
-    places = torch.zeros(tensor.shape, dtype=torch.int64, device="cpu")
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        steps = torch.arange(size, dtype=torch.int64, device="cpu") * stride
-        places += steps.view(-1, *[1] * (tensor.dim() - dim - 1))
-    width, begin = tensor.element_size(), tensor.data_ptr()
-    return {
-        begin + place * width + byte for place in places.flatten().tolist() for byte in range(width)
-    }
+    (begin, size), width = _memory(tensor), tensor.element_size()
+    places = torch.arange(0, size, width, device="cpu").as_strided(tensor.shape, tensor.stride())
+    return {begin + place + byte for place in places.flatten().tolist() for byte in range(width)}
 
 
-def _called(what: str, name: str) -> str:
-    return f"state[{what!r}] of {name}" if what else name
+def _of_state(key: str) -> str:
+    return f"state[{key!r}]"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from .coefficients import Coefficients, Tensors
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
-    """The rule for tensors of one device and one dtype of at least 32 bits; holds no element."""
+    """The rule for tensors of one device and one dtype of at least 32 bits; skips no element."""
     params, grads, momentum_buffers, square_avgs, _ = tensors
     torch._foreach_mul_(square_avgs, c.decay)
     torch._foreach_addcmul_(square_avgs, grads, grads, value=1 - c.decay)
@@ -20,3 +23,18 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         torch._foreach_add_(params, params, alpha=-c.shrink)
     torch._foreach_sub_(params, momentum_buffers)
     return False
+
+
+def can_be_squared(grads: list[Tensor]) -> bool:
+    """Whether each gradient and its square are finite, for kernels that skip no element.
+
+    A gradient counts as too large if its norm exceeds the root of the dtype's largest number
+    (1.8e19 in float32). One host sync on an accelerator.
+
+    Args:
+        grads: dense tensors of one device and one dtype.
+    """
+    # a 16-bit norm overflows long before its elements do
+    order = math.inf if grads[0].dtype == torch.float16 else 2
+    limit = math.sqrt(torch.finfo(grads[0].dtype).max)
+    return bool((torch.stack(torch._foreach_norm(grads, order)) <= limit).all())

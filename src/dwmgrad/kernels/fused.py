@@ -11,6 +11,7 @@ computes θ <- θ - (v + α·λ·θ).
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 
 import torch
@@ -23,10 +24,7 @@ _STEPS_WITHOUT_BIAS = 1e12  # decay ** 1e12 is 0, so both bias corrections are e
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
-    """The rule for tensors that `accepts` lets through, all of one device and dtype.
-
-    Holds no element.
-    """
+    """The rule for tensors of one device and dtype that `accepts` takes; skips no element."""
     params, grads, momentum_buffers, square_avgs, _ = tensors
     steps = torch.full((), _STEPS_WITHOUT_BIAS, dtype=torch.float32, device=params[0].device)
     torch._fused_adamw_(
@@ -64,7 +62,10 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
 
 def accepts(param: Tensor, c: Coefficients) -> bool:
     """Whether this kernel is right for the parameter's device and dtype with these numbers."""
-    if not c.is_divisible or (c.shrink != 0 and _sgd_is_wrong(param)):
+    # the slot of the weight decay takes (1 - μ)/α
+    if c.step_size == 0 or not math.isfinite((1 - c.momentum) / c.step_size):
+        return False
+    if c.shrink != 0 and _sgd_is_wrong(param):
         return False
     return is_right(param.device, param.dtype)
 
@@ -79,17 +80,14 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the two operators do on this device and dtype what the plain loop does.
 
     They are private to torch and differ from build to build, so each pair of device and dtype is
-    tried once, on 64 numbers, before it is trusted with a model.
+    checked once against the reference, on 64 numbers.
     """
     generator = torch.Generator().manual_seed(0)
-
-    def numbers() -> Tensor:
-        found = torch.rand(64, generator=generator, dtype=torch.float64, device="cpu")
-        return found.to(device, dtype)
-
-    tensors = Tensors([numbers()], [numbers()], [numbers()], [numbers()], [0])
+    numbers = torch.rand(4, 64, generator=generator, dtype=torch.float64, device="cpu")
+    param, grad, v, s = numbers.to(device, dtype).unbind()
+    tensors = Tensors([param], [grad], [v], [s], [0])
     expected = copy.deepcopy(tensors)
-    shrink = 0.0 if _sgd_is_wrong(tensors.params[0]) else 1e-2
+    shrink = 0.0 if _sgd_is_wrong(param) else 1e-2
     c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=shrink)
     reference.update(expected, c)
     try:

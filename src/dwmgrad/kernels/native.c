@@ -1,7 +1,7 @@
 /* The rule for all tensors of one pair of dtypes in one pass over memory, for CPUs.
  *
  * Compiled on the user's machine by native.py. No Python and no PyTorch in here: it gets addresses
- * and numbers. What it must compute is defined by reference.py and narrow.py.
+ * and numbers. What it must compute is defined by reference.py and low_bit.py.
  */
 #include <float.h>
 #include <math.h>
@@ -14,13 +14,11 @@ enum { BLOCK = 256, CHUNK = 1024, PIECE = 16 * CHUNK };
 typedef struct {
     float step_size, decay, keep, momentum, eps, shrink;
     uint32_t noise;
-    int32_t dither_state, dither_params;
+    int32_t stochastic_state, stochastic_params;
 } numbers;
 
 typedef struct {
-    void *param;
-    const void *grad;
-    void *v, *s;
+    void *param, *v, *s;
     float *v_scales, *s_scales; /* of 8-bit buffers */
     int64_t size;               /* elements */
     int64_t first_piece;        /* pieces of the tensors before this one */
@@ -36,55 +34,51 @@ static inline uint32_t hash32(uint32_t x) {
 static inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 
-/* Elements that may all be squared take the first loop; it is the one that counts. */
-static int rule(int64_t n, float *restrict p, const float *restrict g, float *restrict v,
-                float *restrict s, float most, const numbers *c) {
-    const float step_size = c->step_size, decay = c->decay, keep = c->keep;
-    const float momentum = c->momentum, eps = c->eps, shrink = c->shrink;
-    uint32_t largest = 0; /* as bits, so that infinities and NaN are large */
+/* As bits, so that infinities and NaN are large. */
+static uint32_t largest_of(int64_t n, const float *restrict x) {
+    uint32_t largest = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t magnitude = bits_of(g[i]) & 0x7fffffffu;
+        uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
-    if (largest < 0x5f000000u) { /* 2^63 */
-        for (int64_t i = 0; i < n; i++) {
-            float si = s[i] * decay + keep * g[i] * g[i];
-            float vi = v[i] * momentum + step_size * g[i] / (sqrtf(si) + eps);
-            s[i] = si;
-            v[i] = vi;
-            p[i] = p[i] - shrink * p[i] - vi;
-        }
-        return 0;
-    }
-    int held = 0;
+    return largest;
+}
+
+/* Where `checks` is 0 all elements may be squared; that loop is the one that counts. */
+static inline int rule(int64_t n, float *restrict p, const float *restrict g, float *restrict v,
+                       float *restrict s, float most, const numbers *c, int checks) {
+    const float step_size = c->step_size, decay = c->decay, keep = c->keep;
+    const float momentum = c->momentum, eps = c->eps, shrink = c->shrink;
+    int skipped = 0;
     for (int64_t i = 0; i < n; i++) {
         float si = s[i] * decay + keep * g[i] * g[i];
-        if (!(g[i] * g[i] <= FLT_MAX && si <= most)) {
-            held = 1;
+        if (checks && !(g[i] * g[i] <= FLT_MAX && si <= most)) {
+            skipped = 1;
             continue;
         }
+        float vi = v[i] * momentum + step_size * g[i] / (sqrtf(si) + eps);
         s[i] = si;
-        v[i] = v[i] * momentum + step_size * g[i] / (sqrtf(s[i]) + eps);
-        p[i] = p[i] - shrink * p[i] - v[i];
+        v[i] = vi;
+        p[i] = p[i] - shrink * p[i] - vi;
     }
-    return held;
+    return skipped;
 }
 
 static void load_bfloat16(int64_t n, const uint16_t *restrict from, float *restrict to) {
     for (int64_t i = 0; i < n; i++) to[i] = float_of((uint32_t)from[i] << 16);
 }
 
-static void store_bfloat16(int64_t n, const float *restrict from, uint16_t *restrict to) {
-    for (int64_t i = 0; i < n; i++) { /* to nearest, ties to even */
-        uint32_t u = bits_of(from[i]);
-        to[i] = (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-    }
-}
-
-static void dither_bfloat16(int64_t n, const float *restrict from, uint16_t *restrict to,
-                            const uint32_t *restrict random, int shift) {
-    for (int64_t i = 0; i < n; i++)
-        to[i] = (uint16_t)((bits_of(from[i]) + ((random[i] >> shift) & 0xffffu)) >> 16);
+/* With random bits stochastically; else to the nearest, ties to even. */
+static void store_bfloat16(int64_t n, const float *restrict from, uint16_t *restrict to,
+                           const uint32_t *restrict random, int shift) {
+    if (random)
+        for (int64_t i = 0; i < n; i++)
+            to[i] = (uint16_t)((bits_of(from[i]) + ((random[i] >> shift) & 0xffffu)) >> 16);
+    else
+        for (int64_t i = 0; i < n; i++) {
+            uint32_t u = bits_of(from[i]);
+            to[i] = (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+        }
 }
 
 static void load_v(int64_t n, const int8_t *restrict codes, float scale, float *restrict to) {
@@ -104,12 +98,8 @@ static void load_s(int64_t n, const uint8_t *restrict codes, float scale, float 
 
 /* The largest magnitude, or more: the lowest level but 0 must be a normal number. */
 static float scale_of(int64_t n, const float *restrict x, float least) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    return float_of(largest) < least ? least : float_of(largest);
+    float largest = float_of(largest_of(n, x));
+    return largest < least ? least : largest;
 }
 
 static float store_v(int64_t n, const float *restrict from, int8_t *restrict codes,
@@ -147,66 +137,59 @@ static float store_s(int64_t n, const float *restrict from, uint8_t *restrict co
 }
 
 /* One chunk: into float32 where it is not, the rule, and back. All of it stays in the L1 cache. */
-static int chunk(const tensor *t, int64_t at, int64_t n, int param_type, int state_type,
-                 const numbers *c) {
+static int chunk(const tensor *t, const void *grad, int64_t at, int64_t n, int param_type,
+                 int state_type, const numbers *c) {
     float wide_p[CHUNK], wide_g[CHUNK], wide_v[CHUNK], wide_s[CHUNK];
-    uint32_t random[CHUNK];
+    uint32_t bits[CHUNK];
     float *p = wide_p, *v = wide_v, *s = wide_s;
     const float *g = wide_g;
     if (param_type == BFLOAT16) {
         load_bfloat16(n, (const uint16_t *)t->param + at, p);
-        load_bfloat16(n, (const uint16_t *)t->grad + at, wide_g);
+        load_bfloat16(n, (const uint16_t *)grad + at, wide_g);
     } else {
-        p = (float *)t->param + at, g = (const float *)t->grad + at;
+        p = (float *)t->param + at, g = (const float *)grad + at;
     }
-    if (state_type == BFLOAT16) {
+    if (state_type == FLOAT32) {
+        v = (float *)t->v + at, s = (float *)t->s + at;
+    } else if (state_type == BFLOAT16) {
         load_bfloat16(n, (const uint16_t *)t->v + at, v);
         load_bfloat16(n, (const uint16_t *)t->s + at, s);
-    } else if (state_type == FLOAT32) {
-        v = (float *)t->v + at, s = (float *)t->s + at;
-    } else {
-        for (int64_t i = 0; i < n; i += BLOCK) {
-            int64_t m = n - i < BLOCK ? n - i : BLOCK;
-            load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], v + i);
-            load_s(m, (const uint8_t *)t->s + at + i, t->s_scales[(at + i) / BLOCK], s + i);
-        }
+    }
+    for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK) {
+        int64_t m = n - i < BLOCK ? n - i : BLOCK;
+        load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], v + i);
+        load_s(m, (const uint8_t *)t->s + at + i, t->s_scales[(at + i) / BLOCK], s + i);
     }
     /* bfloat16's largest number is smaller than float32's */
     float most = state_type == BFLOAT16 ? 0x1.fep127f : FLT_MAX;
-    int held = rule(n, p, g, v, s, most, c);
-    int dither_params = param_type == BFLOAT16 && c->dither_params;
-    int dither_state = state_type == INT8 || (state_type == BFLOAT16 && c->dither_state);
-    if (dither_params || dither_state) {
+    int checks = largest_of(n, g) >= 0x5f000000u; /* 2^63 */
+    int skipped = checks ? rule(n, p, g, v, s, most, c, 1) : rule(n, p, g, v, s, most, c, 0);
+    int stochastic_params = param_type == BFLOAT16 && c->stochastic_params;
+    int stochastic_state = state_type == BFLOAT16 && c->stochastic_state;
+    if (stochastic_params || stochastic_state || state_type == INT8) {
         uint32_t key = hash32(c->noise ^ hash32((uint32_t)t->ordinal)) + (uint32_t)at;
-        for (int64_t i = 0; i < n; i++) random[i] = hash32(key + (uint32_t)i);
+        for (int64_t i = 0; i < n; i++) bits[i] = hash32(key + (uint32_t)i);
     }
-    if (state_type == BFLOAT16 && dither_state) {
-        dither_bfloat16(n, v, (uint16_t *)t->v + at, random, 0);
-        dither_bfloat16(n, s, (uint16_t *)t->s + at, random, 16);
-    } else if (state_type == BFLOAT16) {
-        store_bfloat16(n, v, (uint16_t *)t->v + at);
-        store_bfloat16(n, s, (uint16_t *)t->s + at);
-    } else if (state_type == INT8) {
-        for (int64_t i = 0; i < n; i += BLOCK) {
-            int64_t m = n - i < BLOCK ? n - i : BLOCK;
-            t->v_scales[(at + i) / BLOCK] = store_v(m, v + i, (int8_t *)t->v + at + i, random + i);
-            t->s_scales[(at + i) / BLOCK] = store_s(m, s + i, (uint8_t *)t->s + at + i, random + i);
-        }
+    if (state_type == BFLOAT16) {
+        store_bfloat16(n, v, (uint16_t *)t->v + at, stochastic_state ? bits : NULL, 0);
+        store_bfloat16(n, s, (uint16_t *)t->s + at, stochastic_state ? bits : NULL, 16);
     }
-    if (dither_params) {
-        for (int64_t i = 0; i < n; i++) random[i] = hash32(random[i]);
-        dither_bfloat16(n, p, (uint16_t *)t->param + at, random, 0);
-    } else if (param_type == BFLOAT16) {
-        store_bfloat16(n, p, (uint16_t *)t->param + at);
+    for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK) {
+        int64_t m = n - i < BLOCK ? n - i : BLOCK;
+        t->v_scales[(at + i) / BLOCK] = store_v(m, v + i, (int8_t *)t->v + at + i, bits + i);
+        t->s_scales[(at + i) / BLOCK] = store_s(m, s + i, (uint8_t *)t->s + at + i, bits + i);
     }
-    return held;
+    for (int64_t i = 0; stochastic_params && i < n; i++) bits[i] = hash32(bits[i]);
+    if (param_type == BFLOAT16)
+        store_bfloat16(n, p, (uint16_t *)t->param + at, stochastic_params ? bits : NULL, 0);
+    return skipped;
 }
 
-/* Returns whether an element was held. `pieces` is the number of pieces of all tensors. */
-int dwmgrad_update(const tensor *tensors, int64_t count, int64_t pieces, int param_type,
-                   int state_type, const numbers *c, int threads) {
-    int held = 0;
-#pragma omp parallel for schedule(static) reduction(| : held) num_threads(threads) if (pieces > 1)
+/* Returns whether an element was skipped. `pieces` is the number of pieces of all tensors. */
+int dwmgrad_update(const tensor *tensors, const void *const *grads, int64_t count, int64_t pieces,
+                   int param_type, int state_type, const numbers *c, int threads) {
+    int skipped = 0;
+#pragma omp parallel for schedule(static) reduction(| : skipped) num_threads(threads) if (pieces > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
         int64_t low = 0, high = count; /* the last tensor that begins at or before this piece */
         while (high - low > 1) {
@@ -218,7 +201,8 @@ int dwmgrad_update(const tensor *tensors, int64_t count, int64_t pieces, int par
         int64_t at = (piece - t->first_piece) * PIECE;
         int64_t end = at + PIECE < t->size ? at + PIECE : t->size;
         for (; at < end; at += CHUNK)
-            held |= chunk(t, at, end - at < CHUNK ? end - at : CHUNK, param_type, state_type, c);
+            skipped |= chunk(t, grads[low], at, end - at < CHUNK ? end - at : CHUNK, param_type,
+                             state_type, c);
     }
-    return held;
+    return skipped;
 }

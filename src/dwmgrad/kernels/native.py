@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import compiled
-from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+from .coefficients import Buffer, Coefficients, Tensors
 
 _SOURCE = Path(__file__).with_name("native.c")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -33,8 +33,8 @@ class _Numbers(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("step_size", "decay", "keep", "momentum", "eps")),
         ("shrink", ctypes.c_float),
         ("noise", ctypes.c_uint32),
-        ("dither_state", ctypes.c_int32),
-        ("dither_params", ctypes.c_int32),
+        ("stochastic_state", ctypes.c_int32),
+        ("stochastic_params", ctypes.c_int32),
     ]
 
 
@@ -48,44 +48,34 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
-    """The rule for dense CPU tensors of one dtype, with buffers of one kind; True if it held one.
+    """The rule for dense CPU tensors of one dtype, with buffers of one kind.
 
-    See `reference.update` for what it means to hold an element.
+    Returns:
+        Whether an element was skipped; see `reference.update`.
     """
     loaded = library()
     assert loaded is not None
     param, buffer = tensors.params[0], tensors.momentum_buffers[0]
-    is_blockwise = isinstance(buffer, Blockwise)
-    rows: list[int] = []
-    pieces = 0
-    for p, g, v, s, ordinal in zip(*tensors, strict=True):
-        size = p.numel()
-        v_scales = s_scales = 0
-        if is_blockwise:
-            v_scales, s_scales = v.scales.data_ptr(), s.scales.data_ptr()
-            v, s = v.codes, s.codes
-        rows += (
-            p.data_ptr(), g.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales,
-            size, pieces, ordinal,
-        )  # fmt: skip
-        pieces += -(-size // _PIECE)
+    rows, pieces = tensors.addresses(_PIECE)
     table = array("q", rows)
+    grads = array("q", [grad.data_ptr() for grad in tensors.grads])
     numbers = _Numbers(
-        c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink,
-        c.noise & 0xFFFFFFFF, c.dither_state, c.dither_params,
-    )  # fmt: skip
-    held = loaded.dwmgrad_update(
+        *(c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink),
+        *(c.noise & 0xFFFFFFFF, c.stochastic_state, c.stochastic_params),
+    )
+    skipped = loaded.dwmgrad_update(
         table.buffer_info()[0],
-        len(tensors.params),
+        grads.buffer_info()[0],
+        len(grads),
         pieces,
         _TYPES[param.dtype],
-        _INT8 if is_blockwise else _TYPES[buffer.dtype],
+        _TYPES[buffer.dtype] if isinstance(buffer, Tensor) else _INT8,
         ctypes.byref(numbers),
         1 if loaded.is_forked else torch.get_num_threads(),
     )
     # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(tensors.params)
-    return bool(held)
+    return bool(skipped)
 
 
 @cache
@@ -123,21 +113,20 @@ def _prepare(loaded: Any) -> None:
     update = getattr(loaded, "dwmgrad_update", None)
     if update is None:
         raise OSError("the library has no dwmgrad_update")
-    update.argtypes = [
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int,
-        ctypes.c_void_p, ctypes.c_int,
-    ]  # fmt: skip
-    update.restype = ctypes.c_int
+    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    update.argtypes = [address, address, size, size, number, number, address, number]
+    update.restype = number
     numbers = _Numbers(0.25, 0.75, 0.25, 0.5, 4.0, 0.5, 0, 0, 0)
     floats = _TYPES.values()
     for kind, state_kind in itertools.product(floats, (*floats, _INT8)):
         state = [b"\x7f", b"\xff"]  # the codes of a block's largest numbers
         if state_kind != _INT8:
             state = [_bytes(0.25, state_kind), _bytes(16, state_kind)]
-        before = [_bytes(1, kind), _bytes(4, kind), *state, _bytes(0.25), _bytes(16)]
+        before = [_bytes(1, kind), *state, _bytes(0.25), _bytes(16), _bytes(4, kind)]
         cells = [ctypes.create_string_buffer(each, len(each)) for each in before]
-        row = [*map(ctypes.addressof, cells), 1, 0, 0]
-        update((ctypes.c_int64 * 9)(*row), 1, 1, kind, state_kind, ctypes.byref(numbers), 1)
+        *row, grad = map(ctypes.addressof, cells)
+        table, grads = (ctypes.c_int64 * 8)(*row, 1, 0, 0), (ctypes.c_int64 * 1)(grad)
+        update(table, grads, 1, 1, kind, state_kind, ctypes.byref(numbers), 1)
         if [cell.raw for cell in cells] != [_bytes(0.25, kind), *before[1:]]:
             raise OSError("the library does not compute what it should")
 

@@ -12,16 +12,16 @@ import copy
 import os
 import warnings
 from functools import cache
-from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import narrow, reference
-from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+from . import low_bit, reference
+from .coefficients import Buffer, Coefficients, Tensors
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_TYPES = {**_FLOATS, torch.int8: "int8"}  # int8 stands for `Blockwise`
 _PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS · ROWS · SCALED
 
 
@@ -32,7 +32,7 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
     `DWMGRAD_TRITON=1` and `TRITON_INTERPRET=1` alone: in Triton's interpreter, for tests.
     """
     kind = _kind(buffer)
-    if param.dtype not in _FLOATS or kind not in (*_FLOATS, torch.int8):
+    if param.dtype not in _FLOATS or kind not in _TYPES:
         return False
     asked = os.environ.get("DWMGRAD_TRITON")
     if param.device.type == "cpu":
@@ -47,14 +47,14 @@ def update(tensors: Tensors, c: Coefficients) -> Tensor:
     """The rule for dense tensors of one device and dtype, with buffers of one kind.
 
     Returns:
-        Whether an element was held (see `reference.update`): 1 or 0, int32, 0-dim, on the device,
-        so that nobody waits for it who does not read it.
+        Whether an element was skipped (see `reference.update`): 1 or 0, int32, 0-dim, on the
+        device, so that nobody waits for it who does not read it.
     """
     device = tensors.params[0].device
-    held = torch.zeros((), dtype=torch.int32, device=device)
+    skipped = torch.zeros((), dtype=torch.int32, device=device)
     vector = _uploaded(numbers_of(c), torch.float32, device)
-    launch(tensors, vector, held, c.dither_state, c.dither_params, _addresses)
-    return held
+    launch(tensors, vector, skipped, c.stochastic_state, c.stochastic_params, _addresses)
+    return skipped
 
 
 def numbers_of(c: Coefficients) -> list[float]:
@@ -68,9 +68,9 @@ def numbers_of(c: Coefficients) -> list[float]:
 def launch(
     tensors: Tensors,
     vector: Tensor,
-    held: Tensor,
-    dither_state: bool,
-    dither_params: bool,
+    skipped: Tensor,
+    stochastic_state: bool,
+    stochastic_params: bool,
     addresses: Addresses,
 ) -> None:
     """The launch alone: all numbers are on the device already.
@@ -80,31 +80,18 @@ def launch(
         vector: float32, 10 numbers: step size, decay, 1 - decay, momentum, eps, shrink, the factor
             that the gradients are multiplied by first, whether anything happens (0: not a byte is
             written), and the lower and the upper 16 bits of `noise`.
-        held: one int32; becomes 1 if an element is held.
-        dither_state, dither_params: see `Coefficients`.
+        skipped: one int32; becomes 1 if an element is skipped.
+        stochastic_state, stochastic_params: see `Coefficients`.
         addresses: where the table of addresses is kept.
     """
-    params, grads, momentum_buffers, square_avgs, ordinals = tensors
-    device, kind = params[0].device, _kind(momentum_buffers[0])
-    sizes = [param.numel() for param in params]
-    first_pieces = list(accumulate((-(-size // _PIECE) for size in sizes), initial=0))
-    pieces = first_pieces.pop()
+    params = tensors.params
+    device, dtype, kind = params[0].device, params[0].dtype, _kind(tensors.momentum_buffers[0])
+    rows, pieces = tensors.addresses(_PIECE)
     if pieces == 0:
         return
-    columns = (params, momentum_buffers, square_avgs, sizes, first_pieces, ordinals)
-    entries = (
-        (param.data_ptr(), *_pointers(v, s), size, first, ordinal)
-        for param, v, s, size, first, ordinal in zip(*columns, strict=True)
-    )
-    table = addresses.on(device, tuple(chain.from_iterable(entries)))
-    grad_row = addresses.on(device, tuple([grad.data_ptr() for grad in grads]))
+    table = addresses.on(device, tuple(rows))
+    grad_row = addresses.on(device, tuple([grad.data_ptr() for grad in tensors.grads]))
     kernel, language = _triton()
-    types = {
-        torch.float32: language.float32,
-        torch.bfloat16: language.bfloat16,
-        torch.float16: language.float16,
-        torch.int8: language.int8,
-    }
     # Triton launches on the present device, whichever that is
     is_cpu = device.type == "cpu"
     with contextlib.nullcontext() if is_cpu else getattr(torch, device.type).device(device):
@@ -112,12 +99,12 @@ def launch(
             table,
             grad_row,
             vector,
-            held,
-            len(sizes),
-            PARAM=types[params[0].dtype],
-            STATE=types[kind],
-            DITHER_STATE=dither_state and kind == torch.bfloat16,
-            DITHER_PARAMS=dither_params and params[0].dtype == torch.bfloat16,
+            skipped,
+            len(params),
+            PARAM=getattr(language, _TYPES[dtype]),
+            STATE=getattr(language, _TYPES[kind]),
+            STOCHASTIC_STATE=stochastic_state and kind == torch.bfloat16,
+            STOCHASTIC_PARAMS=stochastic_params and dtype == torch.bfloat16,
             num_warps=8,
             enable_fp_fusion=False,  # the same numbers as on the CPU
         )
@@ -167,14 +154,7 @@ def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _kind(buffer: Buffer) -> torch.dtype:
-    return torch.int8 if isinstance(buffer, Blockwise) else buffer.dtype
-
-
-def _pointers(v: Buffer, s: Buffer) -> tuple[int, int, int, int]:
-    if isinstance(v, Blockwise) and isinstance(s, Blockwise):
-        return v.codes.data_ptr(), s.codes.data_ptr(), v.scales.data_ptr(), s.scales.data_ptr()
-    assert isinstance(v, Tensor) and isinstance(s, Tensor)
-    return v.data_ptr(), s.data_ptr(), 0, 0
+    return buffer.dtype if isinstance(buffer, Tensor) else torch.int8
 
 
 @cache
@@ -191,8 +171,8 @@ def _triton() -> tuple[Any, Any]:
 def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> bool:
     """Whether the kernel can be compiled and does here what the plain loop does.
 
-    Triton needs a recent enough device, driver and C compiler, so each combination is tried once,
-    on 9,300 numbers, before it is trusted with a model. The only place that waits for the device.
+    Triton needs a recent enough device, driver and C compiler, so each combination is checked once
+    against the reference, on 9,300 numbers. The only place that waits for the device.
 
     Args:
         kind: of the state; int8 stands for `Blockwise`.
@@ -201,7 +181,7 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
     param, grad = (
         torch.rand(9300, generator=generator, device="cpu").to(device, dtype) for _ in range(2)
     )
-    buffers: tuple[Buffer, Buffer] = narrow.zeros(param)
+    buffers: tuple[Buffer, Buffer] = low_bit.zeros(param)
     if kind != torch.int8:
         buffers = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
     actual = Tensors([param], [grad], [buffers[0]], [buffers[1]], [0])

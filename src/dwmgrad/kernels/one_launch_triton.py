@@ -1,6 +1,6 @@
 """The kernel of `one_launch.py`, in Triton's language. Imported only where Triton is installed.
 
-What it must compute is defined by reference.py and narrow.py; native.c does the same on the CPU.
+What it must compute is defined by reference.py and low_bit.py; native.c does the same on the CPU.
 """
 
 import triton
@@ -10,7 +10,7 @@ COLUMNS = tl.constexpr(8)
 """Of the table, for each tensor: the addresses of p, v, s and of the scales of v and s, its number
 of elements, the number of pieces of the tensors before it, and its ordinal."""
 SCALED = tl.constexpr(256)
-"""Elements that share one scale: narrow.BLOCK."""
+"""Elements that share one scale: low_bit.BLOCK."""
 ROWS = tl.constexpr(4)
 """Rows of that many elements in a block, which is worked on at once."""
 BLOCKS = tl.constexpr(8)
@@ -42,10 +42,10 @@ def _pointer(address, DTYPE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _store(pointers, x, bits, mask, DTYPE: tl.constexpr, DITHER: tl.constexpr):
+def _store(pointers, x, bits, mask, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
     if DTYPE == tl.bfloat16:  # by hand, as the interpreter cuts off what it should round
         whole = x.to(tl.uint32, bitcast=True)
-        if DITHER:  # up, with the probability of the remainder
+        if STOCHASTIC:  # up, with the probability of the remainder
             whole += bits & 0xFFFF
         else:  # to the nearest, ties to even
             whole += 0x7FFF + ((whole >> 16) & 1)
@@ -91,9 +91,9 @@ def _store_s(codes, scales, x, bits, mask, has_scale):
 
 @triton.jit
 def _block(
-    entry, grad, at, size, vector, held,
+    entry, grad, at, size, vector, skipped,
     PARAM: tl.constexpr, STATE: tl.constexpr,
-    DITHER_STATE: tl.constexpr, DITHER_PARAMS: tl.constexpr, WHOLE: tl.constexpr,
+    STOCHASTIC_STATE: tl.constexpr, STOCHASTIC_PARAMS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The rule for the elements from `at` on. WHOLE: a block has no end, and all is aligned."""
     EIGHT_BITS: tl.constexpr = STATE == tl.int8
@@ -135,7 +135,7 @@ def _block(
     p = tl.where(takes, p, old_p)
     v = tl.where(takes, v, old_v)
     s = tl.where(takes, s, old_s)
-    tl.store(held, 1, mask=tl.max(tl.where(mask & (takes == 0), 1, 0)) > 0)
+    tl.store(skipped, 1, mask=tl.max(tl.where(mask & (takes == 0), 1, 0)) > 0)
 
     # whole numbers of 32 bits; the noise comes in two halves, which float32 holds exactly
     noise = tl.load(vector + 8).to(tl.int32) + (tl.load(vector + 9).to(tl.int32) << 16)
@@ -146,16 +146,16 @@ def _block(
         _store_v(v_at, v_scales, v, bits, mask, has_scale)
         _store_s(s_at, s_scales, s, bits >> 16, mask, has_scale)
     else:
-        _store(v_at, v, bits, mask, STATE, DITHER_STATE)
-        _store(s_at, s, bits >> 16, mask, STATE, DITHER_STATE)
-    _store(p_at, p, _hash32(bits), mask, PARAM, DITHER_PARAMS)
+        _store(v_at, v, bits, mask, STATE, STOCHASTIC_STATE)
+        _store(s_at, s, bits >> 16, mask, STATE, STOCHASTIC_STATE)
+    _store(p_at, p, _hash32(bits), mask, PARAM, STOCHASTIC_PARAMS)
 
 
 @triton.jit(do_not_specialize=["count"])
 def update(
-    table, grads, vector, held, count,
+    table, grads, vector, skipped, count,
     PARAM: tl.constexpr, STATE: tl.constexpr,
-    DITHER_STATE: tl.constexpr, DITHER_PARAMS: tl.constexpr,
+    STOCHASTIC_STATE: tl.constexpr, STOCHASTIC_PARAMS: tl.constexpr,
 ):  # fmt: skip
     """One piece of one of `count` tensors; for the arguments see `one_launch.launch`."""
     BLOCK: tl.constexpr = ROWS * SCALED
@@ -177,12 +177,12 @@ def update(
     while at < end:
         if (used % 16 == 0) & (at + BLOCK <= size):
             _block(
-                entry, grad, at, size, vector, held,
-                PARAM, STATE, DITHER_STATE, DITHER_PARAMS, WHOLE=True,
+                entry, grad, at, size, vector, skipped,
+                PARAM, STATE, STOCHASTIC_STATE, STOCHASTIC_PARAMS, WHOLE=True,
             )  # fmt: skip
         else:
             _block(
-                entry, grad, at, size, vector, held,
-                PARAM, STATE, DITHER_STATE, DITHER_PARAMS, WHOLE=False,
+                entry, grad, at, size, vector, skipped,
+                PARAM, STATE, STOCHASTIC_STATE, STOCHASTIC_PARAMS, WHOLE=False,
             )  # fmt: skip
         at += BLOCK

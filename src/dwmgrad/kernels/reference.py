@@ -2,75 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from . import narrow
-from .coefficients import Blockwise, Buffer, Coefficients, Tensors
+from ..rule import move
+from . import low_bit
+from .coefficients import Blockwise, Buffer, Coefficients, Tensors, parts_of
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
     """Steps 3, 5 and 6 of the rule, in place, for tensors of any dtypes and strides.
 
-    An element whose gradient cannot be squared (not finite, or beyond the root of the dtype's
-    largest number) is held: θ, v and s stay as they are. So is one whose mean square does not fit
+    An element is skipped, θ, v and s stay as they are, if its gradient cannot be squared (not
+    finite, or beyond the root of the dtype's largest number) or if its mean square does not fit
     the dtype of s.
 
     Where one of the four has 16 bits or fewer, or they differ, the rule is computed in the
     parameter's precision, in float32 at least, and rounded once a buffer.
 
     Returns:
-        Whether an element was held.
+        Whether an element was skipped.
     """
-    held = False
+    skipped = False
     for param, grad, v, s, ordinal in zip(*tensors, strict=True):
         if isinstance(v, Tensor) and isinstance(s, Tensor) and param.element_size() >= 4:
             if param.dtype == grad.dtype == v.dtype == s.dtype and grad.square().isfinite().all():
-                _update(param, grad, v, s, c)
+                move(param, grad, v, s, c)
                 continue
-        held |= _update_wide(param, grad, v, s, c, ordinal)
-    return held
+        old, g = _wide(param, grad, v, s)
+        new = [each.clone() for each in old]
+        move(new[0], g, new[1], new[2], c)
+        takes = g.square().isfinite() & new[2].to(_dtype_of(s)).isfinite()
+        new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
+        _store((param, v, s), new, c.noise, ordinal, c.stochastic_state, c.stochastic_params)
+        skipped |= not bool(takes.all())
+    return skipped
 
 
-def _update(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Coefficients) -> None:
-    s.mul_(c.decay).addcmul_(grad, grad, value=1 - c.decay)
-    v.mul_(c.momentum).addcdiv_(grad, s.sqrt().add_(c.eps), value=c.step_size)
-    if c.shrink != 0:
-        # Not mul_(1 - shrink): that factor, rounded to float32, is off the same way at every step.
-        param.add_(param, alpha=-c.shrink)
-    param.sub_(v)
+def update_on_device(
+    tensors: Tensors,
+    numbers: Tensor,
+    skipped: Tensor,
+    stochastic_state: bool,
+    stochastic_params: bool,
+) -> None:
+    """As `update`, with all numbers on the device, for what `one_launch` does not take.
+
+    Nothing here waits for the device, and all tensors stay where they are, so it can be captured.
+
+    Args:
+        tensors: of one device.
+        numbers: those of `one_launch.launch`, in float32 or float64.
+        skipped: one int32; becomes 1 if an element is skipped.
+        stochastic_state, stochastic_params: see `Coefficients`.
+    """
+    active, low, high = numbers[7:].unbind()
+    noise = low.to(torch.int64) + (high.to(torch.int64) << 16)
+    for param, grad, v, s, ordinal in zip(*tensors, strict=True):
+        old, g = _wide(param, grad, v, s)
+        rates = numbers[:7].to(g.dtype).unbind()
+        step_size, decay, keep, momentum, eps, shrink, inverse = rates
+        g = g * inverse
+        # in the order of native.c
+        squares = old[2] * decay + keep * g * g
+        moments = old[1] * momentum + step_size * g / (squares.sqrt() + eps)
+        new = [old[0] - shrink * old[0] - moments, moments, squares]
+        takes = (g * g).isfinite() & (squares <= torch.finfo(_dtype_of(s)).max)
+        skipped.logical_or_((active > 0) & ~takes.all())
+        new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
+        stored = [_empty_like(each) for each in (param, v, s)]
+        _store(stored, new, noise, ordinal, stochastic_state, stochastic_params)
+        for buffer, fresh in zip((param, v, s), stored, strict=True):
+            for part, fresh_part in zip(parts_of(buffer), parts_of(fresh), strict=True):
+                # an inactive step keeps every bit
+                part.copy_(torch.where(active > 0, fresh_part, part))
 
 
-def _update_wide(
-    param: Tensor, grad: Tensor, v: Buffer, s: Buffer, c: Coefficients, ordinal: int
-) -> bool:
+def _wide(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> tuple[list[Tensor], Tensor]:
+    """θ, v and s, and the gradient, in the parameter's precision, in float32 at least."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    old = [param.to(dtype), load(v, dtype), load(s, dtype)]
-    new = [each.clone() for each in old]
-    grad = grad.to(dtype)
-    _update(new[0], grad, new[1], new[2], c)
-    takes = grad.square().isfinite()
-    takes &= new[2].to(s.dtype if isinstance(s, Tensor) else torch.float32).isfinite()
-    new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
-    bits = narrow.random_bits(param, c.noise, ordinal)
-    store(param, new[0], narrow.hash32(bits) if c.dither_params else None)
-    dithers = c.dither_state or isinstance(v, Blockwise)
-    store(v, new[1], bits if dithers else None)
-    store(s, new[2], bits >> 16 if dithers else None)
-    return not bool(takes.all())
+    state = (low_bit.decode(each) if isinstance(each, Blockwise) else each for each in (v, s))
+    return [param.to(dtype), *(each.to(dtype) for each in state)], grad.to(dtype)
 
 
-def load(buffer: Buffer, dtype: torch.dtype) -> Tensor:
-    """What the buffer holds, in a wider dtype."""
-    return (narrow.decode(buffer) if isinstance(buffer, Blockwise) else buffer).to(dtype)
+def _dtype_of(buffer: Buffer) -> torch.dtype:
+    return buffer.dtype if isinstance(buffer, Tensor) else torch.float32
 
 
-def store(buffer: Buffer, values: Tensor, bits: Tensor | None) -> None:
-    """Rounds the values into the buffer: with random bits stochastically, else to the nearest."""
+def _empty_like(buffer: Buffer) -> Buffer:
+    if isinstance(buffer, Blockwise):
+        return Blockwise(*map(torch.empty_like, buffer))
+    return torch.empty_like(buffer)
+
+
+def _store(
+    buffers: Sequence[Any],
+    values: list[Tensor],
+    noise: Tensor | int,
+    ordinal: int,
+    stochastic_state: bool,
+    stochastic_params: bool,
+) -> None:
+    """Rounds θ, v and s into their buffers, stochastically or to the nearest."""
+    param, v, s = buffers
+    bits = low_bit.random_bits(param, noise, ordinal)
+    stochastic_state |= isinstance(v, Blockwise)
+    _round(param, values[0], low_bit.hash32(bits) if stochastic_params else None)
+    _round(v, values[1], bits if stochastic_state else None)
+    _round(s, values[2], bits >> 16 if stochastic_state else None)
+
+
+def _round(buffer: Buffer, values: Tensor, bits: Tensor | None) -> None:
     if isinstance(buffer, Blockwise):
         assert bits is not None
-        narrow.encode(buffer, values.float(), bits)
+        low_bit.encode(buffer, values.float(), bits)
     elif bits is not None and buffer.dtype == torch.bfloat16:
-        buffer.copy_(narrow.round_to_bfloat16(values.float(), bits))
+        buffer.copy_(low_bit.round_to_bfloat16(values.float(), bits))
     else:
         buffer.copy_(values)
