@@ -95,6 +95,20 @@ def _check_steps(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at most {MOST_STEPS}, got {value!r}")
 
 
+def _check_limit(name: str, value: Any) -> None:
+    if value is not None:
+        _number().check(name, value)
+        if value == 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}: None switches it off")
+
+
+def _check_floor(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+
+
 def _choice(*choices: str) -> Kind:
     def check(name: str, value: Any) -> None:
         if not isinstance(value, str) or value not in choices:
@@ -139,6 +153,8 @@ _STEPS = Kind(_check_steps, int, _plain(int))
 _MAYBE_STEPS = _STEPS._replace(
     check=lambda name, value: None if value is None else _check_steps(name, value),
 )
+_LIMIT = Kind(_check_limit, float, _plain(float))
+_FLOOR = Kind(_check_floor, float, _plain(float))
 _SWITCH = Kind(_check_switch, _parse_switch)
 _PREFERENCE = Kind(
     _check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text)
@@ -175,6 +191,8 @@ ARGUMENTS: dict[str, Argument] = {
     **_of_preset("bias_correction", _SWITCH, "correct the mean square for its start at 0"),
     **_of_preset("normalize_momentum", _SWITCH, "scale the step to AdamW's learning rates"),
     **_of_preset("second_moment_window", _MAYBE_STEPS, "steps that the mean square remembers"),
+    **_of_preset("loss_limit", _LIMIT, "share of the loss that a step may be predicted to take"),
+    **_of_preset("loss_floor", _FLOOR, "lower bound of the loss, for loss_limit"),
     "maximize": Argument(_SWITCH, False, "ascend the gradient"),
     "foreach": Argument(_PREFERENCE, None, "prefer, or exclude, the multi-tensor kernel"),
     "fused": Argument(_PREFERENCE, None, "prefer, or exclude, the fused kernel"),

@@ -7,7 +7,7 @@ for the device, and a CUDA graph can contain it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -24,7 +24,7 @@ from .state import ZERO_SHARE, share_of, stochastic_state
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps")
-_NUMBERS = (*_LOSSES, *_COUNTS, "micro_batches")
+_NUMBERS = (*_LOSSES, *_COUNTS, "micro_batches", "step_limit")
 
 
 class _Share:
@@ -59,6 +59,7 @@ class DeviceWindow:
         self._numbers = torch.tensor(numbers, dtype=self._dtype, device=device)
         self._held = torch.zeros((), dtype=torch.int32, device=device)
         self._skipped = torch.zeros((), dtype=torch.int32, device=device)
+        self._at_floor = torch.zeros((), dtype=torch.int32, device=device)
         self._addresses = Addresses()
         self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
         self._fresh: dict[float, _Share] = {}  # made for the step to come
@@ -122,6 +123,8 @@ class DeviceWindow:
         cohorts: Moves,
         agreed: AgreedOnDevice,
         grad_scale: Tensor | None,
+        weight_of: Callable[[Tensor], float] = lambda param: 1.0,
+        total: Callable[[Tensor], Tensor] = lambda predicted: predicted,
     ) -> None:
         """One step of all groups, in place and without waiting for the device.
 
@@ -130,6 +133,7 @@ class DeviceWindow:
             cohorts: what is to move, by `age`.
             agreed: what the ranks make of the step.
             grad_scale: what a gradient scaler leaves to this step, if one does.
+            weight_of, total: how `rule.step_limit` adds up over the ranks.
         """
         happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
         now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
@@ -138,43 +142,70 @@ class DeviceWindow:
         alike = (count == 0) | (count == agreed.micro_batches)
         window.observe(agreed.loss, alike, counts)
         count = torch.where(counts, agreed.micro_batches, count)
-        now |= {**progress_of(window), "micro_batches": count, "steps": steps}
-        self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))
-        self._skipped.logical_or_(agreed.loss.isnan())
         shares = self._after_step(cohorts, window.decay(groups[0]["second_moment_window"]), happens)
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
+        calls = []
         for group, own in zip(groups, cohorts, strict=True):
-            lr = group["lr"]
-            on_device = isinstance(lr, Tensor) and lr.device == self.device
-            lr = lr.to(self._dtype) if on_device else float(lr)
+            lr = self._lr_of(group)
             for cohort in own:
-                step_size, decay, momentum, eps, shrink = rule.coefficients(
-                    group, window, lr, shares[cohort.age]
-                )
-                numbers = [step_size, decay, 1 - decay, momentum, eps, shrink]
-                numbers += [inverse, happens, *halves]
-                kernels.run_on_device(
-                    cohort.buckets,
-                    torch.stack([self._number(each) for each in numbers]),
-                    self._held,
-                    self._addresses,
-                    stochastic_state=stochastic_state(group),
-                    stochastic_params=group["stochastic_rounding"],
-                    use_foreach=group["foreach"],
-                    use_fused=group["fused"],
-                )
+                five = rule.coefficients(group, window, lr, shares[cohort.age])
+                calls.append((group, cohort.buckets, five))
+        limit: Any = now["step_limit"]
+        if groups[0]["loss_limit"] is not None:
+            predicted = total(self._predicted(calls, inverse, weight_of))
+            schedule = rule.share_of_peak([{**g, "lr": self._lr_of(g)} for g in groups])
+            allowed = rule.allowed_decrease(groups[0], window, agreed.loss, schedule)
+            fresh = rule.step_limit(predicted, allowed, limit)
+            self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
+            limit = torch.where(counts, fresh, limit)
+        now |= progress_of(window)
+        now |= {"micro_batches": count, "steps": steps, "step_limit": limit}
+        self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))
+        self._skipped.logical_or_(agreed.loss.isnan())
+        if groups[0]["loss_limit"] is None:
+            limit = 1.0
+        for group, buckets, (step_size, decay, momentum, eps, shrink) in calls:
+            numbers = [step_size * limit, decay, 1 - decay, momentum, eps, shrink * limit]
+            numbers += [inverse, happens, *halves]
+            kernels.run_on_device(
+                buckets,
+                torch.stack([self._number(each) for each in numbers]),
+                self._held,
+                self._addresses,
+                stochastic_state=stochastic_state(group),
+                stochastic_params=group["stochastic_rounding"],
+                use_foreach=group["foreach"],
+                use_fused=group["fused"],
+            )
+
+    def _lr_of(self, group: dict[str, Any]) -> Tensor | float:
+        lr = group["lr"]
+        on_device = isinstance(lr, Tensor) and lr.device == self.device
+        return lr.to(self._dtype) if on_device else float(lr)
+
+    def _predicted(
+        self, calls: list[Any], inverse: Tensor | float, weight_of: Callable[[Tensor], float]
+    ) -> Tensor:
+        """See `rule.step_limit`; of this rank's part of the parameters."""
+        total = torch.zeros((), dtype=self._dtype, device=self.device)
+        for group, buckets, (step_size, decay, momentum, eps, _) in calls:
+            effect = abs(step_size) / (1 - momentum)
+            for norm, ordinal in kernels.squared_norms_on_device(buckets, decay, eps, inverse):
+                total = total + effect * weight_of(group["params"][ordinal]) * norm
+        return total
 
     def _number(self, value: Tensor | float) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(self._dtype).reshape(())
         return torch.full((), value, dtype=self._dtype, device=self.device)
 
-    def write(self, groups: list[dict[str, Any]]) -> tuple[bool, bool]:
+    def write(self, groups: list[dict[str, Any]]) -> tuple[bool, bool, bool]:
         """Writes the numbers into the parameter groups. Waits for the device.
 
         Returns:
-            Whether, since the last call, an element was held, and a step skipped for its loss.
+            Whether, since the last call, an element was held, a step skipped for its loss, and a
+            loss at `loss_floor` or below it.
         """
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
         numbers |= {name: int(numbers[name]) for name in _COUNTS}
@@ -190,10 +221,11 @@ class DeviceWindow:
             for own, share in self._shares.values():
                 if ZERO_SHARE in own:
                     own[ZERO_SHARE] = now[id(share)]
-        held, skipped = bool(self._held), bool(self._skipped)
-        self._held.zero_()
-        self._skipped.zero_()
-        return held, skipped
+        marks = (self._held, self._skipped, self._at_floor)
+        held, skipped, at_floor = (bool(mark) for mark in marks)
+        for mark in marks:
+            mark.zero_()
+        return held, skipped, at_floor
 
 
 def _refuse_capture(device: torch.device) -> None:

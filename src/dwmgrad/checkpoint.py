@@ -23,6 +23,7 @@ _COMPARED = (
     *("state_dtype", "stochastic_rounding"),
 )
 """The settings whose differences a warning names."""
+_SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
 COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
 """What is equal in all parameter groups."""
 
@@ -99,8 +100,10 @@ def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
     if written in (1, 2):
         group = {**PAPER, "mean_loss": group.get("last_loss"), **group}
     if written in (1, 2, 3):
-        group = {"micro_batches": 0, **group, "schema": SCHEMA}
+        group = {"micro_batches": 0, **group}
         group.pop(ZERO_SHARE, None)  # now each parameter has its own
+    if written in (1, 2, 3, 4):
+        group = {**_SINCE_5, **group, "schema": SCHEMA}
     return group
 
 
@@ -117,11 +120,11 @@ def share_of_old_schema(group: Any) -> float | None:
 def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
     """Brings an optimizer's own group, and its parameters' state, to the present schema."""
     share = share_of_old_schema(group)
-    if share is None:
-        return  # it is of the present schema
-    new = of_present_schema(group)
+    new = dict(of_present_schema(group))
     group.clear()
     group.update(new)
+    if share is None:
+        return  # each parameter has its own
     for param in group["params"]:
         if BUFFERS[0] in states.get(param, {}):
             states[param][ZERO_SHARE] = share_of(share)
@@ -197,6 +200,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     _check_number("increases", group["increases"], 0, group["observations"], whole=True)
     _check_number("steps", group["steps"], 0, most, whole=True)
     _check_number("micro_batches", group["micro_batches"], 0)
+    _check_number("step_limit", group["step_limit"], 0, 1)
     for name in ("last_loss", "mean_loss"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")

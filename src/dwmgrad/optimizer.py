@@ -77,6 +77,12 @@ class DWMGrad(Optimizer, Joinable):
             noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
             β₂ = 0.998. None, the default: ω, or what the preset says.
+        loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
+            the full window; at a shorter one as much less. Where more is predicted, the step is
+            scaled down, so that a learning rate that is too high does little harm. None, the
+            default: no limit. See `rule.step_limit`.
+        loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
+            or below it, the last scale holds, and a warning says so once.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -136,6 +142,8 @@ class DWMGrad(Optimizer, Joinable):
         bias_correction: bool | None = None,
         normalize_momentum: bool | None = None,
         second_moment_window: int | None = None,
+        loss_limit: float | None = None,
+        loss_floor: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -160,6 +168,8 @@ class DWMGrad(Optimizer, Joinable):
                     "bias_correction": bias_correction,
                     "normalize_momentum": normalize_momentum,
                     "second_moment_window": second_moment_window,
+                    "loss_limit": loss_limit,
+                    "loss_floor": loss_floor,
                 },
             ),
             "maximize": maximize,
@@ -203,11 +213,13 @@ class DWMGrad(Optimizer, Joinable):
     def _read_device(self) -> None:
         """With `capturable`, brings the numbers of the parameter groups up to date."""
         if self._device_window is not None:
-            held, skipped = self._device_window.write(self.param_groups)
+            held, skipped, at_floor = self._device_window.write(self.param_groups)
             if held:
                 self._say_once(_HELD)
             if skipped:
                 self._say_once(_SKIPPED)
+            if at_floor:
+                self._say_at_floor()
 
     # ---- the loss ----
 
@@ -365,14 +377,15 @@ class DWMGrad(Optimizer, Joinable):
         if isinstance(agreed, AgreedOnDevice):
             assert window is not None
             scale = self._of_scaler("grad_scale")
-            return lambda: window.step(groups, moves, agreed, scale)
+            among = () if self._steps_alone() else self._among_ranks()
+            return lambda: window.step(groups, moves, agreed, scale, *among)
         if agreed.makes_state:
             return None
         numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
-        changes = [(group, numbers) for group in moving]
         window_now = progress.window_of({**groups[0], **numbers})
+        changes = [(group, numbers) for group in moving]
         decay = window_now.decay(groups[0]["second_moment_window"])
-        calls = []
+        calls: list[_Call] = []
         for group, own in zip(groups, moves, strict=True):
             lr = float(group["lr"])
             for zero_share, states_of, buckets in own:
@@ -383,14 +396,52 @@ class DWMGrad(Optimizer, Joinable):
                 five = rule.coefficients(group, window_now, lr, share)
                 noise = numbers.get("steps", group["steps"])
                 calls.append((buckets, _coefficients(group, five, noise), group))
+        if groups[0]["loss_limit"] is not None:
+            limit = self._step_limit(calls, window_now, agreed.loss)
+            calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
+            numbers["step_limit"] = limit
         return lambda: self._make_step(observation, moving, changes, calls)
+
+    def _step_limit(self, calls: list[_Call], window: rule.Window, loss: float | None) -> float:
+        """What the loss makes of the step that the calls would be."""
+        common = self.param_groups[0]
+        last = common["step_limit"]
+        if loss is None:
+            return last
+        if loss <= common["loss_floor"]:
+            self._say_at_floor()
+        alone = self._steps_alone()
+        predicted = 0.0
+        for buckets, c, group in calls:
+            effect = abs(c.step_size) / (1 - c.momentum)
+            for norm, ordinal in kernels.squared_norms(buckets, c):
+                param = group["params"][ordinal]
+                weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
+                predicted += effect * weight * norm
+        if not alone:
+            predicted = float(ranks.total_of(predicted, self._device(), self.loss_group))
+        return self._limit_of(predicted, window, loss)
+
+    def _among_ranks(self) -> tuple[Callable[[Tensor], float], Callable[[Tensor], Tensor]]:
+        """How numbers of the ranks add up: the weight of a parameter, and the sum of a number."""
+        group = self.loss_group
+        return (
+            lambda param: ranks.weight_of(param, group),
+            lambda number: ranks.total_of(number, self._device(), group),
+        )
+
+    def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
+        common = self.param_groups[0]
+        schedule = float(rule.share_of_peak(self.param_groups))
+        allowed = rule.allowed_decrease(common, window, loss, schedule)
+        return rule.step_limit(predicted, allowed, common["step_limit"])
 
     def _make_step(
         self,
         observation: Observation | None,
         moving: list[dict[str, Any]],
         changes: list[tuple[dict[str, Any], dict[str, Any]]],
-        calls: list[tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]],
+        calls: list[_Call],
     ) -> None:
         if observation is not None:
             observation.mark_moved(moving)
@@ -412,8 +463,10 @@ class DWMGrad(Optimizer, Joinable):
         if observation is None:
             agreed = feed.ahead or self._agree(None, self._of_scaler("found_inf"))
         else:
-            if observation.used and self.param_groups[0]["capturable"]:
-                raise RuntimeError("capturable=True takes one step() a loss, for all parameters")
+            common = self.param_groups[0]
+            if observation.used and (common["capturable"] or common["loss_limit"] is not None):
+                name = "capturable=True" if common["capturable"] else "loss_limit"
+                raise RuntimeError(f"{name} takes one step() a loss, for all parameters")
             if observation.agreed is None:
                 observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
             agreed = observation.agreed
@@ -484,10 +537,19 @@ class DWMGrad(Optimizer, Joinable):
         if isinstance(agreed, AgreedOnDevice):
             assert self._device_window is not None
             self._device_window.step(
-                self.param_groups, [[] for _ in self.param_groups], agreed, None
+                self.param_groups,
+                [[] for _ in self.param_groups],
+                agreed,
+                None,
+                total=lambda _: ranks.total_of(None, self._device(), self.loss_group),
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
-            numbers = progress.advanced(self.param_groups[0], agreed.loss, agreed.micro_batches)
+            common = self.param_groups[0]
+            numbers = progress.advanced(common, agreed.loss, agreed.micro_batches)
+            if common["loss_limit"] is not None and agreed.loss is not None:
+                total = ranks.total_of(None, self._device(), self.loss_group)
+                window = progress.window_of({**common, **numbers})
+                numbers["step_limit"] = self._limit_of(float(total), window, agreed.loss)
             for group in self.param_groups:
                 group.update(numbers)
 
@@ -558,6 +620,9 @@ class DWMGrad(Optimizer, Joinable):
         if policy == "error":
             raise RuntimeError(message)
         self._say_once(message)
+
+    def _say_at_floor(self) -> None:
+        self._say_once(_AT_FLOOR.format(self.param_groups[0]["loss_floor"]))
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
@@ -672,6 +737,14 @@ class DWMGrad(Optimizer, Joinable):
         self._scaler = None
 
 
+_Call = tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]
+"""What `kernels.run` gets, and the parameter group."""
+
+
+def _scaled(c: kernels.Coefficients, limit: float) -> kernels.Coefficients:
+    return c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
+
+
 def _coefficients(
     group: dict[str, Any], five: tuple[float, float, float, float, float], noise: int
 ) -> kernels.Coefficients:
@@ -687,6 +760,10 @@ _NOT_JOINED = (
     "with what accelerator.prepare() returned"
 )
 _SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
+_AT_FLOOR = (
+    "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
+    "step_limit holds. Set loss_floor to a number that the loss cannot reach"
+)
 _HELD = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "
     "parameters and of the state stay as they were, the others have moved"

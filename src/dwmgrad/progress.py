@@ -9,7 +9,7 @@ from typing import Any
 
 from .rule import Window
 
-SCHEMA = 4
+SCHEMA = 5
 PROGRESS = (
     "window",
     "last_loss",
@@ -18,15 +18,18 @@ PROGRESS = (
     "increases",
     "micro_batches",
     "steps",
+    "step_limit",
     "schema",
 )
-"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
-how many steps were made. Plain int, float or None, equal in every parameter group."""
+"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
+many steps were made, and the last `rule.step_limit` (1 without one). Plain int, float or None,
+equal in every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), "micro_batches": 0, "steps": 0}
+    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0}
+    return {**progress_of(Window(size=initial_window)), **numbers}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -66,4 +69,5 @@ def advanced(group: dict[str, Any], loss: float | None, micro_batches: float) ->
         micro_batches = group["micro_batches"]
     else:
         window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
-    return {**progress_of(window), "micro_batches": micro_batches, "steps": group["steps"] + 1}
+    rest = {"micro_batches": micro_batches, "steps": group["steps"] + 1}
+    return {**progress_of(window), **rest, "step_limit": group["step_limit"]}

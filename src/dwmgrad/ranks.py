@@ -220,6 +220,37 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in ("mps", "xpu") else torch.float64
 
 
+def total_of(number: Tensor | float | None, device: torch.device, group: Any = None) -> Tensor:
+    """The sum over the ranks of a group, on the device, the same bits on each of them.
+
+    One small all-reduce, which every rank must join.
+
+    Args:
+        number: of this rank, its parameters weighted by `weight_of`; None where it has no more
+            steps to make. The others then stand for it, too.
+        device, group: as in `agree`.
+    """
+    home = device_of(device, group)
+    pair = torch.zeros(2, dtype=widest(device), device=home)
+    if number is not None:
+        pair[0], pair[1] = number, 1.0
+    with _explained():
+        dist.all_reduce(pair, group=group)
+    total, active = pair.to(device).unbind()
+    return total * (size(group) / active)
+
+
+def weight_of(param: Any, group: Any = None) -> float:
+    """What this rank's part of a parameter counts in a sum over ranks: its copies count once."""
+    ranks = size(group)
+    if getattr(param, "_fsdp_flattened", False):  # FSDP1: each rank has a piece
+        return 1.0
+    if not hasattr(param, "placements"):
+        return 1 / ranks
+    sizes = zip(param.device_mesh.shape, param.placements, strict=True)
+    return math.prod(count for count, place in sizes if not place.is_replicate()) / ranks
+
+
 def _sum(share: Share | None, device: torch.device, group: Any) -> Tensor:
     numbers = _numbers(share, device_of(device, group))
     with _explained():

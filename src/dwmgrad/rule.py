@@ -39,6 +39,8 @@ PAPER: dict[str, Any] = {
     "bias_correction": False,
     "normalize_momentum": False,
     "second_moment_window": None,
+    "loss_limit": None,
+    "loss_floor": 0.0,
 }
 """The arguments that a preset may set, with the paper's values, which hold without one."""
 
@@ -164,6 +166,51 @@ def share_after(share: Number, decay: Number) -> Number:
     """
     share = share * decay
     return _where(share > NO_SHARE, share, 0.0)
+
+
+def allowed_decrease(
+    group: dict[str, Any], window: Window, loss: Number, schedule: Number
+) -> Number:
+    """What the loss allows one gradient's total effect to take off it.
+
+    limit = loss_limit · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step, as SPS_max
+    (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small, and in
+    the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
+
+    Args:
+        group: a parameter group, for its settings.
+        window: after it has observed the loss.
+        loss: of this step.
+        schedule: the learning rate as a share of its peak.
+    """
+    trust = window.size / window.max_size
+    return group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
+
+
+def share_of_peak(groups: list[dict[str, Any]]) -> Number:
+    """The learning rate as a share of its peak, as torch's schedulers leave it in the groups.
+
+    1 where no scheduler says what the peak is.
+    """
+    for group in groups:
+        peak = group.get("max_lr", group.get("initial_lr"))
+        if peak is not None:
+            return _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
+    return 1.0
+
+
+def step_limit(predicted: Number, allowed: Number, last: Number) -> Number:
+    """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
+
+    Args:
+        predicted: q = Σ α/(1 − μ) · g²/(√s + ε), with the mean square of this step: what one
+            gradient's total effect would take off the loss, were it as straight as its tangent.
+        allowed: see `allowed_decrease`.
+        last: the one of the step before, which holds where nothing is allowed: where the loss is
+            at its floor or below it, it says nothing of how far to go.
+    """
+    limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
+    return _where(allowed > 0, limit, last)
 
 
 def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import foreach, fused, native, one_launch, reference
@@ -23,7 +24,8 @@ from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
-__all__ += ["by_address", "prepare", "run", "run_on_device", "update"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms"]
+__all__ += ["squared_norms_on_device", "update"]
 
 
 class Bucket(NamedTuple):
@@ -148,6 +150,34 @@ def run_on_device(
             one_launch.launch(tensors, numbers.float(), skipped, *rounding, addresses)
         else:
             reference.update_on_device(tensors, numbers, skipped, *rounding)
+
+
+def squared_norms(buckets: Sequence[Bucket], c: Coefficients) -> list[tuple[float, int]]:
+    """For each parameter `reference.squared_norms`, and its ordinal. Nothing is written.
+
+    One host sync for each bucket on an accelerator.
+    """
+    found: list[tuple[float, int]] = []
+    for tensors, flat in buckets:
+        if flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
+            norms = native.squared_norms(tensors, c)
+        else:
+            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps)).tolist()
+        found += zip(norms, tensors.ordinals, strict=True)
+    return found
+
+
+def squared_norms_on_device(
+    buckets: Sequence[Bucket], decay: Any, eps: Any, inverse: Any
+) -> list[tuple[Tensor, int]]:
+    """As `squared_norms`, with all numbers on the device, without waiting for it."""
+    return [
+        each
+        for tensors, _ in buckets
+        for each in zip(
+            reference.squared_norms(tensors, decay, eps, inverse), tensors.ordinals, strict=True
+        )
+    ]
 
 
 def _choose(

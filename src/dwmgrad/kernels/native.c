@@ -185,18 +185,64 @@ static int chunk(const tensor *t, const void *grad, int64_t at, int64_t n, int p
     return skipped;
 }
 
+/* The tensor that a piece is of: the last one that begins at or before it. */
+static int64_t tensor_of(int64_t piece, const tensor *tensors, int64_t count) {
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (tensors[middle].first_piece <= piece) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+/* The sum of g²/(√s + ε) over a chunk, with the s that the step will make. Nothing is written. */
+static double chunk_norm(const tensor *t, const void *grad, int64_t at, int64_t n, int param_type,
+                         int state_type, const numbers *c) {
+    enum { LANES = 16 };
+    float wide_g[CHUNK], wide_s[CHUNK], sums[LANES] = {0};
+    const float decay = c->decay, keep = c->keep, eps = c->eps;
+    if (param_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)grad + at, wide_g);
+    else memcpy(wide_g, (const float *)grad + at, n * sizeof(float));
+    if (state_type == FLOAT32) memcpy(wide_s, (const float *)t->s + at, n * sizeof(float));
+    else if (state_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)t->s + at, wide_s);
+    for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK)
+        load_s(n - i < BLOCK ? n - i : BLOCK, (const uint8_t *)t->s + at + i,
+               t->s_scales[(at + i) / BLOCK], wide_s + i);
+    for (int64_t i = n; i % LANES; i++) wide_g[i] = wide_s[i] = 0;
+    for (int64_t i = 0; i < n; i += LANES)
+        for (int64_t j = 0; j < LANES; j++) {
+            float g2 = wide_g[i + j] * wide_g[i + j];
+            float term = g2 / (sqrtf(wide_s[i + j] * decay + keep * g2) + eps);
+            sums[j] += g2 <= FLT_MAX ? term : 0.0f; /* the others are skipped */
+        }
+    double sum = 0;
+    for (int j = 0; j < LANES; j++) sum += sums[j];
+    return sum;
+}
+
+/* Writes for each piece the sum of `chunk_norm`, in an order that no number of threads changes. */
+void dwmgrad_norms(const tensor *tensors, const void *const *grads, int64_t count, int64_t pieces,
+                   int param_type, int state_type, const numbers *c, int threads, double *sums) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (pieces > 1)
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        int64_t at_tensor = tensor_of(piece, tensors, count);
+        const tensor *t = tensors + at_tensor;
+        int64_t at = (piece - t->first_piece) * PIECE;
+        int64_t end = at + PIECE < t->size ? at + PIECE : t->size;
+        for (sums[piece] = 0; at < end; at += CHUNK)
+            sums[piece] += chunk_norm(t, grads[at_tensor], at, end - at < CHUNK ? end - at : CHUNK,
+                                      param_type, state_type, c);
+    }
+}
+
 /* Returns whether an element was skipped. `pieces` is the number of pieces of all tensors. */
 int dwmgrad_update(const tensor *tensors, const void *const *grads, int64_t count, int64_t pieces,
                    int param_type, int state_type, const numbers *c, int threads) {
     int skipped = 0;
 #pragma omp parallel for schedule(static) reduction(| : skipped) num_threads(threads) if (pieces > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
-        int64_t low = 0, high = count; /* the last tensor that begins at or before this piece */
-        while (high - low > 1) {
-            int64_t middle = (low + high) / 2;
-            if (tensors[middle].first_piece <= piece) low = middle;
-            else high = middle;
-        }
+        int64_t low = tensor_of(piece, tensors, count);
         const tensor *t = tensors + low;
         int64_t at = (piece - t->first_piece) * PIECE;
         int64_t end = at + PIECE < t->size ? at + PIECE : t->size;

@@ -53,17 +53,36 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     Returns:
         Whether an element was skipped; see `reference.update`.
     """
+    rows, pieces = tensors.addresses(_PIECE)
+    skipped = _call("dwmgrad_update", tensors, rows, pieces, c)
+    # autograd does not see writes through addresses
+    torch.autograd.graph.increment_version(tensors.params)
+    return bool(skipped)
+
+
+def squared_norms(tensors: Tensors, c: Coefficients) -> list[float]:
+    """As `reference.squared_norms`, for what `update` takes."""
+    rows, pieces = tensors.addresses(_PIECE)
+    sums = array("d", bytes(8 * pieces))
+    _call("dwmgrad_norms", tensors, rows, pieces, c, sums.buffer_info()[0])
+    begins = [*rows[6::8], pieces]
+    return [sum(sums[begin:end]) for begin, end in itertools.pairwise(begins)]
+
+
+def _call(
+    name: str, tensors: Tensors, rows: list[int], pieces: int, c: Coefficients, *more: int
+) -> Any:
+    """Calls a function of the library with the tensors and the step's numbers."""
     loaded = library()
     assert loaded is not None
     param, buffer = tensors.params[0], tensors.momentum_buffers[0]
-    rows, pieces = tensors.addresses(_PIECE)
     table = array("q", rows)
     grads = array("q", [grad.data_ptr() for grad in tensors.grads])
     numbers = _Numbers(
         *(c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink),
         *(c.noise & 0xFFFFFFFF, c.stochastic_state, c.stochastic_params),
     )
-    skipped = loaded.dwmgrad_update(
+    return getattr(loaded, name)(
         table.buffer_info()[0],
         grads.buffer_info()[0],
         len(grads),
@@ -72,10 +91,8 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         _TYPES[buffer.dtype] if isinstance(buffer, Tensor) else _INT8,
         ctypes.byref(numbers),
         1 if loaded.is_forked else torch.get_num_threads(),
+        *more,
     )
-    # autograd does not see writes through addresses
-    torch.autograd.graph.increment_version(tensors.params)
-    return bool(skipped)
 
 
 @cache
@@ -116,6 +133,8 @@ def _prepare(loaded: Any) -> None:
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     update.argtypes = [address, address, size, size, number, number, address, number]
     update.restype = number
+    norms = loaded.dwmgrad_norms
+    norms.argtypes, norms.restype = [*update.argtypes, address], None
     numbers = _Numbers(0.25, 0.75, 0.25, 0.5, 4.0, 0.5, 0, 0, 0)
     floats = _TYPES.values()
     for kind, state_kind in itertools.product(floats, (*floats, _INT8)):

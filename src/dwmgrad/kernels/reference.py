@@ -42,6 +42,31 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     return skipped
 
 
+def squared_norms(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) -> list[Tensor]:
+    """For each parameter Σ g²/(√s + ε), with the mean square that the step will make.
+
+    Elements that the step skips because their gradient cannot be squared are left out.
+
+    Args:
+        tensors: of one device; nothing is written.
+        decay, eps: of the step, numbers or 0-dim tensors.
+        inverse: the factor that the gradients are multiplied by first.
+
+    Returns:
+        0-dim tensors on the device, in float64 where it has that.
+    """
+    found = []
+    for param, grad, _, s, _ in zip(*tensors, strict=True):
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        square = (grad.to(dtype) * inverse).square()
+        mean = (low_bit.decode(s) if isinstance(s, Blockwise) else s).to(dtype)
+        mean = mean * decay + (1 - decay) * square
+        norm = torch.where(square.isfinite(), square / (mean.sqrt() + eps), 0.0)
+        wide = torch.float32 if norm.device.type in ("mps", "xpu") else torch.float64
+        found.append(norm.sum(dtype=wide))
+    return found
+
+
 def update_on_device(
     tensors: Tensors,
     numbers: Tensor,

@@ -1,0 +1,214 @@
+"""The step that the loss allows: `loss_limit`, held to the rule written out in NumPy."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from dwmgrad import DWMGrad
+from dwmgrad.kernels import Coefficients, Tensors, low_bit, native, reference
+
+SIZES = (3, 300, 5000)
+
+
+def gradients(step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(size, generator=generator) * (1 + step % 3) for size in SIZES]
+
+
+def params_of() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.linspace(-1, 1, size)) for size in SIZES]
+
+
+def train(optimizer: DWMGrad, steps: range, scheduler=None) -> list[float]:
+    """The limits of the steps."""
+    found = []
+    for step in steps:
+        for param, grad in zip(optimizer.param_groups[0]["params"], gradients(step), strict=True):
+            param.grad = grad
+        optimizer.step(loss=loss_of(step))
+        if scheduler is not None:
+            scheduler.step()
+        found.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
+    return found
+
+
+def loss_of(step: int) -> float:
+    return 3.0 - 0.05 * step + 0.1 * (step % 3)
+
+
+def oracle(lr: float, steps: int, limit: float, floor: float, decay: float) -> tuple:
+    """Parameters and limits, from the sentences of the docs alone; no preset, δ = 100."""
+    theta = [np.linspace(-1, 1, size) for size in SIZES]
+    v, s = ([np.zeros(size) for size in SIZES] for _ in range(2))
+    window, last, limits = 5, None, []
+    for step in range(steps):
+        loss = loss_of(step)
+        window = window + 1 if last is not None and loss < last else max(window - 1, 1)
+        last = loss
+        g = [each.double().numpy() for each in gradients(step)]
+        s = [si * (window - 1) / window + gi**2 / window for si, gi in zip(s, g, strict=True)]
+        mu = 0.9 * window / 100
+        q = sum(
+            (lr / (1 - mu) * gi**2 / (np.sqrt(si) + 1e-8)).sum()
+            for gi, si in zip(g, s, strict=True)
+        )
+        k = min(1.0, limit * window / 100 * (loss - floor) / q)
+        limits.append(k)
+        for i in range(len(SIZES)):
+            v[i] = mu * v[i] + k * lr * g[i] / (np.sqrt(s[i]) + 1e-8)
+            theta[i] = theta[i] * (1 - k * lr * decay) - v[i]
+    return theta, limits
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"fused": False}, {"foreach": True}, {"capturable": True}],
+    ids=["native", "loop", "foreach", "capturable"],
+)
+@pytest.mark.parametrize(("lr", "floor"), [(1e-5, 0.0), (1e-3, 0.0), (1.0, 0.5)])
+def test_it_is_the_rule(form: dict, lr: float, floor: float) -> None:
+    params = params_of()
+    optimizer = DWMGrad(
+        params, lr=lr, max_window=100, loss_limit=0.5, loss_floor=floor, weight_decay=0.1, **form
+    )
+    limits = train(optimizer, range(30))
+    expected, expected_limits = oracle(lr, 30, 0.5, floor, 0.1)
+    assert limits == pytest.approx(expected_limits, rel=1e-5)
+    assert min(limits) < 1 or lr < 1e-4
+    for param, theta in zip(params, expected, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), theta, rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_learning_rate_is_not_limited_and_bit_equal() -> None:
+    limited, free = params_of(), params_of()
+    optimizer = DWMGrad(limited, lr=1e-6, preset="finetune", loss_limit=0.5)
+    assert train(optimizer, range(20)) == [1.0] * 20
+    train(DWMGrad(free, lr=1e-6, preset="finetune"), range(20))
+    assert all(map(torch.equal, limited, free))
+
+
+@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+def test_above_a_point_the_learning_rate_cancels_out(form: dict) -> None:
+    runs = []
+    for lr in (1.0, 64.0):
+        params = params_of()
+        train(DWMGrad(params, lr=lr, preset="finetune", loss_limit=0.5, **form), range(20))
+        runs.append(params)
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_schedule_is_kept() -> None:
+    params = params_of()
+    optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 20)
+    plain = train(DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5), range(10))
+    # α k follows the schedule: k itself is that of no schedule, as α is in q, too
+    first = train(optimizer, range(10), scheduler)
+    assert first[:1] == plain[:1]
+    assert first[1] == pytest.approx(plain[1], rel=1e-3)
+    for _ in range(10):
+        scheduler.step()
+    before = [param.clone() for param in params]
+    for buffer in (own["momentum_buffer"] for own in optimizer.state.values()):
+        buffer.zero_()
+    train(optimizer, range(10, 11))
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert all(map(torch.equal, before, params))
+
+
+@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+def test_a_loss_at_its_floor_holds_the_last_limit_and_says_so(form: dict) -> None:
+    params = params_of()
+    optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.0, **form)
+    limits = train(optimizer, range(3))
+    with pytest.warns(UserWarning, match="loss_floor=2.0, or below.*Set loss_floor"):
+        for loss in (2.0, -5.0):
+            optimizer.step(loss=loss)
+            assert optimizer.window and optimizer.param_groups[0]["step_limit"] == limits[-1]
+    assert all(bool(param.isfinite().all()) for param in params)
+
+
+def test_a_step_without_a_loss_holds_the_last_limit() -> None:
+    optimizer = DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5, missing_loss="hold")
+    limits = train(optimizer, range(3))
+    optimizer.step()
+    assert optimizer.param_groups[0]["step_limit"] == limits[-1]
+
+
+@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+def test_a_resumed_run_is_the_run(form: dict) -> None:
+    settings = dict(lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.9, **form)
+    whole = params_of()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = DWMGrad(whole, **settings)
+        train(optimizer, range(7))
+        kept, values = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in whole]
+        limits = train(optimizer, range(7, 20))
+        params = [torch.nn.Parameter(value) for value in values]
+        optimizer = DWMGrad(params, **settings)
+        optimizer.load_state_dict(kept)
+        assert train(optimizer, range(7, 20)) == limits
+    assert all(map(torch.equal, whole, params))
+
+
+def test_gradients_that_cannot_be_squared_are_left_out() -> None:
+    params, healthy = params_of(), params_of()
+    optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5)
+    other = DWMGrad(healthy, lr=1.0, preset="finetune", loss_limit=0.5)
+    for own, grads in ((params, gradients(0)), (healthy, gradients(0))):
+        for param, grad in zip(own, grads, strict=True):
+            param.grad = grad
+    params[1].grad[:3] = torch.tensor([float("nan"), float("inf"), 1e30])
+    healthy[1].grad[:3] = 0
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step(loss=1.0)
+    other.step(loss=1.0)
+    assert optimizer.param_groups[0]["step_limit"] == pytest.approx(
+        other.param_groups[0]["step_limit"], rel=1e-6
+    )
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("size", [1, 15, 1024, 40_000])
+def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
+    param = torch.randn(size).to(dtype)
+    grad = torch.randn(size).to(dtype)
+    v, s = low_bit.zeros(param)
+    if kind == torch.int8:
+        bits = torch.zeros(size, dtype=torch.int64)
+        low_bit.encode(s, torch.rand(size), bits)
+    else:
+        v, s = torch.zeros(size, dtype=kind), torch.rand(size).to(kind)
+    tensors = Tensors([param], [grad], [v], [s], [0])
+    c = Coefficients(step_size=1.0, decay=0.9, momentum=0.5, eps=1e-8, shrink=0.0)
+    (expected,) = reference.squared_norms(tensors, c.decay, c.eps)
+    assert native.squared_norms(tensors, c) == pytest.approx([float(expected)], rel=1e-5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert native.squared_norms(tensors, c) == native.squared_norms(tensors, c)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_limit": 0}, "loss_limit must be above 0, got 0: None switches it off"),
+        ({"loss_limit": -1.0}, "loss_limit must be in"),
+        ({"loss_limit": "0.5"}, "loss_limit must be a number"),
+        ({"loss_floor": float("inf")}, "loss_floor must be finite"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        DWMGrad(params_of(), **arguments)
