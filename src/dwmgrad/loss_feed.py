@@ -291,6 +291,11 @@ def brought(
     """
     value = _differentiated(loss, gradient, divisor)
     for optimizer in optimizers:
+        if steps_inside and optimizer.param_groups[0]["loss_limit"] is not None:
+            raise RuntimeError(
+                "loss_limit does not work under DeepSpeed, which steps one piece of the parameters "
+                "after the other: use DDP or FSDP2, or leave loss_limit out"
+            )
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if only or alone:
             optimizer._feed.expect(route)

@@ -15,12 +15,13 @@ CURVES = {
     "learning_rate": "learning rate",
     "window": "window (steps)",
     "effective_momentum": "effective momentum",
+    "step_limit": "step limit",
 }
 """Keys of a Trainer's log, and their axis labels, from top to bottom."""
 
 
 def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
-    """Draws loss, learning rate, window and effective momentum over the steps of a run.
+    """Draws loss, learning rate, window, effective momentum and step limit of a run.
 
     Args:
         run_dir: a folder with a `trainer_state.json`, as the Trainer writes it; without one, its

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class DWMGradCallback(TrainerCallback):
     """Adds `window`, `effective_momentum` and `window_increase_share` to every training log.
 
-    The share is that of the steps since the last log whose signal was positive. Every Trainer has
+    The share is that of the steps since the last log whose signal was positive. With `loss_limit`
+    there is `step_limit`, too: what the last step was scaled by. Every Trainer has
     this callback; with another optimizer it does nothing.
     """
 
@@ -80,6 +81,8 @@ class DWMGradCallback(TrainerCallback):
             "window": optimizer.window,
             "effective_momentum": optimizer.effective_momentum,
         }
+        if optimizer.param_groups[0]["loss_limit"] is not None:
+            numbers["step_limit"] = optimizer.param_groups[0]["step_limit"]
         if observations > self._seen[0]:
             share = (increases - self._seen[1]) / (observations - self._seen[0])
             numbers["window_increase_share"] = share

@@ -1,0 +1,107 @@
+"""`loss_limit` on several ranks: shards add up, copies count once, every rank has one number."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from dwmgrad import DWMGrad
+from dwmgrad.distributed import assert_ranks_agree
+
+fsdp = pytest.importorskip("torch.distributed.fsdp")
+STEPS, ROWS = 12, 8
+SETTINGS: dict[str, Any] = {"lr": 0.5, "preset": "finetune", "loss_limit": 0.5, "weight_decay": 0.1}
+
+
+def model_of() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+
+
+def train(model: torch.nn.Module, optimizer: DWMGrad, rank: int = 0, ranks: int = 1) -> list[float]:
+    limits = []
+    for step in range(STEPS):
+        rows = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(step))
+        targets = rows.sum(1, keepdim=True).sin()
+        optimizer.zero_grad()
+        own = slice(rank, None, ranks)
+        loss = (model(rows[own]) - targets[own]).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        limits.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
+    return limits
+
+
+def on_ranks(rank: int, kind: str, capturable: bool) -> tuple[list[float], list[torch.Tensor], int]:
+    ranks = dist.get_world_size()
+    model: torch.nn.Module = model_of()
+    if kind == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        shape = {"fsdp2": (ranks,), "hsdp": (2, ranks // 2)}[kind]
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+        for part in (model[0], model[2], model):
+            fsdp.fully_shard(part, mesh=mesh)
+    optimizer = DWMGrad(model.parameters(), capturable=capturable, **SETTINGS)
+    reduce, calls = dist.all_reduce, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[0].dtype == torch.float64)  # not FSDP's own
+        return reduce(*args, **kwargs)
+
+    dist.all_reduce = counted
+    limits = train(model, optimizer, rank, ranks)
+    dist.all_reduce = reduce
+    assert_ranks_agree(optimizer)
+    params = [p.detach().full_tensor() if kind != "ddp" else p.detach() for p in model.parameters()]
+    return limits, params, sum(calls)
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "capturable"])
+@pytest.mark.parametrize(("kind", "ranks"), [("ddp", 2), ("fsdp2", 2), ("hsdp", 4)])
+def test_ranks_do_what_one_process_does(
+    kind: str, ranks: int, capturable: bool, tmp_path: Path
+) -> None:
+    if not hasattr(fsdp, "fully_shard") and kind != "ddp":
+        pytest.skip("this torch has no torch.distributed.fsdp.fully_shard")
+    model = model_of()
+    expected = train(model, DWMGrad(model.parameters(), **SETTINGS))
+    assert min(expected) < 0.5
+    found = run(partial(on_ranks, kind=kind, capturable=capturable), tmp_path, ranks)
+    for limits, params, own_reductions in found:
+        assert limits == found[0][0]  # to the last bit
+        assert limits == pytest.approx(expected, rel=1e-5)
+        for param, other in zip(params, model.parameters(), strict=True):
+            torch.testing.assert_close(param, other.detach(), rtol=1e-5, atol=1e-6)
+        assert own_reductions == 2 * STEPS  # the loss, and one more
+
+
+def alone_then_together(rank: int) -> list[float]:
+    """Two steps within `no_sync()`, each rank by itself, then one together."""
+    model = DistributedDataParallel(model_of())
+    optimizer = DWMGrad(model.parameters(), **SETTINGS)
+
+    def step(seed: int) -> float:
+        optimizer.zero_grad()
+        rows = torch.randn(3 + rank, 6, generator=torch.Generator().manual_seed(seed + rank))
+        loss = model(rows).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        return optimizer.param_groups[0]["step_limit"]
+
+    with model.no_sync():
+        found = [step(0), step(1)]
+    return [*found, step(2)]
+
+
+def test_a_rank_alone_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    one, other = run(alone_then_together, tmp_path)
+    assert one[:2] != other[:2]
