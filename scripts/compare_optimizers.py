@@ -25,7 +25,7 @@ with needs("experiments"):
     from experiments.cli import check_output, command, parse
     from experiments.compact import as_text, check_same_plan, comparison_record, joined
     from experiments.comparison import Comparison, read_comparison
-    from experiments.evidence.files import read_result
+    from experiments.evidence.results import read_result
     from experiments.files import write_text
     from experiments.runner import Failure
     from experiments.table import comparison_tables

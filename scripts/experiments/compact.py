@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glue.errors import UsageError
@@ -18,6 +18,9 @@ from experiments.workload import Workload
 
 Result = Mapping[str, Any]
 
+CURVES = {"scores": "score", "losses": "loss", "windows": "window"}
+"""Name in a record: name in a run's history."""
+
 _NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on", "reach")
 """What a plan may say otherwise without any run's being another."""
 
@@ -29,25 +32,28 @@ def comparison_record(
     contenders: dict[str, Any] = {}
     found: list[Result] = []
     for name in comparison.contenders:
-        state = search(comparison, name)
-        reach = results(comparison.reach_runs(name), comparison)
-        seeds = results(comparison.seed_runs(name, state.best_lr), comparison)
-        shared = results(comparison.shared_runs(name), comparison)
+        state, contender = search(comparison, name), get_contender(name)
+        runs = {
+            "trials": state.trials,
+            "reach": results(comparison.reach_runs(name), comparison),
+            "seeds": results(comparison.seed_runs(name, state.best_lr), comparison),
+            "shared": results(comparison.shared_runs(name), comparison),
+        }
         errors = [failure.error for failure in failures if failure.run.contender == name]
         if not state.wanted and state.best_lr is None:
             errors.append("every learning rate of its search diverged")
         contenders[name] = {
-            "title": get_contender(name).title,
-            "defaults": dict(get_contender(name).defaults),
-            "rule": get_contender(name).rule,
+            "title": contender.title,
+            "defaults": dict(contender.defaults),
+            "rule": contender.rule,
             "best_lr": state.best_lr,
-            "trials": [_trial(result, comparison) for result in state.trials],
-            "reach": [_trial(result, comparison) for result in reach],
-            "seeds": [_with_losses(result) for result in seeds],
-            "shared": [_with_losses(result) for result in shared],
+            **{
+                part: [_of_part(each, part, comparison) for each in some]
+                for part, some in runs.items()
+            },
             "error": without_folders(errors[0]) if errors else None,
         }
-        found += [*state.trials, *reach, *seeds, *shared]
+        found += [each for some in runs.values() for each in some]
     plan = comparison.plan()
     return {
         "kind": "comparison",
@@ -122,28 +128,41 @@ def experiment_record(
     command: str,
 ) -> dict[str, Any]:
     """What there is of an experiment; `found` has each label's results."""
-    every = [result for each in found.values() for result in each]
     return {
         "kind": experiment.kind,
         "title": experiment.title,
-        **_head(experiment.workload, every, command),
+        **_head(experiment.workload, [each for some in found.values() for each in some], command),
         "results": {
             label: {
                 "contender": experiment.contenders[label][0],
                 "settings": experiment.workload.settings(*experiment.contenders[label]),
-                "runs": [_with_windows(result) for result in each],
+                "runs": [_run_with_window(each) for each in some],
             }
-            for label, each in found.items()
+            for label, some in found.items()
         },
         "failures": [
             {"run": str(failure.run), "error": without_folders(failure.error)}
             for failure in failures
         ],
-    }  # fmt: skip
+    }
 
 
-def _head(workload: Workload, found: Iterable[Result], command: str) -> dict[str, Any]:
-    found = list(found)
+def full_results(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """An experiment's record as label: results, as far as it has them."""
+
+    def history(run: Result) -> list[dict[str, float]]:
+        return [{"step": s, key: v} for name, key in CURVES.items() for s, v in run.get(name, ())]
+
+    return {
+        label: [
+            {**record, **run, "settings": entry["settings"], "history": history(run)}
+            for run in entry["runs"]
+        ]
+        for label, entry in record["results"].items()
+    }
+
+
+def _head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:
     return {
         "workload": workload.name,
         "metric": workload.metric,
@@ -151,24 +170,16 @@ def _head(workload: Workload, found: Iterable[Result], command: str) -> dict[str
         "steps": workload.steps,
         "description": workload.description(),
         "command": command,
-        "machine": _distinct(result.get("machine") for result in found),
-        "versions": _distinct(result.get("versions") for result in found),
+        "machine": _distinct([result.get("machine") for result in found]),
+        "versions": _distinct([result.get("versions") for result in found]),
     }
 
 
-def _distinct(records: Iterable[Any]) -> list[Any]:
-    kept: list[Any] = []
-    for record in records:
-        if record and record not in kept:
-            kept.append(record)
-    return kept
+def _distinct(records: Sequence[Any]) -> list[Any]:
+    return [each for n, each in enumerate(records) if each and each not in records[:n]]
 
 
-def _trial(result: Result, comparison: Comparison) -> dict[str, Any]:
-    return {**_run(result), "tuned_by": told(result, comparison)}
-
-
-def _run(result: Result) -> dict[str, Any]:
+def _run(result: Result, *curves: str) -> dict[str, Any]:
     return {
         "lr": result["settings"]["lr"],
         "seed": result["seed"],
@@ -177,28 +188,30 @@ def _run(result: Result) -> dict[str, Any]:
         "train_loss": _short(result["train_loss"]),
         "steps": result["steps"],
         "seconds": _short(result["seconds"]),
-        "scores": _points(result, "score"),
+        **{
+            name: [[p["step"], _short(p[key])] for p in result["history"] if key in p]
+            for name, key in CURVES.items()
+            if name in ("scores", *curves)
+        },
     }
 
 
-def _with_losses(result: Result) -> dict[str, Any]:
-    return {**_run(result), "losses": _points(result, "loss")}
+def _of_part(result: Result, part: str, comparison: Comparison) -> dict[str, Any]:
+    if part in ("seeds", "shared"):
+        return _run(result, "losses")
+    return {**_run(result), "tuned_by": told(result, comparison)}
 
 
-def _with_windows(result: Result) -> dict[str, Any]:
-    run = _with_losses(result)
-    if windows := _points(result, "window"):
-        run["windows"] = windows
+def _run_with_window(result: Result) -> dict[str, Any]:
+    run = _run(result, "losses", "windows")
+    if not run["windows"]:
+        del run["windows"]
     for name in ("increases", "signal_noise"):
         if result.get(name) is not None:
             run[name] = _short(result[name])
     if "path" in result:
         run["path"] = [[_short(x, 6) for x in point] for point in result["path"]]
     return run
-
-
-def _points(result: Result, key: str) -> list[list[float]]:
-    return [[point["step"], _short(point[key])] for point in result["history"] if key in point]
 
 
 def _short(value: Any, digits: int = 5) -> Any:

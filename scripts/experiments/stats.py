@@ -1,11 +1,15 @@
-"""What the comparisons' runs say: means with intervals, steps to a mark, rates that work."""
+"""Statistics of runs: intervals of means, steps to a mark, learning rates that work."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -19,37 +23,36 @@ Curve = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and what is known of its error.
-
-    Attributes:
-        mean: of the values.
-        variance: of the mean; None where there was one value, which says nothing of its spread.
-        freedom: degrees of freedom of the variance.
-        count: how many values.
-    """
+    """A mean, the variance of that mean (NaN: of one value), degrees of freedom, and a count."""
 
     mean: float
-    variance: float | None
+    variance: float
     freedom: float
     count: int
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval by Student's t; None of one value."""
-        if self.variance is None:
+        if math.isnan(self.variance):
             return None
-        from scipy.stats import t
-
         margin = float(t.ppf(0.5 + LEVEL / 2, self.freedom)) * math.sqrt(self.variance)
         return self.mean - margin, self.mean + margin
 
+    @property
+    def side(self) -> str:
+        """On which side of 0 the interval lies."""
+        if self.interval is None:
+            return "no interval"
+        low, high = self.interval
+        return "interval above 0" if low > 0 else "interval below 0" if high < 0 else "includes 0"
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+
+def estimate(values: Collection[float]) -> Estimate | None:
     """The mean of independent values; None of none."""
-    if not values:
+    if not len(values):
         return None
     count = len(values)
-    variance = statistics.variance(values) / count if count > 1 else None
+    variance = statistics.variance(values) / count if count > 1 else math.nan
     return Estimate(statistics.fmean(values), variance, count - 1, count)
 
 
@@ -61,25 +64,17 @@ def equal_weights(estimates: Sequence[Estimate]) -> Estimate | None:
     """
     if not estimates:
         return None
-    mean, count = statistics.fmean(e.mean for e in estimates), sum(e.count for e in estimates)
-    variances = [e.variance for e in estimates if e.variance is not None]
-    if len(variances) < len(estimates):
-        return Estimate(mean, None, 0, count)
-    total = math.fsum(variances)
-    freedom: float = sum(e.freedom for e in estimates)  # of no consequence without any spread
-    if total > 0:
-        freedom = total**2 / math.fsum(
-            variance**2 / each.freedom for variance, each in zip(variances, estimates, strict=True)
-        )
-    return Estimate(mean, total / len(estimates) ** 2, freedom, count)
+    means, variances, freedoms, counts = np.array([astuple(each) for each in estimates]).T
+    total, freedom = variances.sum(), freedoms.sum()
+    if total > 0:  # without any spread the degrees of freedom do not matter
+        freedom = total**2 / (variances**2 / freedoms).sum()
+    return Estimate(means.mean(), total / len(estimates) ** 2, freedom, int(counts.sum()))
 
 
-def steps_to_target(scores: Curve, target: float, higher_is_better: bool) -> int | None:
-    """The first recorded step with a score at or past the target; None: never."""
-    for step, score in scores:
-        if (score >= target) if higher_is_better else (score <= target):
-            return int(step)
-    return None
+def steps_to_target(scores: Curve, target: float, higher_is_better: bool) -> float:
+    """The first recorded step with a score at or past the target; infinity: never."""
+    sign = 1 if higher_is_better else -1
+    return next((step for step, score in scores if sign * score >= sign * target), math.inf)
 
 
 def trailing_means(losses: Curve, budget: int) -> list[tuple[int, float]]:
@@ -89,48 +84,31 @@ def trailing_means(losses: Curve, budget: int) -> list[tuple[int, float]]:
     full tail have no mean.
     """
     tail = max(1, math.ceil(TAIL * budget))
-    found: list[tuple[int, float]] = []
-    first = 0
-    for last, (step, _) in enumerate(losses):
-        while losses[first][0] <= step - tail:
-            first += 1
-        if step >= tail:
-            found.append(
-                (int(step), statistics.fmean(loss for _, loss in losses[first : last + 1]))
-            )
-    return found
+    steps, values = [int(step) for step, _ in losses], [loss for _, loss in losses]
+    firsts = np.searchsorted(steps, np.array(steps) - tail, side="right")
+    return [
+        (step, statistics.fmean(values[first : last + 1]))
+        for last, (step, first) in enumerate(zip(steps, firsts, strict=True))
+        if step >= tail
+    ]
 
 
-def steps_to_loss(losses: Curve, mark: float, budget: int, final: float | None) -> int | None:
-    """The first recorded step whose trailing mean loss is at or below `mark`; None: never.
+def steps_to_loss(losses: Curve, mark: float, budget: int, final: float) -> float:
+    """The first recorded step whose trailing mean loss is at or below `mark`; infinity: never.
 
-    Args:
-        losses: what was recorded.
-        mark: the loss to reach.
-        budget: all steps of the run.
-        final: the run's own mean loss over its last steps, which is the trailing mean at `budget`,
-            where no record may fall; None: the run did not end.
+    `final` is the run's own mean loss over its last steps: the trailing mean at `budget`, where no
+    record may fall. NaN: the run did not end.
     """
-    for step, mean in trailing_means(losses, budget):
-        if mean <= mark:
-            return step
-    return budget if final is not None and final <= mark else None
-
-
-def median_of_all(steps: Sequence[float | None]) -> float | None:
-    """The median, where None stands for never: None where that is the median."""
-    if not steps:
-        return None
-    found = statistics.median(math.inf if step is None else step for step in steps)
-    return None if math.isinf(found) else found
+    end = budget if final <= mark else math.inf
+    return next((step for step, mean in trailing_means(losses, budget) if mean <= mark), end)
 
 
 @dataclass(frozen=True)
-class Range:
+class WorkingRange:
     """Learning rates that work.
 
     Attributes:
-        low, high: the ends; None: none works.
+        low, high: log10 of the ends; None: none works.
         at_least: it touches an end of what was searched, and may go on beyond.
     """
 
@@ -141,60 +119,46 @@ class Range:
     @property
     def decades(self) -> float:
         """The width in powers of ten."""
-        if self.low is None or self.high is None:
-            return 0.0
-        return math.log10(self.high / self.low)
+        return 0.0 if self.low is None or self.high is None else self.high - self.low
 
 
 def working_range(
-    trials: Sequence[tuple[float, float | None]], mark: float, higher_is_better: bool
-) -> Range | None:
+    trials: Collection[tuple[float, float | None]] | pd.DataFrame,
+    mark: float,
+    higher_is_better: bool,
+) -> WorkingRange | None:
     """The widest range of learning rates in which the score stays at or past `mark`.
 
     Between trials the score is taken as linear in log(lr); up to a trial that diverged nothing
     works but the trial before it.
 
     Args:
-        trials: (lr, score), in any order; None: it diverged. Of one lr twice the worse counts.
+        trials: (lr, score), in any order; no score: it diverged. Of one lr twice the worse counts.
         mark: the score that is enough.
         higher_is_better: of the score.
 
     Returns:
         None without trials.
     """
-    if not trials:
+    frame = pd.DataFrame(trials, columns=["lr", "score"], dtype=float)
+    if frame.empty:
         return None
-    sign = 1 if higher_is_better else -1
-    heights: dict[float, float] = {}
-    for lr, score in trials:
-        height = -math.inf if score is None else sign * (score - mark)
-        heights[lr] = min(height, heights.get(lr, math.inf))
-    points = sorted((math.log10(lr), lr, height) for lr, height in heights.items())
-    best = Range(None, None, False)
-    touches = False  # an end of what was tried: that range may be wider than it looks
-    begin: float | None = None
-    for number, (x, lr, height) in enumerate(points):
-        if height < 0:
-            continue
-        before, after = points[number - 1 : number], points[number + 1 : number + 2]
-        if begin is None:
-            begin = 10 ** _crossing(x, height, before[0]) if before else lr
-        if after and after[0][2] >= 0:
-            continue
-        found = Range(
-            begin,
-            10 ** _crossing(x, height, after[0]) if after else lr,
-            begin == points[0][1] or not after,
-        )
-        touches = touches or found.at_least
-        if best.low is None or found.decades > best.decades:
-            best = found
-        begin = None
-    return replace(best, at_least=touches)
+    above = (frame.score - mark) * (1 if higher_is_better else -1)
+    worst = above.fillna(-math.inf).groupby(frame.lr).min()  # sorted by lr
+    rates, heights = np.log10(worst.index), worst.to_numpy()
 
+    def end(inside: int, beyond: int) -> float:
+        """Where the line from a rate that works to one that does not meets the mark."""
+        if not 0 <= beyond < len(rates) or math.isinf(heights[beyond]):
+            return float(rates[inside])
+        both = [beyond, inside]
+        return float(np.interp(0, heights[both], rates[both]))
 
-def _crossing(x: float, height: float, other: tuple[float, float, float]) -> float:
-    """Where the line from (x, height >= 0) to a point below 0 crosses 0."""
-    if math.isinf(other[2]) or height == 0:
-        return x
-    return x + (other[0] - x) * height / (height - other[2])
+    works = np.flatnonzero(heights >= 0)
+    if not len(works):
+        return WorkingRange(None, None, False)
+    blocks = np.split(works, np.flatnonzero(np.diff(works) > 1) + 1)
+    ends = [(end(block[0], block[0] - 1), end(block[-1], block[-1] + 1)) for block in blocks]
+    low, high = max(ends, key=lambda each: each[1] - each[0])
+    # any range at an end of what was tried may be wider than it looks
+    return WorkingRange(low, high, bool(works[0] == 0 or works[-1] == len(rates) - 1))

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 SHARES = ("accuracy", "f1", "matthews_correlation", "pearson")
 """Metrics that are shown in percent."""
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """A Markdown table of rows that have the same heads; nothing of no rows."""
+    rows = list(rows)
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *(row.values() for row in rows)] if rows else []
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """A bar in it is written as one, not taken for an edge."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def score_head(metric: str, higher_is_better: bool) -> str:
+    """The head of a column of scores: `f1, % (higher is better)`."""
+    unit = ", %" if metric in SHARES else ""
+    return f"{metric}{unit} ({'higher' if higher_is_better else 'lower'} is better)"
+
+
+def spread(values: Iterable[float | None], metric: str = "") -> str:
+    """Mean ± sample standard deviation; the mean alone of one value; a dash of none."""
+    factor, form, short = (100, ".2f", ".2f") if metric in SHARES else (1, ".4g", ".2g")
+    found = factor * pd.Series(list(values), dtype=float).dropna()
+    if found.empty:
+        return "-"
+    mean = format(found.mean(), form)
+    return mean if len(found) == 1 else f"{mean} ± {format(found.std(), short)}"
 
 
 def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -18,29 +47,24 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     Args:
         results: label: the results of its seeds. A label without results has no row.
     """
-    rows = {label: list(found) for label, found in results.items() if found}
-    if not rows:
-        return "no results"
-    first = next(iter(rows.values()))[0]
-    metric = first["metric"]
-    arrow = "higher" if first["higher_is_better"] else "lower"
-    unit = ", %" if metric in SHARES else ""
-    lines = [
-        f"| optimizer | lr | {metric}{unit} ({arrow} is better) | seeds | training loss "
-        "| s per run |",
-        "|---|---|---|---|---|---|",
-    ]
-    for label, found in rows.items():
-        scores = [result["score"] for result in found if result["score"] is not None]
-        losses = [r["train_loss"] for r in found if r["train_loss"] is not None]
-        diverged = sum(result["diverged"] for result in found)
-        seeds = f"{len(found)}" + (f", {diverged} diverged" if diverged else "")
-        seconds = statistics.median(result["seconds"] for result in found)
-        lines.append(
-            f"| {label} | {found[0]['settings']['lr']:g} | {spread(scores, metric)} | {seeds} "
-            f"| {spread(losses)} | {seconds:.3g} |"
-        )
-    return "\n".join(lines)
+    rows = []
+    for label, found in results.items():
+        if found:
+            first, runs = found[0], pd.DataFrame(found)
+            diverged = runs.diverged.sum()
+            rows.append(
+                {
+                    "optimizer": label,
+                    "lr": f"{first['settings']['lr']:g}",
+                    score_head(first["metric"], first["higher_is_better"]): spread(
+                        runs.score, first["metric"]
+                    ),
+                    "seeds": f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""),
+                    "training loss": spread(runs.train_loss),
+                    "s per run": f"{runs.seconds.median():.3g}",
+                }
+            )
+    return table(rows) or "no results"
 
 
 def comparison_tables(record: Mapping[str, Any]) -> str:
@@ -51,7 +75,7 @@ def comparison_tables(record: Mapping[str, Any]) -> str:
     parts = [
         f"{record['title']}: {record['workload']}, {record['steps']} steps{whole}",
         f"Search, seed {tuning['seed']}: the learning rates and their {by}",
-        "\n".join(["| optimizer | trials | best |", "|---|---|---|", *map(_search_row, all_of)]),
+        table(map(_search_row, all_of)),
     ]
     for key, title in (("seeds", "At each one's best rate"), ("shared", "At one rate for all")):
         runs = {
@@ -63,22 +87,15 @@ def comparison_tables(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _search_row(contender: Mapping[str, Any]) -> str:
-    trials = sorted(contender["trials"], key=lambda run: run["lr"])
-    values = ["diverged" if run["tuned_by"] is None else f"{run['tuned_by']:.4g}" for run in trials]
-    cells = ", ".join(f"{r['lr']:g}: {value}" for r, value in zip(trials, values, strict=True))
+def _search_row(contender: Mapping[str, Any]) -> dict[str, str]:
+    cells = [
+        f"{run['lr']:g}: " + ("diverged" if run["tuned_by"] is None else f"{run['tuned_by']:.4g}")
+        for run in sorted(contender["trials"], key=lambda run: run["lr"])
+    ]
     best = "-" if contender["best_lr"] is None else f"{contender['best_lr']:g}"
     error = f" ({contender['error']})" if contender["error"] else ""
-    return f"| {contender['title']} | {cells} | {best}{error} |"
-
-
-def spread(values: Sequence[float], metric: str = "") -> str:
-    """Mean ± sample standard deviation; the mean alone of one value; a dash of none."""
-    if not values:
-        return "-"
-    factor, form = (100, ".2f") if metric in SHARES else (1, ".4g")
-    mean = format(factor * statistics.mean(values), form)
-    if len(values) == 1:
-        return mean
-    deviation = format(factor * statistics.stdev(values), ".2f" if factor == 100 else ".2g")
-    return f"{mean} ± {deviation}"
+    return {
+        "optimizer": contender["title"],
+        "trials": ", ".join(cells),
+        "best": best + error,
+    }

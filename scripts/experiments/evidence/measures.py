@@ -1,198 +1,292 @@
-"""A comparison's measures: each contender against AdamW, seed by seed."""
+"""What follows from a file of results; of a comparison, how each contender compares to AdamW."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from glue.errors import UsageError
+
+from experiments import stats
 from experiments.contenders import CONTENDERS
-from experiments.evidence.files import Result
-from experiments.stats import (
-    Estimate,
-    Range,
-    estimate,
-    median_of_all,
-    steps_to_loss,
-    steps_to_target,
-    working_range,
-)
+from experiments.evidence.results import FORMS, read_result
 from experiments.table import SHARES
 
 ADAMW = "adamw"
-Runs = Sequence[Mapping[str, Any]]
+FASTER = 0.9
+"""The share of AdamW's steps to reach its final training loss in."""
+MET, NOT_MET, NOT_MEASURED = "met", "not met", "not measured"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison's file, with what follows from it."""
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder, by kind and name.
 
-    result: Result
+    Raises:
+        UsageError: no such folder, or a file in it that is no result; the message names it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--results {folder}: no such folder; it should hold comparison-*.json")
+    return [
+        (Measured if kind == "comparison" else Result)(
+            kind, path.stem.removeprefix(f"{kind}-"), read_result(path, kind)
+        )
+        for kind in FORMS
+        for path in sorted(folder.glob(f"{kind}-*.json"))
+    ]
+
+
+def gains(ours: pd.DataFrame, theirs: pd.DataFrame, higher: bool) -> pd.Series:
+    """Seed: by how much our score is better; without the seeds that one of the two lacks."""
+    scores, base = ours.set_index("seed").score, theirs.set_index("seed").score
+    return ((scores - base) * (1 if higher else -1)).dropna()
+
+
+class Result:
+    """One file.
+
+    Attributes:
+        kind: `comparison`, `experiment` or `ablation`.
+        name: the rest of the file's name.
+        data: what it holds.
+        entries: contender or label: what it holds of it.
+    """
+
+    def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
+        self.kind, self.name, self.data = kind, name, data
+        self.file = f"{kind}-{name}.json"
+        self.title = str(data.get("title") or data.get("workload"))
+        self.metric, self.higher = data.get("metric", ""), data.get("higher_is_better", True)
+        self.entries: Mapping[str, Any] = data.get("contenders") or data.get("results") or {}
+
+        # an experiment's labels that were not run
+        self.empty = [label for label, entry in self.entries.items() if entry.get("runs") == []]
 
     @property
-    def plan(self) -> Mapping[str, Any]:
-        """The values of its configuration."""
-        return self.result.data["plan"]
+    def complete(self) -> bool:
+        """Whether all of the plan was run."""
+        return self.data.get("complete", not self.data.get("failures") and not self.empty)
+
+    @cached_property
+    def all_runs(self) -> pd.DataFrame:
+        """A row for each run; `of` is its contender or label, `part` the list that it is in."""
+        curves: dict[str, list] = {"losses": [], "scores": [], "windows": [], "path": []}
+        numbers = ["score", "train_loss", "steps", "seconds", "tuned_by", "increases"]
+        numbers += ["signal_noise"]
+        rows = [
+            {"of": name, "part": part, **curves, **run}
+            for name, entry in self.entries.items()
+            for part in ("runs", "trials", "reach", "seeds", "shared")
+            for run in entry.get(part) or ()
+        ]
+        columns = ["of", "part", "lr", "seed", "diverged", *numbers, *curves]
+        kinds = {"diverged": bool, **dict.fromkeys(numbers, float)}
+        frame = pd.DataFrame(rows, columns=columns).astype(kinds)
+        windows = [[window for _, window in run] for run in frame.windows]
+        return frame.assign(mean_window=[np.mean(each or math.nan) for each in windows])
+
+    @cached_property
+    def _groups(self) -> dict[Any, pd.DataFrame]:
+        return dict(list(self.all_runs.groupby(["of", "part"])))
+
+    def runs(self, name: str, *parts: str) -> pd.DataFrame:
+        """Those of a contender or label; of some parts, or of an experiment's one."""
+        of = [(name, part) for part in parts or ("runs",)]
+        found = [self._groups[key] for key in of if key in self._groups]
+        return found[0] if len(found) == 1 else pd.concat(found or [self.all_runs[:0]])
 
     @property
-    def metric(self) -> str:
-        return self.result.data["metric"]
+    def distinct_runs(self) -> pd.DataFrame:
+        """Each run once: a trial may also be one of the shared rate."""
+        return self.all_runs.drop_duplicates(["of", "lr", "seed"], keep="last")
 
-    @property
-    def higher(self) -> bool:
-        """Whether a higher score is the better one."""
-        return self.result.data["higher_is_better"]
+    def better(self, label: str) -> stats.Estimate | None:
+        """What a label's score is better by than the first one's, over their common seeds.
 
-    @property
-    def budget(self) -> int:
-        """The steps of a run."""
-        return self.result.data["steps"]
+        In points where scores are shown in percent; else in the metric's unit.
+        """
+        found = gains(self.runs(label), self.runs(next(iter(self.entries))), self.higher)
+        return stats.estimate(found * (100 if self.metric in SHARES else 1))
 
-    @property
-    def unit(self) -> str:
-        """Of differences."""
-        return "points" if self.metric in SHARES else "% of AdamW's"
 
-    @property
-    def names(self) -> list[str]:
-        """The contenders, planned or run."""
-        planned = [str(name) for name in self.plan.get("contenders") or ()]
-        return list(dict.fromkeys([*planned, *self.result.data["contenders"]]))
+class Measured(Result):
+    """A comparison, run or planned: a planned one has no contenders."""
 
-    def title(self, name: str) -> str:
-        """The contender's, as in tables."""
-        given = self._entry(name).get("title")
-        return str(given or (CONTENDERS[name].title if name in CONTENDERS else name))
+    def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
+        super().__init__(kind, name, data)
+        self.plan: Mapping[str, Any] = data["plan"]
+        self.names = list(dict.fromkeys([*(self.plan.get("contenders") or ()), *self.entries]))
+        self.unit = "points" if self.metric in SHARES else "% of AdamW's"
+        self.chosen_on = bool(self.plan.get("chosen_on"))  # it took part in choosing the preset
 
-    def error(self, name: str) -> str | None:
-        """What stopped the contender's runs."""
-        return self._entry(name).get("error")
+    @cached_property
+    def all_runs(self) -> pd.DataFrame:
+        """Each run also with how soon it was there; infinity: never.
 
-    def best_lr(self, name: str) -> float | None:
-        return self._entry(name).get("best_lr")
+        `target_steps` and `target_seconds` to the plan's target; `loss_share` of the budget to
+        AdamW's final training loss with the same seed, NaN where that is not known.
+        """
+        frame, budget = super().all_runs, self.data["steps"]
+        adamw = frame[(frame["of"] == ADAMW) & (frame.part == "seeds")]
+        marks = frame.seed.map(dict(zip(adamw.seed, adamw.train_loss, strict=True)))
+        to_target = [
+            stats.steps_to_target(scores, self.plan["target"], self.higher)
+            for scores in frame.scores
+        ]
+        to_loss = [
+            stats.steps_to_loss(losses, mark, budget, final)
+            for losses, mark, final in zip(frame.losses, marks, frame.train_loss, strict=True)
+        ]
+        steps = pd.Series(to_target, dtype=float).mask(frame.diverged, math.inf)
+        shares = pd.Series(to_loss, dtype=float) / (budget or 1)
+        return frame.assign(
+            target_steps=steps,
+            target_seconds=steps / frame.steps * frame.seconds,
+            loss_share=shares.mask(frame.diverged, math.inf).where(marks.notna()),
+        )
 
-    def defaults(self, name: str) -> Mapping[str, Any]:
-        """The settings by which the contender was what it was."""
-        return self._entry(name).get("defaults") or {}
+    def entry(self, name: str, key: str) -> Any:
+        """What the file has of a contender; None: nothing."""
+        return (self.entries.get(name) or {}).get(key)
+
+    def label(self, name: str) -> str:
+        """The contender's title, as in tables."""
+        known = CONTENDERS[name].title if name in CONTENDERS else name
+        return str(self.entry(name, "title") or known)
 
     def outdated(self, name: str) -> bool:
         """Whether the contender has other settings of its own today."""
-        return (
-            name in CONTENDERS
-            and self.ran(name)
-            and (dict(self.defaults(name)) not in ({}, dict(CONTENDERS[name].defaults)))
-        )
+        then = self.entry(name, "defaults")
+        return bool(then) and name in CONTENDERS and then != dict(CONTENDERS[name].defaults)
 
-    def runs(self, name: str, part: str) -> Runs:
-        """`trials`, `reach`, `seeds` or `shared`."""
-        return self._entry(name).get(part) or []
-
-    def ran(self, name: str) -> bool:
-        """Whether anything was run of the contender."""
-        return any(self.runs(name, part) for part in ("trials", "seeds", "shared"))
-
-    def seeds(self, part: str) -> list[int]:
-        """What the plan has for `seeds` or `shared`."""
-        found = self.plan["seeds"] if part == "seeds" else (self.plan.get("shared") or {})["seeds"]
-        return list(found)
-
-    def complete(self, name: str, part: str = "seeds") -> bool:
-        """Whether the contender's runs and AdamW's are all there."""
+    def whole(self, name: str, part: str = "seeds") -> bool:
+        """Whether all `seeds`, `trials` or rates of `reach` of it and of AdamW were run."""
+        both = {each: self.runs(each, part) for each in (name, ADAMW)}
+        if part == "seeds":
+            return all(set(self.plan["seeds"]) <= set(runs.seed) for runs in both.values())
         if part == "trials":
             planned = self.plan["tuning"].get("trials", 0)
-            enough = all(len(self.runs(each, part)) >= planned for each in (name, ADAMW))
-            return enough or self.result.complete
-        if part == "reach":
-            rates = self.plan.get("reach") or {}
-            return all(len(self.runs(n, part)) == len(rates.get(n, ())) for n in (name, ADAMW))
-        wanted = set(self.seeds(part))
-        return all(wanted <= {run["seed"] for run in self.runs(n, part)} for n in (name, ADAMW))
+            return self.complete or all(len(runs) >= planned for runs in both.values())
+        rates = self.plan.get("reach") or {}
+        return all(len(runs) == len(rates.get(each, ())) for each, runs in both.items())
 
-    def difference(self, name: str, part: str = "seeds") -> Estimate | None:
+    def failed(self, name: str) -> bool:
+        """Whether every learning rate of the contender's search diverged."""
+        trials = self.runs(name, "trials").diverged
+        return self.whole(name, "trials") and len(trials) > 0 and bool(trials.all())
+
+    def difference(self, name: str, part: str = "seeds") -> stats.Estimate | None:
         """To AdamW, seed by seed, positive where the contender is better; None without pairs.
 
         In points where scores are shown in percent; else in percent of AdamW's score.
         """
-        theirs = {run["seed"]: run["score"] for run in self.runs(ADAMW, part)}
-        sign, values = 1 if self.higher else -1, []
-        for run in self.runs(name, part):
-            ours, other = run["score"], theirs.get(run["seed"])
-            if ours is not None and other is not None:
-                scale = 1 if self.metric in SHARES else abs(other)
-                if scale:
-                    values.append(100 * sign * (ours - other) / scale)
-        return estimate(values)
+        theirs = self.runs(ADAMW, part)
+        found = 100 * gains(self.runs(name, part), theirs, self.higher)
+        if self.metric not in SHARES:
+            base = theirs.set_index("seed").score.abs()
+            found = (found / base[base > 0]).dropna()
+        return stats.estimate(found)
 
-    def diverged_alone(self, name: str) -> int:
-        """Seeds with which the contender diverged and AdamW did not."""
-        stood = {run["seed"] for run in self.runs(ADAMW, "seeds") if not run["diverged"]}
-        return sum(run["diverged"] and run["seed"] in stood for run in self.runs(name, "seeds"))
+    def diverged(self, name: str) -> int:
+        """How many seeds the contender diverged with and AdamW did not."""
+        ours, theirs = (self.runs(each, "seeds") for each in (name, ADAMW))
+        return int((ours.diverged & ours.seed.isin(theirs.seed[~theirs.diverged])).sum())
 
-    def target_steps(self, name: str, part: str = "seeds") -> list[int | None]:
-        """For each seed the steps to the plan's target."""
-        return [
-            None
-            if run["diverged"]
-            else steps_to_target(run.get("scores") or [], self.plan["target"], self.higher)
-            for run in self.runs(name, part)
-        ]
-
-    def target_seconds(self, name: str, part: str = "seeds") -> list[float | None]:
-        """For each seed the seconds to the plan's target."""
-        runs = self.runs(name, part)
-        return [
-            None if steps is None else steps / run["steps"] * run["seconds"]
-            for run, steps in zip(runs, self.target_steps(name, part), strict=True)
-        ]
-
-    def loss_shares(self, name: str) -> list[float | None]:
-        """For each seed the share of the budget to AdamW's final training loss."""
-        marks = {run["seed"]: run["train_loss"] for run in self.runs(ADAMW, "seeds")}
-        found: list[float | None] = []
-        for run in self.runs(name, "seeds"):
-            mark = marks.get(run["seed"])
-            if mark is not None:
-                final = None if run["diverged"] else run["train_loss"]
-                steps = steps_to_loss(run.get("losses") or [], mark, self.budget, final)
-                found.append(None if run["diverged"] or steps is None else steps / self.budget)
-        return found
-
-    def loss_share(self, name: str) -> float | None:
-        """The median of `loss_shares`; None: never reached, or not measured."""
-        return median_of_all(self.loss_shares(name))
+    def measured(self, name: str) -> bool:
+        """Whether all seeds were run, and leave something to compare."""
+        return self.whole(name) and (self.difference(name) is not None or self.diverged(name) > 0)
 
     @property
-    def mark(self) -> float | None:
+    def learned(self) -> bool:
+        """Whether AdamW reached the plan's target with a seed, or is yet to be run."""
+        steps = self.runs(ADAMW, "seeds").target_steps
+        return steps.empty or bool(np.isfinite(steps).any())
+
+    def loss_shares(self, name: str) -> pd.Series:
+        """For each seed the share of the budget to AdamW's final training loss."""
+        return self.runs(name, "seeds").loss_share.dropna()
+
+    @property
+    def mark(self) -> float:
         """The score with which a learning rate works: AdamW's best trial less the tolerance."""
-        scores = [run["score"] for run in self.runs(ADAMW, "trials") if run["score"] is not None]
-        if not scores:
-            return None
-        best = max(scores) if self.higher else min(scores)
-        return best - (1 if self.higher else -1) * self.plan["tolerance"]
+        scores, tolerance = self.runs(ADAMW, "trials").score, self.plan.get("tolerance")
+        return scores.max() - tolerance if self.higher else scores.min() + tolerance
 
-    def working(self, name: str) -> Range | None:
-        """The learning rates that work, of the trials and of `reach`; None: not measured."""
-        if self.mark is None:
-            return None
-        trials = [(run["lr"], run["score"]) for run in self.tried(name)]
-        return working_range(trials, self.mark, self.higher)
-
-    def tried(self, name: str) -> Runs:
+    def tried(self, name: str) -> pd.DataFrame:
         """The trials, and the runs beyond them that none was chosen from."""
-        return [*self.runs(name, "trials"), *self.runs(name, "reach")]
+        return self.runs(name, "trials", "reach")
+
+    def working(self, name: str) -> stats.WorkingRange | None:
+        """The learning rates that work, of the trials and of `reach`; None: not measured."""
+        if math.isnan(self.mark):
+            return None
+        return stats.working_range(self.tried(name)[["lr", "score"]], self.mark, self.higher)
 
     def at_the_edge(self, name: str) -> bool:
         """Whether the best learning rate is the lowest or the highest that was tried."""
-        rates, best = {run["lr"] for run in self.runs(name, "trials")}, self.best_lr(name)
-        return best is not None and len(rates) > 1 and best in (min(rates), max(rates))
+        rates = self.runs(name, "trials").lr
+        return rates.nunique() > 1 and self.entry(name, "best_lr") in (rates.min(), rates.max())
 
     def better_beyond(self, name: str) -> float | None:
         """The best of `reach`, where it is better than what the search chose; None: it is not."""
-        runs = [run for run in self.tried(name) if run.get("tuned_by") is not None]
+        found = self.tried(name).dropna(subset="tuned_by")
         lower = not self.higher or str(self.plan["tuning"].get("by", "")).endswith("loss")
-        runs.sort(key=lambda run: run["tuned_by"], reverse=not lower)
-        chosen = {run["lr"] for run in self.runs(name, "trials")}
-        return runs[0]["lr"] if runs and runs[0]["lr"] not in chosen else None
+        best = found.sort_values("tuned_by", ascending=lower, kind="stable").lr[:1]
+        return next(iter(best[~best.isin(self.runs(name, "trials").lr)]), None)
 
-    def _entry(self, name: str) -> Mapping[str, Any]:
-        return self.result.data["contenders"].get(name) or {}
+    def equal(self, name: str) -> str:
+        """Goal (a)."""
+        if self.failed(name) or (self.whole(name) and self.diverged(name)):
+            return NOT_MET
+        found = self.difference(name) if self.whole(name) else None
+        return NOT_MEASURED if found is None else MET if found.mean >= 0 else NOT_MET
+
+    def side(self, name: str) -> str:
+        """Where the interval lies; nothing where that is not known."""
+        found = self.difference(name) if self.whole(name) else None
+        return found.side if found and found.interval else ""
+
+    def sooner(self, name: str) -> str:
+        """Goal (c), as a share of the budget."""
+        return self._passes(name, 1.0)
+
+    def faster(self, name: str) -> str:
+        """Goal (c) by both first passages, which noise makes early for both."""
+        return self._passes(name, self.loss_shares(ADAMW).median())
+
+    def _passes(self, name: str, share: float) -> str:
+        """Whether the contender has AdamW's final loss in `FASTER` of a share of the budget."""
+        if self.failed(name):
+            return NOT_MET
+        shares = self.loss_shares(name)
+        if not self.whole(name) or shares.empty or not math.isfinite(share):
+            return NOT_MEASURED
+        return MET if shares.median() <= FASTER * share else NOT_MET
+
+    def robust(self, name: str) -> str:
+        """Goal (d)."""
+        ours, theirs = self.working(name), self.working(ADAMW)
+        if not (ours and theirs and self.whole(name, "trials") and self.whole(name, "reach")):
+            return NOT_MEASURED
+        wide = ours.decades >= theirs.decades - 1e-9
+        if ours.low is None or not (wide or ours.at_least):
+            return NOT_MET
+        # what was tried may have ended before the range did
+        return NOT_MEASURED if theirs.at_least or not wide else MET
+
+
+def mean_lead(workloads: Sequence[Measured], name: str) -> tuple[str, stats.Estimate | None, int]:
+    """Goal (b): the verdict, the mean over those that were measured, and how many these are."""
+    found = [w.difference(name) for w in workloads if w.measured(name)]
+    values = [each for each in found if each is not None]
+    mean = stats.equal_weights(values)
+    verdict = NOT_MEASURED
+    if any(w.failed(name) or (w.whole(name) and w.diverged(name)) for w in workloads):
+        verdict = NOT_MET
+    elif mean and mean.interval and len(values) == len(workloads):
+        verdict = MET if mean.interval[0] > 0 else NOT_MET
+    return verdict, mean, len(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -11,12 +12,8 @@ from pathlib import Path
 import pytest
 from experiments.compact import check_same_plan
 from experiments.comparison import read_comparison
-from experiments.evidence import experiment
-from experiments.evidence.comparison import section as comparison_section
-from experiments.evidence.files import Result, read_results
-from experiments.evidence.inventory import config_of
-from experiments.evidence.measures import Comparison
-from experiments.evidence.overall import Workload, ahead, goals, per_workload
+from experiments.evidence.measures import Measured, Result, mean_lead, read_results
+from experiments.evidence.page import config_of, page, planned
 from glue.errors import UsageError
 
 from dwmgrad.rule import PRESETS
@@ -60,6 +57,15 @@ def made(main, results, configs, tmp_path_factory) -> Path:
     return main([*words, "--output", str(folder / "evidence.md")])
 
 
+@pytest.fixture
+def page_of(configs, tmp_path, monkeypatch):
+    """The page of some results, without its pictures, which take the most time."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch()
+    )
+    return lambda *some: page(some, configs, tmp_path / "evidence.md")
+
+
 def section(text: str, heading: str) -> str:
     """From a heading to the next of its level or above."""
     level = heading.partition(" ")[0]
@@ -89,12 +95,11 @@ def test_the_page_begins_with_the_scores(made):
 
 def test_the_verdicts_follow(made):
     goals = section(made.read_text(), "## The goals")
-    (equal,), (ahead_all, ahead_rest), (sooner, faster), (wide,) = (
+    (equal,), (ahead_all, ahead_rest, _), (sooner, faster), (wide,) = (
         rows(goals, f"({letter})") for letter in "abcd"
     )
-    assert rows(goals, "what can be told")[0][1:] == [
-        "ahead on 2, behind on 0 of 5", "ahead on 0, behind on 3 of 5"
-    ]  # fmt: skip
+    (told,) = rows(goals, "what can be told")
+    assert told[1:] == ["ahead on 2, behind on 0 of 5", "ahead on 0, behind on 3 of 5"]
     assert "(AdamW itself: " in sooner[0]
     assert sooner[1].startswith("**not measured** (2 of 5 met")
     assert sooner[2].startswith("**not met**")
@@ -145,7 +150,7 @@ def test_rows_tell_what_diverged_was_missed_or_was_not_run(made):
 
 def test_differences_are_those_of_the_seeds(results):
     data = json.loads((results / "comparison-language.json").read_text())
-    comparison = Comparison(Result("comparison", "language", data))
+    comparison = Measured("comparison", "language", data)
     ours, theirs = (
         [run["score"] for run in data["contenders"][name]["seeds"]] for name in (FAITHFUL, "adamw")
     )
@@ -167,12 +172,20 @@ def test_experiments_stand_beside_the_paper(made):
     assert "- `cifar10.yaml` (the paper reports F1 90.67 %): not run: needs a GPU." in left
 
 
-def test_a_label_that_was_not_run_is_named(results):
+def test_a_label_that_was_not_run_is_named(results, page_of):
     data = json.loads((results / "experiment-cora.json").read_text())
     data["results"]["Adam"]["runs"] = []
     data["failures"] = [{"run": "Adam", "error": "none left"}]
-    text = experiment.section(Result("experiment", "cora", data), [])
+    text = page_of(Result("experiment", "cora", data))
     assert "**Incomplete** by `experiment-cora.json`: 1 run failed; not run: Adam." in text
+
+
+def test_a_bar_in_a_label_does_not_end_its_cell(results, page_of):
+    data = json.loads((results / "ablation-window.json").read_text())
+    data["results"] = {f"{label} | x": entry for label, entry in data["results"].items()}
+    text = page_of(Result("ablation", "window", data))
+    (line,) = [line for line in text.splitlines() if line.startswith("| window 400")]
+    assert line.startswith("| window 400 \\| x | max_window=400 |")
 
 
 def test_what_was_run_where(made):
@@ -191,13 +204,10 @@ def test_ablations_stand_beside_their_first(made):
     assert row[1] == "max_window=400" and "[" in row[4] and row[5:] == ["5.0", "80 %", "40 %"]
 
 
-def test_the_same_files_give_the_same_page(main, made, results, configs, tmp_path, monkeypatch):
-    drawn = "matplotlib.figure.Figure.savefig"  # takes the most time, and the page the least
-    monkeypatch.setattr(drawn, lambda figure, path, **options: path.touch())
-    words = ["--results", str(results), "--configs", str(configs)]
-    again = main([*words, "--output", str(tmp_path / "evidence.md")])
-    assert again.read_bytes() == made.read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {p.name for p in made.parent.iterdir()}
+def test_the_same_files_give_the_same_page(made, results, page_of, tmp_path):
+    assert page_of(*read_results(results)) == made.read_text()
+    names = {path.name for path in made.parent.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} | {"evidence.md"} == names
 
 
 def test_the_committed_page_is_that_of_the_committed_results(main, tmp_path, monkeypatch):
@@ -226,54 +236,63 @@ def test_committed_comparisons_are_of_todays_plans_and_preset(path):
     assert kept["contenders"][OURS]["defaults"] == PRESETS["finetune"]
 
 
-def test_a_contender_that_was_changed_since_is_named(results):
+def test_a_contender_that_was_changed_since_is_named(results, page_of):
     data = json.loads((results / "comparison-cora.json").read_text())
     for change, said in ({}, False), ({"max_window": 7}, True):
         data["contenders"][OURS]["defaults"] = {**PRESETS["finetune"], **change}
-        text = comparison_section(Comparison(Result("comparison", "cora", data)), None)
+        text = page_of(Measured("comparison", "cora", data))
         assert ("was run in another form than it has today" in text) == said
-    data["contenders"][OURS]["reach"] = [{**data["contenders"][OURS]["trials"][0], "lr": 0.3,
-                                          "tuned_by": 0.99, "score": 0.99}]  # fmt: skip
-    text = comparison_section(Comparison(Result("comparison", "cora", data)), None)
+    first = data["contenders"][OURS]["trials"][0]
+    data["contenders"][OURS]["reach"] = [{**first, "lr": 0.3, "tuned_by": 0.99, "score": 0.99}]
+    text = section(page_of(Measured("comparison", "cora", data)), "#### Tuned")
     assert "not as good as 0.3 beyond it" in rows(text, "DWMGrad, preset")[0][1]
 
 
-def workload(*differences: float, **change) -> Workload:
-    """The preset's scores are above AdamW's by `differences`."""
+def measured(data: dict) -> Measured:
+    return Measured("comparison", "w", data)
+
+
+def above_by(*differences: float) -> dict:
+    """A comparison in which the preset's scores are above AdamW's by `differences`."""
     data = fake_results.a_comparison("w", ["adamw", OURS], seeds=len(differences))
     for contender, ours in (("adamw", 0), (OURS, 1)):
         for run, more in zip(data["contenders"][contender]["seeds"], differences, strict=True):
             run["score"] = 0.5 + ours * more
-    return Workload("w", Comparison(Result("comparison", "w", {**data, **change})))
+    return data
 
 
-def test_ahead_means_an_interval_above_zero():
-    clear, behind = workload(0.02, 0.021, 0.019), workload(-0.02, -0.021, -0.019)
-    unclear = workload(-0.5, 0.6)
-    assert ahead([clear], OURS)[0] == "met"
-    assert ahead([unclear], OURS)[0] == ahead([behind], OURS)[0] == "not met"
-    assert ahead([], OURS)[0] == ahead([workload(0.1)], OURS)[0] == "not measured"
-    assert ahead([clear, Workload("not run", None)], OURS)[0] == "not measured"
+def test_ahead_means_an_interval_above_zero(tmp_path):
+    clear, unclear, behind, one = (
+        measured(above_by(*differences))
+        for differences in ((0.02, 0.021, 0.019), (-0.5, 0.6), (-0.02, -0.021, -0.019), (0.1,))
+    )
+    assert mean_lead([clear], OURS)[0] == "met"
+    assert mean_lead([unclear], OURS)[0] == mean_lead([behind], OURS)[0] == "not met"
+    assert mean_lead([], OURS)[0] == mean_lead([one], OURS)[0] == "not measured"
+    (tmp_path / "other.yaml").touch()
+    assert mean_lead([clear, planned(tmp_path / "other.yaml")], OURS)[0] == "not measured"
     assert [w.equal(OURS) for w in (clear, unclear, behind)] == ["met", "met", "not met"]
 
 
 def test_a_seed_that_diverged_meets_no_goal():
     """What is left of the pairs would otherwise look all the better."""
-    each = workload(0.02, 0.021, 0.019)
-    runs = each.comparison.result.data["contenders"][OURS]["seeds"]
+    data = above_by(0.02, 0.021, 0.019)
+    runs = data["contenders"][OURS]["seeds"]
     runs[0] = fake_results.diverged(runs[0])
-    assert each.equal(OURS) == ahead([each], OURS)[0] == "not met"
-    assert each.comparison.loss_shares(OURS)[0] is None
+    each = measured(data)
+    assert each.equal(OURS) == mean_lead([each], OURS)[0] == "not met"
+    assert each.loss_shares(OURS).iloc[0] == math.inf
 
 
 def test_a_search_in_which_all_diverged_meets_no_goal():
-    each = workload(0.02, 0.021, 0.019)
-    ours = each.comparison.result.data["contenders"][OURS]
+    data = above_by(0.02, 0.021, 0.019)
+    ours = data["contenders"][OURS]
     ours["trials"] = [fake_results.diverged(run) for run in ours["trials"]]
     ours |= {"seeds": [], "best_lr": None}
+    each = measured(data)
     verdicts = {each.equal(OURS), each.sooner(OURS), each.faster(OURS), each.robust(OURS)}
-    assert verdicts == {"not met"} and each.told(OURS) == ""
-    assert ahead([each], OURS)[0] == "not met"
+    assert verdicts == {"not met"} and each.side(OURS) == ""
+    assert mean_lead([each], OURS)[0] == "not met"
 
 
 @pytest.mark.parametrize(
@@ -290,54 +309,57 @@ def test_a_search_in_which_all_diverged_meets_no_goal():
     ],
 )
 def test_a_range_that_the_search_cut_off_settles_nothing(theirs, ours, expected):
-    each = workload(0.0, 0.0)
+    data = above_by(0.0, 0.0)
     for name, works in (("adamw", theirs), (OURS, ours)):
-        template = each.comparison.result.data["contenders"][name]["trials"][0]
-        each.comparison.result.data["contenders"][name]["trials"] = [
+        template = data["contenders"][name]["trials"][0]
+        data["contenders"][name]["trials"] = [
             {**template, "lr": 10.0 ** (place - 5), "score": 0.9 if mark == "x" else 0.1}
             for place, mark in enumerate(works)
         ]
-    assert each.robust(OURS) == expected
+    assert measured(data).robust(OURS) == expected
 
 
 def test_rates_beyond_the_search_end_a_range_that_it_cut_off():
-    each = workload(0.0, 0.0)
-    contenders, plan = (each.comparison.result.data[key] for key in ("contenders", "plan"))
+    data = above_by(0.0, 0.0)
+    contenders = data["contenders"]
     for name in ("adamw", OURS):
         template = contenders[name]["trials"][0]
         contenders[name]["trials"] = [
             {**template, "lr": lr, "score": score} for lr, score in ((1e-4, 0.1), (1e-3, 0.9))
         ]
         contenders[name]["reach"] = [{**template, "lr": 1e-2, "score": 0.1}]
-    plan |= {"tuning": {"trials": 2}, "reach": {"adamw": [1e-2], OURS: [1e-2]}}
-    assert each.robust(OURS) == "met" and not each.comparison.working(OURS).at_least
+    data["plan"] |= {"tuning": {"trials": 2}, "reach": {"adamw": [1e-2], OURS: [1e-2]}}
+    each = measured(data)
+    assert each.robust(OURS) == "met" and not each.working(OURS).at_least
     contenders[OURS]["reach"] = []  # planned and not run
-    assert each.robust(OURS) == "not measured" and each.comparison.working(OURS).at_least
+    each = measured(data)
+    assert each.robust(OURS) == "not measured" and each.working(OURS).at_least
 
 
-def test_where_adamw_never_reached_the_target_says_so():
-    each = workload(0.02, 0.021, 0.019)
-    assert each.learned
-    for run in each.comparison.result.data["contenders"]["adamw"]["seeds"]:
+def test_where_adamw_never_reached_the_target_says_so(page_of):
+    data = above_by(0.02, 0.021, 0.019)
+    assert measured(data).learned
+    for run in data["contenders"]["adamw"]["seeds"]:
         run["scores"] = [[200, 0.6]]
-    assert not each.learned and "AdamW missed the target" in per_workload([each], OURS)
-    means = rows(
-        goals(
-            [each, workload(-0.02, -0.021, -0.019)],
-        ),
-        "(b)",
-    )
-    assert means[-1][0].endswith("whose target AdamW reached with a seed")
-    assert means[-1][1].startswith("**not met** (-2.00") and means[0][1].startswith(
-        "**not met** (+"
-    )
+    assert not measured(data).learned
+    other = Measured("comparison", "v", above_by(-0.02, -0.021, -0.019) | {"title": "Other"})
+    goals = section(page_of(measured(data), other), "## The goals")
+    assert "AdamW missed the target" in rows(goals, "A w")[0][1]
+    assert "AdamW missed the target" not in rows(goals, "Other")[0][1]
+    everything, *_, learned = rows(goals, "(b)")
+    assert learned[0].endswith("whose target AdamW reached with a seed")
+    assert "(-2.00" in learned[1] and "(+" in everything[1]
 
 
 def test_what_can_be_told():
-    assert workload(-0.02, -0.021, -0.019).told(OURS) == "interval below 0"
-    assert workload(-0.02, 0.01, -0.01).told(OURS) == "includes 0"
-    assert workload(-0.02).told(OURS) == ""  # one seed has no interval
-    assert workload(0.02, 0.021, 0.019).told(OURS) == "interval above 0"
+    sides = {
+        (-0.02, -0.021, -0.019): "interval below 0",
+        (-0.02, 0.01, -0.01): "includes 0",
+        (-0.02,): "",  # one seed has no interval
+        (0.02, 0.021, 0.019): "interval above 0",
+    }
+    for differences, side in sides.items():
+        assert measured(above_by(*differences)).side(OURS) == side
 
 
 def test_results_find_their_configuration_by_their_command(tmp_path):
@@ -367,13 +389,18 @@ def test_without_results_all_is_not_run(main, configs, tmp_path):
         ("comparison-cora", lambda data: "{", "cannot be read"),
         ("comparison-cora", lambda data: "[]", "not a file of kind comparison"),
         ("comparison-cora", lambda data: data | {"kind": "experiment"}, "kind comparison"),
-        ("comparison-cora", lambda data: data | {"metric": None}, "metric is missing"),
+        ("comparison-cora", lambda data: data | {"metric": None}, "metric: expected str, got None"),
         ("comparison-cora", lambda data: data | {"plan": {}}, "plan: seeds"),
-        ("comparison-cora", lambda data: data | {"machine": [3]}, "machine: expected records"),
+        (
+            "comparison-cora",
+            lambda data: data | {"plan": data["plan"] | {"tuning": {"trials": 6, "grid": 5}}},
+            "plan: tuning: seed is missing",
+        ),
+        ("comparison-cora", lambda data: data | {"machine": [3]}, "machine: expected dict, got 3"),
         (
             "comparison-cora",
             lambda data: data | {"contenders": {"adamw": {"seeds": [{"lr": 1}]}}},
-            "contenders: adamw: seeds: a run without score",
+            "contenders: adamw: seeds: score is missing",
         ),
         (
             "comparison-cora",
@@ -381,7 +408,7 @@ def test_without_results_all_is_not_run(main, configs, tmp_path):
             "plan: shared",
         ),
         ("experiment-cora", lambda data: data | {"results": {"a": 3}}, "results: a"),
-        ("experiment-cora", lambda data: data | {"results": None}, "results is missing"),
+        ("experiment-cora", lambda data: data | {"results": None}, "results: expected dict"),
         ("ablation-window", lambda data: data | {"kind": "experiment"}, "kind ablation"),
     ],
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from experiments.evidence.words import reached
 from experiments.stats import (
     Estimate,
-    Range,
+    WorkingRange,
     equal_weights,
     estimate,
-    median_of_all,
     steps_to_loss,
     steps_to_target,
     trailing_means,
@@ -30,7 +31,7 @@ def test_the_interval_of_a_mean_is_the_t_tests():
 
 def test_few_or_equal_values():
     assert estimate([]) is None
-    assert estimate([0.5]) == Estimate(0.5, None, 0, 1) and estimate([0.5]).interval is None
+    assert estimate([0.5]) == Estimate(0.5, math.nan, 0, 1) and estimate([0.5]).interval is None
     assert estimate([0.5, 0.5]).interval == (0.5, 0.5)
 
 
@@ -57,10 +58,10 @@ def test_equal_weights_without_some_spread():
 def test_steps_to_a_target_in_both_directions():
     scores = [[10, 0.5], [20, 0.8], [30, 0.7]]
     assert steps_to_target(scores, 0.8, True) == 20
-    assert steps_to_target(scores, 0.81, True) is None
+    assert steps_to_target(scores, 0.81, True) == math.inf
     assert steps_to_target(scores, 0.5, False) == 10
-    assert steps_to_target(scores, 0.4, False) is None
-    assert steps_to_target([], 0.4, True) is None
+    assert steps_to_target(scores, 0.4, False) == math.inf
+    assert steps_to_target([], 0.4, True) == math.inf
 
 
 def test_trailing_means_begin_with_a_full_tail():
@@ -74,11 +75,11 @@ def test_trailing_means_begin_with_a_full_tail():
 def test_steps_to_a_loss():
     losses = [[step, 10.0 - step / 10] for step in range(1, 101)]  # mean at s: 10.2 - s/10
     assert steps_to_loss(losses, 5.2, 100, 0.2) == 50
-    assert steps_to_loss(losses, 0.1, 100, 0.2) is None
+    assert steps_to_loss(losses, 0.1, 100, 0.2) == math.inf
     assert steps_to_loss(losses, 100, 100, 0.2) == 5  # not before a tail is full
-    assert steps_to_loss(losses[:40], 5.2, 100, None) is None  # it diverged
+    assert steps_to_loss(losses[:40], 5.2, 100, math.nan) == math.inf  # it diverged
     assert steps_to_loss([], 5.2, 100, 5.2) == 100  # the end counts where no record falls
-    assert steps_to_loss([], 5.2, 100, 5.3) is None
+    assert steps_to_loss([], 5.2, 100, 5.3) == math.inf
 
 
 def test_a_run_reaches_its_own_final_loss_at_the_latest_at_its_end():
@@ -88,13 +89,20 @@ def test_a_run_reaches_its_own_final_loss_at_the_latest_at_its_end():
 
 
 def test_never_is_more_than_any_step():
-    assert median_of_all([3, None, 1]) == 3 and median_of_all([3, None, None]) is None
-    assert median_of_all([1, 3]) == 2 and median_of_all([1, None]) is None
-    assert median_of_all([]) is None and median_of_all([None]) is None
+    told = {
+        (3, math.inf, 1): "3, missed by 1 of 3",
+        (3, math.inf, math.inf): "never, missed by 2 of 3",
+        (1, 3): "2",
+        (1, math.inf): "never, missed by 1 of 2",
+        (): "-",
+        (math.inf,): "never, missed by 1 of 1",
+    }
+    for steps, expected in told.items():
+        assert reached(pd.Series(steps, dtype=float), ".0f", "never") == expected
 
 
-def decades(found: Range) -> tuple[float, float]:
-    return math.log10(found.low), math.log10(found.high)
+def decades(found: WorkingRange) -> tuple[float, float]:
+    return found.low, found.high
 
 
 def test_the_range_that_works_ends_where_the_line_crosses_the_mark():
@@ -128,8 +136,8 @@ def test_none_works_or_none_was_tried():
     assert working_range([], 0.7, True) is None
     for trials in ([(1e-3, 0.6)], [(1e-3, None)], [(1e-3, 0.6), (1e-2, None)]):
         found = working_range(trials, 0.7, True)
-        assert found == Range(None, None, False) and found.decades == 0
-    assert working_range([(1e-3, 0.8)], 0.7, True) == Range(1e-3, 1e-3, True)
+        assert found == WorkingRange(None, None, False) and found.decades == 0
+    assert working_range([(1e-3, 0.8)], 0.7, True) == WorkingRange(-3, -3, True)
 
 
 def test_of_two_ranges_the_wider_and_of_one_rate_twice_the_worse():

@@ -1,0 +1,97 @@
+"""The committed results, read and checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glue.errors import UsageError
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def positive_number(value: Any) -> bool:
+    return number(value) and value > 0
+
+
+def number_or_null(value: Any) -> bool:
+    return value is None or number(value)
+
+
+def list_of_pairs(value: Any) -> bool:
+    pairs = value if isinstance(value, list) else [None]
+    return all(isinstance(p, list) and len(p) == 2 and all(map(number, p)) for p in pairs)
+
+
+# Forms of JSON: a type, a test, a list of one form, or a mapping, in which "?" ends the name of
+# what may be absent or empty, and "*" alone stands for every name.
+_RUN: dict[str, Any] = {
+    **dict.fromkeys(("score", "train_loss"), number_or_null),
+    **dict.fromkeys(("seed", "steps", "seconds"), number),
+    **dict.fromkeys(("losses?", "scores?", "windows?", "path?"), list_of_pairs),
+    "diverged": bool,
+}
+_TRIAL = {**_RUN, "lr": positive_number}
+_COMMON = {
+    **{"workload": str, "metric": str, "higher_is_better": bool, "steps": int},
+    **{"machine": [dict], "versions": [dict]},
+}
+_PLAN = {
+    **{"seeds": list, "target": number, "tolerance": number, "reach?": dict},
+    "tuning": {"trials": number, "grid": number, "seed": number, "by": str},
+    "shared?": {"lr": number, "seeds": list},
+    "search?": {"low": number, "high": number},
+}
+_CONTENDER = {
+    **dict.fromkeys(("trials?", "reach?", "seeds?", "shared?"), [_TRIAL]),
+    **{"best_lr?": positive_number, "defaults?": dict},
+}
+_EXPERIMENT = {**_COMMON, "results": {"*": {"settings": {"lr": number}, "runs": [_RUN]}}}
+FORMS: dict[str, Any] = {
+    "comparison": {**_COMMON, "complete": bool, "plan": _PLAN, "contenders": {"*": _CONTENDER}},
+    "experiment": _EXPERIMENT,
+    "ablation": _EXPERIMENT,
+}
+
+
+def read_result(path: Path, kind: str) -> dict[str, Any]:
+    """One file's values.
+
+    Raises:
+        UsageError: it cannot be read, or is none of this kind; the message names it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); make it again") from error
+    if not isinstance(data, dict) or data.get("kind") != kind:
+        raise UsageError(f"{path}: not a file of kind {kind}; make it again or rename it")
+    _check(data, FORMS[kind], str(path))
+    return data
+
+
+def _check(value: Any, form: Any, where: str) -> None:
+    """Raise a UsageError that says where `value` is not of its form."""
+    kind: Callable[[Any], Any] = type(form) if isinstance(form, (dict, list)) else form
+    if not (isinstance(value, kind) if isinstance(kind, type) else kind(value)):
+        expected, got = kind.__name__.replace("_", " "), reprlib.repr(value)
+        raise UsageError(f"{where}: expected {expected}, got {got}; make it again")
+    if isinstance(form, list):
+        for each in value:
+            _check(each, form[0], where)
+    elif isinstance(form, dict) and "*" in form:
+        for name, each in value.items():
+            _check(each, form["*"], f"{where}: {name}")
+    elif isinstance(form, dict):
+        for name, of in form.items():
+            key = name.removesuffix("?")
+            if value.get(key) or key == name:
+                if key not in value:
+                    raise UsageError(f"{where}: {key} is missing; make it again")
+                _check(value[key], of, f"{where}: {key}")
