@@ -53,19 +53,20 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
         raise ValueError(
             f"state_dict has {len(saved)} parameter groups, the optimizer has {len(own_groups)}"
         )
-    shares = [share_of_old_schema(group) for group in saved]
-    groups = _repaired(list(map(_upgraded, saved, own_groups)))
+    adopted = list(map(_adopted, saved, own_groups))
+    groups = _repaired([group for group, _ in adopted])
     ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
     shared: dict[Any, float | None] = {}
     for index, (group, current) in enumerate(zip(groups, own_groups, strict=True)):
-        _check_group(index, group, current, groups[0], ours)
+        where = f"state_dict['param_groups'][{index}]"
+        _check_group(where, group, len(current["params"]), groups[0], ours)
         for key, param in zip(group["params"], current["params"], strict=True):
             if params.setdefault(key, param) is not param:
                 raise ValueError(
                     f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
                 )
-            shared[key] = shares[index]
+            shared[key] = adopted[index][1]
     state = dict(state_dict["state"])
     for key, own in state.items():
         if key in params:
@@ -81,50 +82,43 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
 # ---- older schemas ----
 
 
-def _upgraded(group: Any, current: dict[str, Any]) -> Any:
-    """A saved group in the present schema, with what is the present optimizer's own."""
-    if not isinstance(group, dict):
-        return group  # what is wrong with it is said later
-    group = of_present_schema({**group, "capturable": current["capturable"]})
-    if current["state_dtype"] is not None and "state_dtype" in group:
-        group = {**group, "state_dtype": current["state_dtype"]}
-    return group
-
-
-def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
-    """A group of an older schema with what is new in it; others as they are."""
+def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
-    if written == 1:
-        group = {**_SINCE_2, **group}
-    if written in (1, 2):
-        group = {**PAPER, "mean_loss": group.get("last_loss"), **group}
-    if written in (1, 2, 3):
-        group = {"micro_batches": 0, **group, "schema": SCHEMA}
-        group.pop(ZERO_SHARE, None)  # now each parameter has its own
-    return group
-
-
-def share_of_old_schema(group: Any) -> float | None:
-    """What a group of schema 3 said for all its parameters; 0, no correction, before; else None."""
-    if not isinstance(group, dict) or group.get("schema") not in (1, 2, 3):
-        return None
-    corrects = group.get("bias_correction") and group["schema"] == 3
+    if written not in (1, 2, 3):
+        return group, None
+    corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    return share
+    missing: dict[str, Any] = {"micro_batches": 0}
+    if written < 3:
+        missing |= {**PAPER, "mean_loss": group.get("last_loss")}
+    if written < 2:
+        missing |= _SINCE_2
+    group = {**missing, **group, "schema": SCHEMA}
+    group.pop(ZERO_SHARE, None)  # now each parameter has its own
+    return group, share
+
+
+def _adopted(group: Any, current: dict[str, Any]) -> tuple[Any, float | None]:
+    """As `_upgraded`, with what is the present optimizer's own."""
+    if not isinstance(group, dict):
+        return group, None  # what is wrong with it is said later
+    group, share = _upgraded({**group, "capturable": current["capturable"]})
+    if current["state_dtype"] is not None and "state_dtype" in group:
+        group = {**group, "state_dtype": current["state_dtype"]}
+    return group, share
 
 
 def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
     """Brings an optimizer's own group, and its parameters' state, to the present schema."""
-    share = share_of_old_schema(group)
-    if share is None:
-        return  # it is of the present schema
-    new = of_present_schema(group)
-    group.clear()
-    group.update(new)
-    for param in group["params"]:
-        if BUFFERS[0] in states.get(param, {}):
-            states[param][ZERO_SHARE] = share_of(share)
+    new, share = _upgraded(group)
+    if share is not None:
+        group.clear()
+        group.update(new)
+        for param in group["params"]:
+            if BUFFERS[0] in states.get(param, {}):
+                states[param][ZERO_SHARE] = share_of(share)
 
 
 def _repaired(groups: list[Any]) -> list[Any]:
@@ -140,18 +134,11 @@ def _repaired(groups: list[Any]) -> list[Any]:
 # ---- the groups ----
 
 
-def _check_group(
-    index: int,
-    group: dict[str, Any],
-    current: dict[str, Any],
-    first: dict[str, Any],
-    ours: set[str],
-) -> None:
-    """Raises unless a saved group has the keys that are `ours`, with values that fit.
+def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours: set[str]) -> None:
+    """Raises unless a saved group of `size` parameters has the keys `ours`, with values that fit.
 
     Other keys belong to others: to learning rate schedulers, or to loops that name their groups.
     """
-    where = f"state_dict['param_groups'][{index}]"
     if not isinstance(group, dict):
         raise TypeError(f"{where} must be a dict, got {type(group).__name__}")
     schema = group.get("schema", SCHEMA)
@@ -172,11 +159,8 @@ def _check_group(
     keys = group["params"]
     if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):
         raise TypeError(f"{where}['params'] must be a list of numbers or names")
-    if len(keys) != len(current["params"]):
-        raise ValueError(
-            f"{where} has {len(keys)} parameters, the optimizer's group has "
-            f"{len(current['params'])}"
-        )
+    if len(keys) != size:
+        raise ValueError(f"{where} has {len(keys)} parameters, the optimizer's group has {size}")
     try:
         arguments.check(group)
         _check_progress(group)
@@ -306,10 +290,8 @@ def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
 
 
 def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
-    """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
-
-    and converts them where the optimizer asks for another precision.
-    """
+    """Gives the loaded buffers the dtypes that they were saved in, or that the optimizer asks for."""
+    # torch has cast the loaded buffers to the parameters' dtypes
     saved = (key for group in state_dict["param_groups"] for key in group["params"])
     own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
     for key, (param, state_dtype) in zip(saved, own, strict=True):

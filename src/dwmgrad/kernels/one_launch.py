@@ -178,13 +178,13 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
         kind: of the state; int8 stands for `Blockwise`.
     """
     generator = torch.Generator().manual_seed(0)
-    param, grad = (
-        torch.rand(9300, generator=generator, device="cpu").to(device, dtype) for _ in range(2)
+    param, grad = torch.rand(2, 9300, generator=generator, device="cpu").to(device, dtype)
+    v, s = (
+        low_bit.zeros(param)
+        if kind == torch.int8
+        else torch.zeros(2, 9300, dtype=kind, device=device)
     )
-    buffers: tuple[Buffer, Buffer] = low_bit.zeros(param)
-    if kind != torch.int8:
-        buffers = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
-    actual = Tensors([param], [grad], [buffers[0]], [buffers[1]], [0])
+    actual = Tensors([param], [grad], [v], [s], [0])
     expected = copy.deepcopy(actual)
     c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=1e-2)
     try:
