@@ -290,7 +290,7 @@ def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
 
 
 def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
-    """Gives the loaded buffers the dtypes that they were saved in, or that the optimizer asks for."""
+    """Gives loaded buffers the dtypes that they were saved in, or that the optimizer asks for."""
     # torch has cast the loaded buffers to the parameters' dtypes
     saved = (key for group in state_dict["param_groups"] for key in group["params"])
     own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])

@@ -100,13 +100,11 @@ def run(
         buckets: from `prepare`.
         coefficients: the step's numbers.
         use_foreach, use_fused: True prefers that kernel and False excludes it (`native` and
-            `one_launch` count as fused); None chooses by what was measured. A kernel is never used
-            where it would be wrong.
+            `one_launch` count as fused); None chooses by what was measured.
 
     Returns:
-        For each kernel that ran, whether it skipped an element because its gradient cannot be
-        squared (see `reference.update`): a bool or, so that nobody waits for an accelerator, a
-        number on it.
+        For each bucket, whether an element was skipped (see `reference.update`): a bool or, so
+        that nobody waits for an accelerator, a number on it.
     """
     return [
         _choose(bucket, coefficients, use_foreach, use_fused).update(bucket.tensors, coefficients)

@@ -80,19 +80,14 @@ def misfit(part: Tensor, param: Tensor, form: Form) -> str | None:
 def fitting(
     param: Tensor, grad: Tensor, v: Buffer, s: Buffer, name: Name, place: int
 ) -> tuple[Tensor, bool]:
-    """Checks one parameter's tensors, all of them of this rank alone.
-
-    Args:
-        param, grad, v, s: θ, g and the state; see `Tensors`.
-        name: gives the name of the parameter at a place, for errors.
-        place: the parameter's.
+    """Checks one parameter's tensors, all of them of this rank alone; see `Tensors`.
 
     Returns:
         The gradient, without lazy bits, and whether one flat loop over memory visits the same
         element of all of them, so that a kernel may work by address.
 
     Raises:
-        RuntimeError: if they cannot be used together.
+        RuntimeError: if they cannot be used together; it has the `name` of the `place`.
     """
     state = state_of(v, s)
     blockwise = len(state) > len(BUFFERS)
