@@ -247,7 +247,7 @@ def _checked_own(key: Any, own: Any, param: Tensor, share: float | None) -> Any:
     ours = {name for name in BUFFERS + SCALES if name in own}
     if not ours:
         return own
-    forms = forms_of(param, blockwise=not ours.isdisjoint(SCALES))
+    forms = forms_of(param.shape, blockwise=not ours.isdisjoint(SCALES))
     if ours != set(forms):
         raise ValueError(f"{where} must have the keys {sorted(forms)}, got {sorted(own, key=repr)}")
     if share:

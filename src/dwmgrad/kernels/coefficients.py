@@ -71,15 +71,12 @@ class Tensors(NamedTuple):
         """
         table: list[int] = []
         pieces = v_scales = s_scales = 0
-        for param, _, v, s, ordinal in zip(*self, strict=True):
+        for p, _, v, s, n in zip(*self, strict=True):
             if isinstance(v, Blockwise):
                 v_scales, s_scales = v.scales.data_ptr(), s.scales.data_ptr()
                 v, s = v.codes, s.codes
-            size = param.numel()
-            table += (
-                *(param.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales),
-                *(size, pieces, ordinal),
-            )
+            size = p.numel()
+            table += p.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales, size, pieces, n
             pieces += -(-size // piece)
         return table, pieces
 
