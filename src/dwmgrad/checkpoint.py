@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from . import arguments
 from .kernels.fit import Form, forms_of, misfit
-from .presets import PAPER
 from .progress import PROGRESS, SCHEMA
+from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}

@@ -127,11 +127,18 @@ class Agreed(NamedTuple):
     """Whether a gradient scaler of any rank gives the step up."""
     lacks_gradient: bool = False
     """Whether a rank has no gradient."""
+    makes_state: bool = False
+    """Whether this is no step: it creates the state, which the other ranks may not."""
 
     @property
     def is_refused(self) -> bool:
         """Whether the step is skipped because a loss is not finite."""
         return self.loss is not None and math.isnan(self.loss)
+
+    @property
+    def is_known_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.idle
 
 
 class AgreedOnDevice(NamedTuple):
@@ -147,6 +154,16 @@ class AgreedOnDevice(NamedTuple):
     loss: Tensor
     micro_batches: Tensor
     overflow: Tensor
+
+    @property
+    def is_refused(self) -> bool:
+        """Never: the device knows, and nobody waits for it."""
+        return False
+
+    @property
+    def is_known_idle(self) -> bool:
+        """Never, for the same reason."""
+        return False
 
 
 def agree(
