@@ -17,13 +17,9 @@ from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
-_COMPARED = (
-    *(name for name in PAPER if name != "initial_window"),
-    *("window_signal", "missing_loss", "momentum", "eps", "maximize"),
-    *("state_dtype", "stochastic_rounding"),
-)
-"""The settings whose differences a warning names."""
-COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
+_OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
+"""Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
+COMMON = (*arguments.SHARED, *PROGRESS)
 """What is equal in all parameter groups."""
 
 
@@ -220,9 +216,9 @@ def _tell_of_differences(groups: list[Any], saved: list[Any], own: list[dict[str
     """One warning that names each setting in which the optimizer and the state dict differ."""
     found: dict[str, str] = {}
     for group, old, current in zip(groups, saved, own, strict=True):
-        for name in _COMPARED:
+        for name in arguments.SETTINGS:
             theirs, ours = old.get(name, group[name]), current[name]
-            if theirs != ours and name not in found:
+            if theirs != ours and name not in found and name not in _OWN:
                 wins = "the optimizer's" if group[name] == ours else "the state dict's"
                 found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
     if found:

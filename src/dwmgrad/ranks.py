@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.algorithms.join import Join, JoinHook
 from torch.nn.parallel import DistributedDataParallel
 
-from . import kernels
+from . import arguments, kernels
 from ._version import __version__
 from .checkpoint import COMMON
 
@@ -99,36 +99,23 @@ def _explained() -> Iterator[None]:
 
 
 class Share(NamedTuple):
-    """What one rank brings to a step.
+    """What one rank brings to a step."""
 
-    Attributes:
-        loss: a tensor with one element, a number, or None on a rank to which no loss was given.
-        micro_batches: from how many the loss came.
-        has_gradient: whether a parameter has one.
-        overflow: above 0 where a gradient scaler found a gradient that is not finite.
-    """
-
-    loss: Tensor | float | None = None
-    micro_batches: int = 0
-    has_gradient: bool = True
-    overflow: Tensor | float = 0.0
+    loss: Tensor | float | None = None  # of one element; None where no loss was given
+    micro_batches: int = 0  # from how many the loss came
+    has_gradient: bool = True  # whether a parameter has one
+    overflow: Tensor | float = 0.0  # above 0 where a gradient scaler found infinity or NaN
 
 
 class Agreed(NamedTuple):
     """What all ranks make of a step."""
 
-    loss: float | None
-    """NaN if any rank's is not finite; else None if any rank has none; else their mean."""
-    micro_batches: float
-    """The mean number over the ranks, whole where they are alike."""
-    idle: bool = False
-    """Whether no rank has a loss or a gradient."""
-    overflow: bool = False
-    """Whether a gradient scaler of any rank gives the step up."""
-    lacks_gradient: bool = False
-    """Whether a rank has no gradient."""
-    makes_state: bool = False
-    """Whether this is no step: it creates the state, which the other ranks may not."""
+    loss: float | None  # NaN if one is not finite; else None if one lacks; else the ranks' mean
+    micro_batches: float  # the mean number over the ranks, whole where they are alike
+    idle: bool = False  # whether no rank has a loss or a gradient
+    overflow: bool = False  # whether a gradient scaler of any rank gives the step up
+    lacks_gradient: bool = False  # whether a rank has no gradient
+    makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
 
     @property
     def is_refused(self) -> bool:
@@ -250,10 +237,6 @@ def _finite_or_nan(value: float) -> float:
 
 # ---- the set-up ----
 
-_OF_GROUPS = (
-    *("momentum", "eps", "weight_decay", "maximize", "foreach", "fused"),
-    *("state_dtype", "stochastic_rounding"),
-)
 _SETUP_BYTES = 8192
 
 
@@ -297,7 +280,9 @@ def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str,
         compiled = kernels.by_address(probe, probe) is not None
         own["the kernel"] = "the compiled one" if compiled else "PyTorch's operators"
     own |= {name: groups[0][name] for name in COMMON if name not in ignored}
-    for name in _OF_GROUPS:
+    for name in arguments.SETTINGS:
+        if name in ("lr", *arguments.SHARED):  # schedules may differ
+            continue
         values = [group[name] for group in groups]
         # in a pipeline, ranks have groups of their own: then only what all groups share
         own[name if len(values) == 1 else f"{name} of {len(values)} groups"] = (

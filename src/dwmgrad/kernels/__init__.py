@@ -27,15 +27,10 @@ __all__ += ["by_address", "prepare", "run", "run_on_device", "update"]
 
 
 class Bucket(NamedTuple):
-    """Tensors of one device, one dtype and one kind of state, checked, for one call of a kernel.
+    """Tensors of one device, one dtype and one kind of state, checked, for one call of a kernel."""
 
-    Attributes:
-        tensors: at least one row.
-        flat: whether a kernel may work by address; see `fit.fitting`.
-    """
-
-    tensors: Tensors
-    flat: bool
+    tensors: Tensors  # at least one row
+    flat: bool  # whether a kernel may work by address; see `fit.fitting`
 
 
 def prepare(
