@@ -17,14 +17,10 @@ from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
-_COMPARED = (
-    *(name for name in PAPER if name != "initial_window"),
-    *("window_signal", "missing_loss", "momentum", "eps", "maximize"),
-    *("state_dtype", "stochastic_rounding"),
-)
-"""The settings whose differences a warning names."""
 _SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
-COMMON = (*PAPER, "window_signal", "missing_loss", "capturable", *PROGRESS)
+_OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
+"""Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
+COMMON = (*arguments.SHARED, *PROGRESS)
 """What is equal in all parameter groups."""
 
 
@@ -54,19 +50,20 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
         raise ValueError(
             f"state_dict has {len(saved)} parameter groups, the optimizer has {len(own_groups)}"
         )
-    shares = [share_of_old_schema(group) for group in saved]
-    groups = _repaired(list(map(_upgraded, saved, own_groups)))
+    adopted = list(map(_adopted, saved, own_groups))
+    groups = _repaired([group for group, _ in adopted])
     ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
     shared: dict[Any, float | None] = {}
     for index, (group, current) in enumerate(zip(groups, own_groups, strict=True)):
-        _check_group(index, group, current, groups[0], ours)
+        where = f"state_dict['param_groups'][{index}]"
+        _check_group(where, group, len(current["params"]), groups[0], ours)
         for key, param in zip(group["params"], current["params"], strict=True):
             if params.setdefault(key, param) is not param:
                 raise ValueError(
                     f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
                 )
-            shared[key] = shares[index]
+            shared[key] = adopted[index][1]
     state = dict(state_dict["state"])
     for key, own in state.items():
         if key in params:
@@ -82,52 +79,45 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
 # ---- older schemas ----
 
 
-def _upgraded(group: Any, current: dict[str, Any]) -> Any:
-    """A saved group in the present schema, with what is the present optimizer's own."""
-    if not isinstance(group, dict):
-        return group  # what is wrong with it is said later
-    group = of_present_schema({**group, "capturable": current["capturable"]})
-    if current["state_dtype"] is not None and "state_dtype" in group:
-        group = {**group, "state_dtype": current["state_dtype"]}
-    return group
-
-
-def of_present_schema(group: dict[str, Any]) -> dict[str, Any]:
-    """A group of an older schema with what is new in it; others as they are."""
+def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
-    if written == 1:
-        group = {**_SINCE_2, **group}
-    if written in (1, 2):
-        group = {**PAPER, "mean_loss": group.get("last_loss"), **group}
-    if written in (1, 2, 3):
-        group = {"micro_batches": 0, **group}
-        group.pop(ZERO_SHARE, None)  # now each parameter has its own
-    if written in (1, 2, 3, 4):
-        group = {**_SINCE_5, **group, "schema": SCHEMA}
-    return group
-
-
-def share_of_old_schema(group: Any) -> float | None:
-    """What a group of schema 3 said for all its parameters; 0, no correction, before; else None."""
-    if not isinstance(group, dict) or group.get("schema") not in (1, 2, 3):
-        return None
-    corrects = group.get("bias_correction") and group["schema"] == 3
+    if written == 4:
+        return {**_SINCE_5, **group, "schema": SCHEMA}, None
+    if written not in (1, 2, 3):
+        return group, None
+    corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    return share
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
+    if written < 3:
+        missing |= {**PAPER, "mean_loss": group.get("last_loss")}
+    if written < 2:
+        missing |= _SINCE_2
+    group = {**missing, **group, "schema": SCHEMA}
+    group.pop(ZERO_SHARE, None)  # now each parameter has its own
+    return group, share
+
+
+def _adopted(group: Any, current: dict[str, Any]) -> tuple[Any, float | None]:
+    """As `_upgraded`, with what is the present optimizer's own."""
+    if not isinstance(group, dict):
+        return group, None  # what is wrong with it is said later
+    group, share = _upgraded({**group, "capturable": current["capturable"]})
+    if current["state_dtype"] is not None and "state_dtype" in group:
+        group = {**group, "state_dtype": current["state_dtype"]}
+    return group, share
 
 
 def bring_up(group: dict[str, Any], states: dict[Tensor, dict[str, Any]]) -> None:
     """Brings an optimizer's own group, and its parameters' state, to the present schema."""
-    share = share_of_old_schema(group)
-    new = dict(of_present_schema(group))
+    new, share = _upgraded(dict(group))
     group.clear()
     group.update(new)
-    if share is None:
-        return  # each parameter has its own
-    for param in group["params"]:
-        if BUFFERS[0] in states.get(param, {}):
-            states[param][ZERO_SHARE] = share_of(share)
+    if share is not None:
+        for param in group["params"]:
+            if BUFFERS[0] in states.get(param, {}):
+                states[param][ZERO_SHARE] = share_of(share)
 
 
 def _repaired(groups: list[Any]) -> list[Any]:
@@ -143,18 +133,11 @@ def _repaired(groups: list[Any]) -> list[Any]:
 # ---- the groups ----
 
 
-def _check_group(
-    index: int,
-    group: dict[str, Any],
-    current: dict[str, Any],
-    first: dict[str, Any],
-    ours: set[str],
-) -> None:
-    """Raises unless a saved group has the keys that are `ours`, with values that fit.
+def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours: set[str]) -> None:
+    """Raises unless a saved group of `size` parameters has the keys `ours`, with values that fit.
 
     Other keys belong to others: to learning rate schedulers, or to loops that name their groups.
     """
-    where = f"state_dict['param_groups'][{index}]"
     if not isinstance(group, dict):
         raise TypeError(f"{where} must be a dict, got {type(group).__name__}")
     schema = group.get("schema", SCHEMA)
@@ -175,11 +158,8 @@ def _check_group(
     keys = group["params"]
     if not isinstance(keys, list) or not all(isinstance(key, (int, str)) for key in keys):
         raise TypeError(f"{where}['params'] must be a list of numbers or names")
-    if len(keys) != len(current["params"]):
-        raise ValueError(
-            f"{where} has {len(keys)} parameters, the optimizer's group has "
-            f"{len(current['params'])}"
-        )
+    if len(keys) != size:
+        raise ValueError(f"{where} has {len(keys)} parameters, the optimizer's group has {size}")
     try:
         arguments.check(group)
         _check_progress(group)
@@ -240,9 +220,9 @@ def _tell_of_differences(groups: list[Any], saved: list[Any], own: list[dict[str
     """One warning that names each setting in which the optimizer and the state dict differ."""
     found: dict[str, str] = {}
     for group, old, current in zip(groups, saved, own, strict=True):
-        for name in _COMPARED:
+        for name in arguments.SETTINGS:
             theirs, ours = old.get(name, group[name]), current[name]
-            if theirs != ours and name not in found:
+            if theirs != ours and name not in found and name not in _OWN:
                 wins = "the optimizer's" if group[name] == ours else "the state dict's"
                 found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
     if found:
@@ -267,7 +247,7 @@ def _checked_own(key: Any, own: Any, param: Tensor, share: float | None) -> Any:
     ours = {name for name in BUFFERS + SCALES if name in own}
     if not ours:
         return own
-    forms = forms_of(param, blockwise=not ours.isdisjoint(SCALES))
+    forms = forms_of(param.shape, blockwise=not ours.isdisjoint(SCALES))
     if ours != set(forms):
         raise ValueError(f"{where} must have the keys {sorted(forms)}, got {sorted(own, key=repr)}")
     if share:
@@ -310,10 +290,8 @@ def _refuse_shared(state: dict[Any, dict[str, Any]]) -> None:
 
 
 def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
-    """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
-
-    and converts them where the optimizer asks for another precision.
-    """
+    """Gives loaded buffers the dtypes that they were saved in, or that the optimizer asks for."""
+    # torch has cast the loaded buffers to the parameters' dtypes
     saved = (key for group in state_dict["param_groups"] for key in group["params"])
     own = ((p, group["state_dtype"]) for group in optimizer.param_groups for p in group["params"])
     for key, (param, state_dtype) in zip(saved, own, strict=True):

@@ -575,8 +575,7 @@ class DWMGrad(Optimizer, Joinable):
 
     def _be_known(self) -> None:
         Joinable.__init__(self)
-        ranks.watch_joins()
-        ranks.watch_no_sync()
+        ranks.watch()
         DWMGrad.live.add(self)
 
     def _tell_of_held(self) -> None:

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.algorithms.join import Join, JoinHook
 from torch.nn.parallel import DistributedDataParallel
 
-from . import kernels
+from . import arguments, kernels
 from ._version import __version__
 from .checkpoint import COMMON
 
@@ -28,8 +28,6 @@ def group_of(loss_group: Any) -> Any:
         TypeError: if it is neither a process group nor a device mesh.
         ValueError: if the mesh has more than one dimension, or this rank is not in the group.
     """
-    if loss_group is None:
-        return None
     group = loss_group
     if hasattr(group, "get_group"):  # a DeviceMesh
         if group.ndim != 1:
@@ -38,15 +36,19 @@ def group_of(loss_group: Any) -> Any:
                 'pass mesh["dp"], say'
             )
         group = group.get_group()
-    members = getattr(dist, "GroupMember", None)
-    if members is not None and group is members.NON_GROUP_MEMBER:
-        raise ValueError("loss_group: this rank is not in the group; pass one that it belongs to")
-    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(
-            f"loss_group must be a process group, a one-dimensional device mesh or None, "
-            f"got {loss_group!r}"
-        )
-    return group
+    if group is None:
+        return None
+    if dist.is_available():
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                "loss_group: this rank is not in the group; pass one that it belongs to"
+            )
+        if isinstance(group, dist.ProcessGroup):
+            return group
+    raise TypeError(
+        f"loss_group must be a process group, a one-dimensional device mesh or None, "
+        f"got {loss_group!r}"
+    )
 
 
 def size(group: Any) -> int:
@@ -97,40 +99,23 @@ def _explained() -> Iterator[None]:
 
 
 class Share(NamedTuple):
-    """What one rank brings to a step.
+    """What one rank brings to a step."""
 
-    Attributes:
-        loss: a tensor with one element, a number, or None on a rank to which no loss was given.
-        micro_batches: from how many the loss came.
-        has_gradient: whether a parameter has one.
-        overflow: above 0 where a gradient scaler found a gradient that is not finite.
-    """
-
-    loss: Tensor | float | None = None
-    micro_batches: int = 0
-    has_gradient: bool = True
-    overflow: Tensor | float = 0.0
+    loss: Tensor | float | None = None  # of one element; None where no loss was given
+    micro_batches: int = 0  # from how many the loss came
+    has_gradient: bool = True  # whether a parameter has one
+    overflow: Tensor | float = 0.0  # above 0 where a gradient scaler found infinity or NaN
 
 
 class Agreed(NamedTuple):
-    """What all ranks make of a step.
+    """What all ranks make of a step."""
 
-    Attributes:
-        loss: NaN if any rank's loss is not finite; else None if any rank has no loss; else the
-            mean over the ranks.
-        micro_batches: the mean number over the ranks, whole where they are alike.
-        idle: whether no rank has a loss or a gradient.
-        overflow: whether a gradient scaler of any rank gives the step up.
-        lacks_gradient: whether a rank has no gradient.
-        makes_state: whether this is no step: it creates the state, which the other ranks may not.
-    """
-
-    loss: float | None
-    micro_batches: float
-    idle: bool = False
-    overflow: bool = False
-    lacks_gradient: bool = False
-    makes_state: bool = False
+    loss: float | None  # NaN if one is not finite; else None if one lacks; else the ranks' mean
+    micro_batches: float  # the mean number over the ranks, whole where they are alike
+    idle: bool = False  # whether no rank has a loss or a gradient
+    overflow: bool = False  # whether a gradient scaler of any rank gives the step up
+    lacks_gradient: bool = False  # whether a rank has no gradient
+    makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
 
     @property
     def is_refused(self) -> bool:
@@ -283,25 +268,18 @@ def _finite_or_nan(value: float) -> float:
 
 # ---- the set-up ----
 
-_OF_GROUPS = (
-    *("momentum", "eps", "weight_decay", "maximize", "foreach", "fused"),
-    *("state_dtype", "stochastic_rounding"),
-)
 _SETUP_BYTES = 8192
 
 
 def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None:
-    """Raises unless all ranks have the same version, kernel, settings and window. One collective.
+    """Raises RuntimeError on every rank if versions, kernels, settings or windows differ.
 
-    Ranks that differ in these drift apart a little further with each step.
+    Ranks that differ in these drift apart with each step. One collective.
 
     Args:
         optimizer: the DWMGrad.
         group: the process group; None is the default one.
         ignored: settings that may differ.
-
-    Raises:
-        RuntimeError: on every rank; names what differs, the values and the ranks.
     """
     groups = optimizer.param_groups
     own = {name: str(value)[:80] for name, value in _setup_of(groups, ignored).items()}
@@ -314,11 +292,8 @@ def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None
         for rank, setup in enumerate(setups):
             if name in setup:
                 ranks.setdefault(setup[name], []).append(str(rank))
-        if len(ranks) > 1:
-            values = (
-                f"{value} on rank{'s' * (len(at) > 1)} {', '.join(at)}"
-                for value, at in ranks.items()
-            )
+        values = [f"{value} on rank {', '.join(at)}" for value, at in ranks.items()]
+        if len(values) > 1:
             found.append(f"{name} is {' and '.join(values)}")
     if found:
         raise RuntimeError(
@@ -336,7 +311,9 @@ def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str,
         compiled = kernels.by_address(probe, probe) is not None
         own["the kernel"] = "the compiled one" if compiled else "PyTorch's operators"
     own |= {name: groups[0][name] for name in COMMON if name not in ignored}
-    for name in _OF_GROUPS:
+    for name in arguments.SETTINGS:
+        if name in ("lr", *arguments.SHARED):  # schedules may differ
+            continue
         values = [group[name] for group in groups]
         # in a pipeline, ranks have groups of their own: then only what all groups share
         own[name if len(values) == 1 else f"{name} of {len(values)} groups"] = (
@@ -351,19 +328,25 @@ replicas: weakref.WeakSet[Any] = weakref.WeakSet()
 """Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
 
 
-def watch_no_sync() -> None:
-    """Lets `is_local` know of the models that enter `no_sync()` from now on."""
-    no_sync = DistributedDataParallel.no_sync
-    if hasattr(no_sync, "tells_dwmgrad"):
+def watch() -> None:
+    """Lets `is_local` and `joined` know of what is entered from now on; harmless to repeat."""
+    _before(DistributedDataParallel, "no_sync", replicas.add)
+    _before(Join, "__enter__", _joins.append)
+    _before(Join, "__exit__", _left)
+
+
+def _before(kind: type, method: str, tell: Callable[[Any], Any]) -> None:
+    original = getattr(kind, method)
+    if hasattr(original, "tells_dwmgrad"):
         return
 
-    @functools.wraps(no_sync)
-    def known_no_sync(self: DistributedDataParallel) -> Any:
-        replicas.add(self)
-        return no_sync(self)
+    @functools.wraps(original)
+    def telling(self: Any, *args: Any) -> Any:
+        tell(self)
+        return original(self, *args)
 
-    known_no_sync.tells_dwmgrad = True  # type: ignore[attr-defined]
-    DistributedDataParallel.no_sync = known_no_sync  # type: ignore[method-assign]
+    telling.tells_dwmgrad = True  # type: ignore[attr-defined]
+    setattr(kind, method, telling)
 
 
 def is_local(optimizer: Any) -> bool:
@@ -391,30 +374,15 @@ class Shadow(JoinHook):
         self._optimizer._shadow_step()
 
 
-def watch_joins() -> None:
-    """Lets `joined_without` know of the contexts entered from now on; harmless to repeat.
-
-    In such a context a collective outside of its knowledge waits for ever.
-    """
-    enter, leave = Join.__enter__, Join.__exit__
-    if hasattr(enter, "__wrapped__"):
-        return
-
-    @functools.wraps(enter)
-    def enter_and_tell(self: Join) -> Any:
-        _joins.append(self)
-        return enter(self)
-
-    @functools.wraps(leave)
-    def tell_and_leave(self: Join, *error: Any) -> Any:
-        _joins[:] = [join for join in _joins if join is not self]
-        return leave(self, *error)
-
-    Join.__enter__, Join.__exit__ = enter_and_tell, tell_and_leave  # type: ignore[method-assign]
+def _left(join: Join) -> None:
+    _joins[:] = [each for each in _joins if each is not join]
 
 
 def joined_without(optimizer: Any) -> bool:
-    """Whether a context for uneven inputs is entered that does not know of this optimizer."""
+    """Whether a context for uneven inputs is entered that does not know of this optimizer.
+
+    A collective inside of it waits for ever.
+    """
     return any(join._enable and not _knows(join, optimizer) for join in _joins)
 
 

@@ -29,15 +29,10 @@ __all__ += ["squared_norms_on_device", "update"]
 
 
 class Bucket(NamedTuple):
-    """Tensors of one device, one dtype and one kind of state, checked, for one call of a kernel.
+    """Tensors of one device, one dtype and one kind of state, checked, for one call of a kernel."""
 
-    Attributes:
-        tensors: at least one row.
-        flat: whether a kernel may work by address; see `fit.fitting`.
-    """
-
-    tensors: Tensors
-    flat: bool
+    tensors: Tensors  # at least one row
+    flat: bool  # whether a kernel may work by address; see `fit.fitting`
 
 
 def prepare(
@@ -73,10 +68,14 @@ def prepare(
 
 def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
     found: dict[tuple, list[Row]] = {}
+    last: tuple = ()
     for row, is_flat in rows:
-        param, _, v, *_ = row
+        param, v = row[0], row[2]
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
+        key = param.device, param.dtype, kind, is_flat
+        if key != last:
+            last, bucket = key, found.setdefault(key, [])
+        bucket.append(row)
     for (*_, is_flat), own in found.items():
         param, _, v, *_ = own[0]
         if is_flat:
@@ -102,13 +101,11 @@ def run(
         buckets: from `prepare`.
         coefficients: the step's numbers.
         use_foreach, use_fused: True prefers that kernel and False excludes it (`native` and
-            `one_launch` count as fused); None chooses by what was measured. A kernel is never used
-            where it would be wrong.
+            `one_launch` count as fused); None chooses by what was measured.
 
     Returns:
-        For each kernel that ran, whether it skipped an element because its gradient cannot be
-        squared (see `reference.update`): a bool or, so that nobody waits for an accelerator, a
-        number on it.
+        For each bucket, whether an element was skipped (see `reference.update`): a bool or, so
+        that nobody waits for an accelerator, a number on it.
     """
     return [
         _choose(bucket, coefficients, use_foreach, use_fused).update(bucket.tensors, coefficients)

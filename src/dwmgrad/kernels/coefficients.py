@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 class Blockwise(NamedTuple):
-    """A buffer in 8 bits: one code per element and one scale per `low_bit.BLOCK` of them.
+    """A buffer in 8 bits: one code per element and one scale per `low_bit.BLOCK` of them."""
 
-    Attributes:
-        codes: of the parameter's shape, contiguous; int8 for v, uint8 for s.
-        scales: float32, one per block of the flattened codes; the last block may be short.
-    """
-
-    codes: Tensor
-    scales: Tensor
+    codes: Tensor  # of the parameter's shape, contiguous; int8 for v, uint8 for s
+    scales: Tensor  # float32, one per block of the flattened codes; the last block may be short
 
 
 Buffer = Tensor | Blockwise
@@ -33,21 +28,13 @@ Row = tuple[Tensor, Tensor, Any, Any, int]
 
 
 class Tensors(NamedTuple):
-    """Five lists of equal length: one index is one parameter.
+    """Five lists of equal length: one index is one parameter. All but g change in place."""
 
-    Attributes:
-        params: θ, of any shape; changed in place.
-        grads: g, of the parameters' shapes; read only.
-        momentum_buffers: v, each a `Buffer`, in any precision; changed in place.
-        square_avgs: s, each in the precision of its v; changed in place.
-        ordinals: the parameters' numbers in their group: two of them round with different noise.
-    """
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    momentum_buffers: list[Any]
-    square_avgs: list[Any]
-    ordinals: list[int]
+    params: list[Tensor]  # θ, of any shape
+    grads: list[Tensor]  # g, of the parameters' shapes
+    momentum_buffers: list[Any]  # v, each a `Buffer`, in any precision
+    square_avgs: list[Any]  # s, each in the precision of its v
+    ordinals: list[int]  # the parameters' numbers in their group: two round with different noise
 
     @classmethod
     def empty(cls) -> Tensors:
@@ -71,38 +58,24 @@ class Tensors(NamedTuple):
         """
         table: list[int] = []
         pieces = v_scales = s_scales = 0
-        for param, _, v, s, ordinal in zip(*self, strict=True):
+        for p, _, v, s, n in zip(*self, strict=True):
             if isinstance(v, Blockwise):
                 v_scales, s_scales = v.scales.data_ptr(), s.scales.data_ptr()
                 v, s = v.codes, s.codes
-            size = param.numel()
-            table += (
-                *(param.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales),
-                *(size, pieces, ordinal),
-            )
+            size = p.numel()
+            table += p.data_ptr(), v.data_ptr(), s.data_ptr(), v_scales, s_scales, size, pieces, n
             pieces += -(-size // piece)
         return table, pieces
 
 
 class Coefficients(NamedTuple):
-    """What is left of a group's settings and of the window once a step is decided.
+    """What is left of a group's settings and of the window once a step is decided."""
 
-    Attributes:
-        step_size: α, negative when the objective is maximized.
-        decay: (ω − 1)/ω, what is kept of the mean squared gradient.
-        momentum: μ = γω/δ, the effective momentum.
-        eps: ε, added to the root.
-        shrink: α·λ, the share of the parameter that decoupled weight decay takes away.
-        noise: the number of the step, from which stochastic rounding takes its random bits.
-        stochastic_state: whether bfloat16 buffers are rounded stochastically, as 8-bit ones are.
-        stochastic_params: whether bfloat16 parameters are.
-    """
-
-    step_size: float
-    decay: float
-    momentum: float
-    eps: float
-    shrink: float
-    noise: int = 0
-    stochastic_state: bool = False
-    stochastic_params: bool = False
+    step_size: float  # α, negative when the objective is maximized
+    decay: float  # (ω − 1)/ω, what is kept of the mean squared gradient
+    momentum: float  # μ = γω/δ, the effective momentum
+    eps: float  # ε, added to the root
+    shrink: float  # α·λ, the share of the parameter that decoupled weight decay takes away
+    noise: int = 0  # the number of the step, which seeds stochastic rounding
+    stochastic_state: bool = False  # whether bfloat16 buffers are rounded so; 8-bit ones always are
+    stochastic_params: bool = False  # whether bfloat16 parameters are

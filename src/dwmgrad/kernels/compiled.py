@@ -97,9 +97,8 @@ def _compile(compiler: list[str], source: Path, built: Path) -> None:
     if not built.is_file():
         raise OSError(f"{shlex.join(compiler)} wrote nothing")
     built.chmod(0o700)  # whatever the umask
-    with built.open("r+b") as file:
-        digest = hashlib.sha256(file.read()).digest()
-        file.write(digest)  # the loader does not mind
+    content = built.read_bytes()
+    built.write_bytes(content + hashlib.sha256(content).digest())  # the loader does not mind
 
 
 def _run(command: list[str], scratch: Path) -> None:
@@ -125,7 +124,7 @@ def _run(command: list[str], scratch: Path) -> None:
         raise
     if process.returncode != 0:
         lines = [line.strip() for line in said.decode(errors="replace").splitlines()]
-        lines = [line for line in lines if "error" in line] or [line for line in lines if line]
+        lines = [line for line in lines if "error" in line] or [*filter(None, lines)]
         said_last = f": {lines[-1][:300]}" if lines else ""
         raise OSError(f"{command[0]} ended with {process.returncode}{said_last}")
 
@@ -148,11 +147,10 @@ def _interrupts_wait() -> Iterator[None]:
 
 
 def _cpu_flags() -> str:
-    try:
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return platform.processor()
 
 
 # ---- the cache ----
@@ -166,14 +164,12 @@ def _cache_folder() -> Path | None:
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if base.is_absolute():  # else it does not count, says the standard
-            base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        else:
-            home = Path(os.environ.get("HOME", Path.home()))
-            if not home.is_absolute():
-                return None
-            base = home / ".cache"
-            base.mkdir(mode=0o700, exist_ok=True)  # a home that is not there is not made
+        is_named = base.is_absolute()  # else it does not count, says the standard
+        if not is_named:
+            base = Path(os.environ.get("HOME", Path.home())) / ".cache"
+        if not base.is_absolute():
+            return None
+        base.mkdir(mode=0o700, parents=is_named, exist_ok=True)  # a missing home is not made
         folder = base / "dwmgrad"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
@@ -188,8 +184,8 @@ def _cache_folder() -> Path | None:
 
 def _is_ours_and_whole(path: Path) -> bool:
     status = path.lstat()
-    is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-    if not is_ours or status.st_mode & 0o022:
+    is_ours = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    if not (is_ours and stat.S_ISREG(status.st_mode)):
         return False
     content = path.read_bytes()
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
@@ -203,7 +199,6 @@ def _scratch(place: Path) -> Iterator[Path]:
             status = left.lstat()
             if status.st_uid == os.getuid() and time.time() - status.st_mtime > 20 * _PATIENCE:
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(
-        prefix=_SCRATCH, dir=place, ignore_cleanup_errors=True
-    ) as folder:
+    made = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place, ignore_cleanup_errors=True)
+    with made as folder:
         yield Path(folder)

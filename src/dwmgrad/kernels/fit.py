@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -41,14 +42,27 @@ class Form(NamedTuple):
     may_expand: bool = False  # its elements may share memory: it is only read
 
 
-def forms_of(param: Tensor, blockwise: bool) -> dict[str, Form]:
+@lru_cache(maxsize=1024)
+def forms_of(shape: torch.Size, blockwise: bool) -> dict[str, Form]:
     """The forms of a parameter's state by its keys, in floats or in 8 bits."""
     if not blockwise:
-        return dict.fromkeys(BUFFERS, Form(param.shape, STATE_DTYPES))
-    codes = (Form(param.shape, (dtype,), contiguous=True) for dtype in (torch.int8, torch.uint8))
-    blocks = torch.Size([-(-param.numel() // BLOCK)])
+        return dict.fromkeys(BUFFERS, Form(shape, STATE_DTYPES))
+    codes = (Form(shape, (dtype,), contiguous=True) for dtype in (torch.int8, torch.uint8))
+    blocks = torch.Size([-(-shape.numel() // BLOCK)])
     scales = Form(blocks, (torch.float32,), contiguous=True)
     return dict(zip(BUFFERS + SCALES, (*codes, scales, scales), strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _forms(shape: torch.Size, dtype: torch.dtype, blockwise: bool) -> list[tuple[str, Form]]:
+    """Of the parameter, its gradient and its state: how an error calls it, and its form."""
+    own = (dtype,) if dtype.is_floating_point else STATE_DTYPES
+    state = forms_of(shape, blockwise).items()
+    return [
+        ("the data", Form(shape, own)),
+        ("the gradient", Form(shape, (*STATE_DTYPES, dtype), may_expand=True)),
+        *((_of_state(key), form) for key, form in state),
+    ]
 
 
 def misfit(part: Tensor, param: Tensor, form: Form) -> str | None:
@@ -80,51 +94,38 @@ def misfit(part: Tensor, param: Tensor, form: Form) -> str | None:
 def fitting(
     param: Tensor, grad: Tensor, v: Buffer, s: Buffer, name: Name, place: int
 ) -> tuple[Tensor, bool]:
-    """Checks one parameter's tensors, all of them of this rank alone.
-
-    Args:
-        param, grad, v, s: θ, g and the state; see `Tensors`.
-        name: gives the name of the parameter at a place, for errors.
-        place: the parameter's.
+    """Checks one parameter's tensors, all of them of this rank alone; see `Tensors`.
 
     Returns:
         The gradient, without lazy bits, and whether one flat loop over memory visits the same
         element of all of them, so that a kernel may work by address.
 
     Raises:
-        RuntimeError: if they cannot be used together.
+        RuntimeError: if they cannot be used together; it has the `name` of the `place`.
     """
     state = state_of(v, s)
     blockwise = len(state) > len(BUFFERS)
-    if not all(isinstance(part, Tensor) for part in state.values()):
+    if not (blockwise or isinstance(v, Tensor) and isinstance(s, Tensor)):
         raise RuntimeError(f"{name(place)} has one half of its state alone. {_REMEDY}")
-    own = (param.dtype,) if param.is_floating_point() else STATE_DTYPES
-    expected = {
-        "the data": (param, Form(param.shape, own)),
-        "the gradient": (grad, Form(param.shape, (*STATE_DTYPES, param.dtype), may_expand=True)),
-    }
-    for key, form in forms_of(param, blockwise).items():
-        expected[_of_state(key)] = state[key], form
-    for what, (part, form) in expected.items():
+    device, tensors = param.device, [param, grad, *state.values()]
+    forms = _forms(param.shape, param.dtype, blockwise)
+    for part, (what, form) in zip(tensors, forms, strict=True):
         wrong = misfit(part, param, form)
-        if wrong is None and part.device != param.device:
+        if wrong is None and part.device != device:
             wrong = (
-                f"is on {part.device}, the parameter on {param.device}. Move the model before the "
+                f"is on {part.device}, the parameter on {device}. Move the model before the "
                 "optimizer's first step"
             )
         if wrong is not None:
             raise RuntimeError(f"{what} of {name(place)} {wrong}. {_REMEDY}")
     if grad._is_zerotensor():  # it has no memory
         grad = torch.zeros_like(param)
-    if grad.is_neg():
-        grad = grad.resolve_neg()
-    tensors = [param, grad, *state.values()]
+    tensors[1] = grad = grad.resolve_neg()
     if grad.dtype != param.dtype or not all(map(_has_address, tensors)):
         return grad, False
     if blockwise:
         return grad, param.is_contiguous() and grad.is_contiguous()
-    one_dtype = len({part.dtype for part in state.values()}) == 1
-    return grad, one_dtype and _is_flat(tensors)
+    return grad, tensors[2].dtype == tensors[3].dtype and _is_flat(tensors)
 
 
 def state_of(v: Any, s: Any) -> dict[str, Any]:

@@ -28,14 +28,10 @@ _INT8 = 2
 _PIECE = 16 * 1024  # native.c's PIECE
 
 
-class _Numbers(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_float) for name in ("step_size", "decay", "keep", "momentum", "eps")),
-        ("shrink", ctypes.c_float),
-        ("noise", ctypes.c_uint32),
-        ("stochastic_state", ctypes.c_int32),
-        ("stochastic_params", ctypes.c_int32),
-    ]
+class _Numbers(ctypes.Structure):  # native.c's `numbers`
+    _rates = ("step_size", "decay", "keep", "momentum", "eps", "shrink")
+    _whole = ("noise", "stochastic_state", "stochastic_params")
+    _fields_ = [*((n, ctypes.c_float) for n in _rates), *((n, ctypes.c_uint32) for n in _whole)]
 
 
 def accepts(param: Tensor, buffer: Buffer) -> bool:

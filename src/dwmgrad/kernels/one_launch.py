@@ -28,17 +28,14 @@ _PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS ·
 def accepts(param: Tensor, buffer: Buffer) -> bool:
     """Whether this kernel is there, and takes this parameter with a buffer of this kind.
 
-    `DWMGRAD_TRITON=0` turns it off. On the CPU, whose own kernel is `native`, it runs with
-    `DWMGRAD_TRITON=1` and `TRITON_INTERPRET=1` alone: in Triton's interpreter, for tests.
+    `DWMGRAD_TRITON=0` turns it off. On the CPU it runs in Triton's interpreter, for tests: with
+    `DWMGRAD_TRITON=1` and `TRITON_INTERPRET=1`.
     """
-    kind = _kind(buffer)
-    if param.dtype not in _FLOATS or kind not in _TYPES:
-        return False
-    asked = os.environ.get("DWMGRAD_TRITON")
+    kind, asked = _kind(buffer), os.environ.get("DWMGRAD_TRITON")
+    runs = param.device.type in ("cuda", "xpu") and asked != "0"
     if param.device.type == "cpu":
-        if asked != "1" or os.environ.get("TRITON_INTERPRET") != "1":
-            return False
-    elif param.device.type not in ("cuda", "xpu") or asked == "0":
+        runs = asked == "1" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not runs or param.dtype not in _FLOATS or kind not in _TYPES:
         return False
     return is_right(param.device, param.dtype, kind)
 
@@ -73,10 +70,9 @@ def launch(
     stochastic_params: bool,
     addresses: Addresses,
 ) -> None:
-    """The launch alone: all numbers are on the device already.
+    """As `update`, with all numbers on the device already.
 
     Args:
-        tensors: dense tensors of one device and dtype, with buffers of one kind.
         vector: float32, 10 numbers: step size, decay, 1 - decay, momentum, eps, shrink, the factor
             that the gradients are multiplied by first, whether anything happens (0: not a byte is
             written), and the lower and the upper 16 bits of `noise`.
@@ -172,19 +168,17 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
     """Whether the kernel can be compiled and does here what the plain loop does.
 
     Triton needs a recent enough device, driver and C compiler, so each combination is checked once
-    against the reference, on 9,300 numbers. The only place that waits for the device.
+    against the reference, on 9,312 numbers. The only place that waits for the device.
 
     Args:
         kind: of the state; int8 stands for `Blockwise`.
     """
     generator = torch.Generator().manual_seed(0)
-    param, grad = (
-        torch.rand(9300, generator=generator, device="cpu").to(device, dtype) for _ in range(2)
-    )
-    buffers: tuple[Buffer, Buffer] = low_bit.zeros(param)
+    param, grad = torch.rand(2, 9312, generator=generator, device="cpu").to(device, dtype)
+    state: list[Any] = [*low_bit.zeros(param)]
     if kind != torch.int8:
-        buffers = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
-    actual = Tensors([param], [grad], [buffers[0]], [buffers[1]], [0])
+        state = [torch.zeros_like(param, dtype=kind) for _ in range(2)]
+    actual = Tensors([param], [grad], state[:1], state[1:], [0])
     expected = copy.deepcopy(actual)
     c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=1e-2)
     try:
