@@ -7,7 +7,8 @@ import os
 import runpy
 import sys
 from importlib.machinery import SourceFileLoader
-from types import ModuleType, TracebackType
+from types import ModuleType
+from typing import Any
 
 from . import __version__, startup
 from .integrations.names import NAMES
@@ -123,9 +124,7 @@ def _show_only_frames_of_main() -> None:
     """A traceback starts in the script, as if it had been run directly."""
     show = sys.excepthook
 
-    def excepthook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def excepthook(kind: Any, error: BaseException, trace: Any) -> None:
         path = getattr(sys.modules.get("__main__"), "__file__", None)
         start = trace
         while start is not None and start.tb_frame.f_code.co_filename != path:

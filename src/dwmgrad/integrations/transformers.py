@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
@@ -34,9 +34,9 @@ def add_names(host: ModuleType) -> None:
             undo.callback(_remove_member, names, name)
         # A pickled member could not be loaded where dwmgrad is not imported (training_args.bin); as
         # a plain str it can, and is still equal to the member. A child process gets the member.
-        copyreg.pickle(names, _as_text)
+        copyreg.pickle(names, _made_by(str))
         undo.callback(copyreg.dispatch_table.pop, names, None)
-        ForkingPickler.register(names, _as_member)
+        ForkingPickler.register(names, _made_by(member_of))
         undo.callback(reducers.pop, names, None)
         undo.callback(wrap(host.TrainingArguments, "__post_init__", _checking))
 
@@ -51,7 +51,8 @@ def enter_trainer(host: ModuleType) -> None:
         undo = _undo["trainer"] = ExitStack()
         undo.callback(wrap(host.Trainer, "get_optimizer_cls_and_kwargs", _with_dwmgrad))
         host.DEFAULT_CALLBACKS.append(DWMGradCallback)
-        undo.callback(_discard, host.DEFAULT_CALLBACKS, DWMGradCallback)
+        undo.enter_context(suppress(ValueError))  # the user may have removed it
+        undo.callback(host.DEFAULT_CALLBACKS.remove, DWMGradCallback)
 
 
 def detach() -> None:
@@ -70,11 +71,6 @@ def member_of(name: str) -> Any:
 
     add_names(training_args)
     return training_args.OptimizerNames(name)
-
-
-def _discard(items: list[Any], item: Any) -> None:
-    if item in items:
-        items.remove(item)
 
 
 def _add_member(names: Any, name: str) -> None:
@@ -97,12 +93,9 @@ def _remove_member(names: Any, name: str) -> None:
         type.__delattr__(names, name.upper())
 
 
-def _as_text(member: Any) -> tuple[Any, ...]:
-    return (str if member.value in NAMES else type(member), (member.value,))
-
-
-def _as_member(member: Any) -> tuple[Any, ...]:
-    return (member_of if member.value in NAMES else type(member), (member.value,))
+def _made_by(make: Callable[[str], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """How the enum's members are pickled: ours as a call of `make`, the others as ever."""
+    return lambda member: (make if member.value in NAMES else type(member), (member.value,))
 
 
 def _checking(post_init: Callable[..., Any]) -> Callable[..., Any]:
