@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import arguments
 from .kernels import narrow
 from .progress import PROGRESS, SCHEMA
 from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
-
-if TYPE_CHECKING:
-    from .optimizer import DWMGrad
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _TOLD = (*(name for name in PAPER if name != "initial_window"), "window_signal", "missing_loss",
@@ -30,7 +28,7 @@ def check_form(state_dict: Any) -> None:
         raise ValueError("state_dict must be a dict with the keys 'state' and 'param_groups'")
 
 
-def checked(state_dict: Any, optimizer: DWMGrad) -> dict[str, Any]:
+def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
     """The state dict in the present schema, if the optimizer can continue from it.
 
     The optimizer's own `state_dtype`, where it has one, takes the place of the saved one.
@@ -160,7 +158,7 @@ def _repaired(groups: list[Any]) -> list[Any]:
     return [{**group, **{name: newest[name] for name in PROGRESS}} for group in whole]
 
 
-def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad) -> None:
+def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: Optimizer) -> None:
     """One warning that names each setting in which the optimizer and the state dict differ."""
     found: dict[str, str] = {}
     for group, old, current in zip(groups, saved, optimizer.param_groups, strict=True):
@@ -177,7 +175,7 @@ def _tell_of_differences(groups: list[Any], saved: list[Any], optimizer: DWMGrad
         )
 
 
-def restore_precision(state_dict: dict[str, Any], optimizer: DWMGrad) -> None:
+def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
     """Gives the loaded buffers the dtypes they were saved with (torch casts to the parameter's),
 
     and converts them where the optimizer asks for another precision.
