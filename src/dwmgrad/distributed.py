@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ._version import __version__
 from .checkpoint import COMMON, PROGRESS
 from .kernels import native, one_launch
+from .wrappers import dwmgrad_in, innermost, is_partitioned
 
 
 def group_of(loss_group: Any) -> Any:
@@ -386,12 +387,10 @@ def assert_ranks_agree(optimizer: Any) -> None:
     Raises:
         RuntimeError: on every rank; names the numbers, the parameters and the ranks that differ.
     """
-    from .wrappers import dwmgrad_in, layers
-
-    wrappers, optimizer = layers(optimizer), layers(optimizer)[-1]
+    partitioned = is_partitioned(optimizer)
+    optimizer = innermost(optimizer)
     if dwmgrad_in(optimizer) is None:
         raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
-    partitioned = any(type(each).__module__.startswith("deepspeed") for each in wrappers)
     group = optimizer.loss_group
     if size(group) < 2:
         return

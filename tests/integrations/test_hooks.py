@@ -181,3 +181,44 @@ assert Accelerator.backward.feeds_dwmgrad
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200
     )
     assert found.returncode == 0 and "attach" not in found.stderr, found.stderr
+
+
+class AsClass:
+    """Used as it is, not as an instance: as the loaders of frozen modules are."""
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module) -> None:
+        module.X = 1
+
+
+class NotToBeCopied(AsClass):
+    def __copy__(self):
+        raise TypeError("cannot be copied")
+
+
+@pytest.mark.parametrize("loader", [AsClass, NotToBeCopied()], ids=["a class", "no copy"])
+def test_loaders_of_other_kinds(package, loader) -> None:
+    package(a="X = 2")
+
+    class Finds:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            found = name == "guest_host.a"
+            return importlib.machinery.ModuleSpec(name, loader) if found else None
+
+    sys.meta_path.insert(0, Finds)
+    called: list[int] = []
+    after_import("guest_host.a", lambda module: called.append(module.X))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert importlib.import_module("guest_host.a").X == 1
+    said = [str(warning.message) for warning in caught]
+    if loader is AsClass:
+        assert called == [1] and said == []
+        assert loader.exec_module is vars(AsClass)["exec_module"].__func__
+    else:
+        assert called == [] and "could not attach itself to guest_host.a" in said[0]

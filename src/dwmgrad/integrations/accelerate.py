@@ -18,8 +18,6 @@ from ..loss_feed import BACKWARD, brought
 from ..wrappers import innermost, inside
 from .hooks import wrap
 
-__all__ = ["attach", "innermost", "inside"]
-
 
 def attach(host: ModuleType) -> None:
     """Wraps what Accelerator does with optimizers and losses."""

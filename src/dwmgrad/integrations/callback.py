@@ -10,7 +10,6 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback
 
 from ..distributed import assert_ranks_agree
-from ..optimizer import DWMGrad
 from ..wrappers import dwmgrad_in, innermost
 from .names import preset_of
 
@@ -118,6 +117,6 @@ def _groups_by_length(args: Any) -> bool:
     return getattr(args, "group_by_length", False) or strategy == "group_by_length"
 
 
-def _counts(optimizer: DWMGrad) -> tuple[int, int]:
+def _counts(optimizer: Any) -> tuple[int, int]:
     group = optimizer.param_groups[0]
     return group["observations"], group["increases"]
