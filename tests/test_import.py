@@ -1,5 +1,7 @@
 """What `import dwmgrad` costs and brings: torch, and nothing of Hugging Face."""
 
+import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -30,6 +32,25 @@ def test_the_hosts_are_attached_in_any_order_of_imports() -> None:
     check = "; from accelerate import Accelerator; print(Accelerator.backward.feeds_dwmgrad)"
     assert run("import dwmgrad" + check).strip() == "True"
     assert run("import accelerate, dwmgrad" + check).strip() == "True"
+
+
+def imports_of(path: Path) -> set[Path]:
+    """The files of the package that a file imports, anywhere in it, for types or otherwise."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for name in [place / each.name for each in node.names]:
+                files = (name.with_suffix(".py"), name / "__init__.py", place.with_suffix(".py"))
+                found.add(next((f for f in files if f.exists()), place / "__init__.py"))
+    return found - {path}
+
+
+def test_no_file_imports_one_that_imports_it() -> None:
+    source = Path(dwmgrad.__file__).parent
+    graph = {path: imports_of(path) for path in source.rglob("*.py")}
+    assert graph[source / "__init__.py"] >= {source / "optimizer.py"}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_public_names() -> None:

@@ -7,9 +7,11 @@ import os
 import runpy
 import sys
 from importlib.machinery import SourceFileLoader
-from types import ModuleType, TracebackType
+from types import ModuleType
+from typing import Any
 
 from . import __version__, startup
+from .integrations.names import NAMES
 from .integrations.optim_args import OPTIM_ARGS
 
 USAGE = """\
@@ -19,25 +21,24 @@ usage: python -m dwmgrad SCRIPT [ARGS ...]
        torchrun [OPTIONS] -m dwmgrad SCRIPT [ARGS ...]               (or -m MODULE)
        python -m dwmgrad --version
 
-Runs SCRIPT as `python SCRIPT ARGS` would, or MODULE as `python -m MODULE ARGS`, with one
-difference: its TrainingArguments, and its command line if it is built with HfArgumentParser,
-understand
+Runs SCRIPT as `python SCRIPT ARGS` does, or MODULE as `python -m MODULE ARGS` does. In addition,
+the script's TrainingArguments and HfArgumentParser take
 
-  --optim dwmgrad
+  --optim {names}
   --optim_args "max_window=100,window_signal=decrease"
       keys: {keys}
 
---learning_rate, --weight_decay and --adam_epsilon mean what they mean for AdamW. The Trainer hands
-its loss to the optimizer by itself, and its logs show window and effective_momentum.
+--learning_rate, --weight_decay and --adam_epsilon mean what they mean for AdamW. The Trainer brings
+its loss to the optimizer by itself, and logs window and effective_momentum.
 
-The Python processes that SCRIPT starts know the name, too, through PYTHONPATH: ranks, spawned
-workers, the training that a command-line tool launches. Not those that run with `python -I`, `-E`
-or `-S`, or with a PYTHONPATH of their own: `import dwmgrad` in their code does it there.
+Python processes that SCRIPT starts (ranks, workers, launched trainings) know the names through
+PYTHONPATH. Processes under `python -I`, `-E` or `-S`, or with a PYTHONPATH of their own, do not:
+write `import dwmgrad` in their code.
 
 examples:
-  python -m dwmgrad run_glue.py --optim dwmgrad --task_name mrpc ...
-  python -m dwmgrad -m trl.scripts.sft --optim dwmgrad ...
-  python -m dwmgrad "$(command -v trl)" sft --optim dwmgrad ...     (any Python command is a SCRIPT)
+  python -m dwmgrad run_glue.py --optim dwmgrad_finetune --task_name mrpc ...
+  python -m dwmgrad -m trl.scripts.sft --optim dwmgrad_finetune ...
+  python -m dwmgrad "$(command -v trl)" sft --optim dwmgrad_finetune ...
 """
 
 _HELP = {"-h", "--help", "--version", "-V"}
@@ -46,7 +47,7 @@ _HELP = {"-h", "--help", "--version", "-V"}
 def main(arguments: list[str]) -> None:
     """Runs the script in `arguments[0]`, or the module after `-m`, with the rest as arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        usage = USAGE.format(keys=", ".join(OPTIM_ARGS))
+        usage = USAGE.format(names="|".join(NAMES), keys=", ".join(OPTIM_ARGS))
         print(usage, end="", file=sys.stdout if arguments else sys.stderr)
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("-V", "--version"):
@@ -54,14 +55,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(0)
     is_module = arguments[0] == "-m"
     command = arguments[is_module:]
-    if not command or not (is_module or os.path.isfile(command[0])):
-        wrong = command[0] if command else "-m"
-        reason = "not a file" if os.path.exists(wrong) else "no such file"
-        if not command:
-            reason = "give the module after it"
-        elif wrong.startswith("-"):
-            reason = "give the script before its arguments"
-        print(f"python -m dwmgrad: cannot run {wrong!r}: {reason}", file=sys.stderr)
+    wrong = _mistake(command, is_module)
+    if wrong:
+        print(f"python -m dwmgrad: {wrong}", file=sys.stderr)
         sys.exit(2)
 
     startup.inherit()
@@ -77,9 +73,21 @@ def main(arguments: list[str]) -> None:
         if startup.none_was_created() and tells:
             print(
                 f"python -m dwmgrad: {command[0]} has ended without creating a DWMGrad: give it "
-                "--optim dwmgrad, if it trains",
+                "--optim dwmgrad_finetune if it trains",
                 file=sys.stderr,
             )
+
+
+def _mistake(command: list[str], is_module: bool) -> str | None:
+    """What is wrong with the name of the script or module."""
+    if not command:
+        return "-m needs the name of a module after it"
+    if is_module or os.path.isfile(command[0]):
+        return None
+    if command[0].startswith("-"):
+        return f"cannot run {command[0]!r}: give the script before its arguments"
+    reason = "not a file" if os.path.exists(command[0]) else "no such file"
+    return f"cannot run {command[0]!r}: {reason}"
 
 
 def _run_script(command: list[str]) -> None:
@@ -116,9 +124,7 @@ def _show_only_frames_of_main() -> None:
     """A traceback starts in the script, as if it had been run directly."""
     show = sys.excepthook
 
-    def excepthook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def excepthook(kind: Any, error: BaseException, trace: Any) -> None:
         path = getattr(sys.modules.get("__main__"), "__file__", None)
         start = trace
         while start is not None and start.tb_frame.f_code.co_filename != path:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checkpoint import PROGRESS
 from .ranks import gathered, home_of, size
-from .wrappers import dwmgrad_in, layers
+from .wrappers import dwmgrad_in, innermost, is_partitioned
 
 __all__ = ["assert_ranks_agree"]
 
@@ -33,7 +33,8 @@ def assert_ranks_agree(optimizer: Any) -> None:
     Raises:
         RuntimeError: on every rank; names the numbers, the parameters and the ranks that differ.
     """
-    wrappers, optimizer = layers(optimizer), layers(optimizer)[-1]
+    partitioned = is_partitioned(optimizer)
+    optimizer = innermost(optimizer)
     if dwmgrad_in(optimizer) is None:
         raise TypeError(f"assert_ranks_agree takes a DWMGrad, got {type(optimizer).__name__}")
     group = optimizer.loss_group
@@ -41,7 +42,6 @@ def assert_ranks_agree(optimizer: Any) -> None:
         return
     optimizer._read_device()
     device = home_of(optimizer.param_groups)
-    partitioned = any(type(each).__module__.startswith("deepspeed") for each in wrappers)
     names, *numbers = zip(*_facts(optimizer.param_groups, partitioned), strict=True)
     lengths = gathered([len(names)], device, group)
     if len({row[0] for row in lengths}) > 1:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .cohorts import NewState, share_reader
-from .loss_feed import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
+from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
 from .plan import Age, Plan, moves_of
 from .ranks import Agreed, AgreedOnDevice, Share
 

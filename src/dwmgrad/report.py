@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from . import __version__
 
@@ -24,8 +23,8 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Draws loss, learning rate, window, effective momentum and step limit of a run.
 
     Args:
-        run_dir: a folder with a `trainer_state.json`, as the Trainer writes it; without one, its
-            newest checkpoint is taken.
+        run_dir: a Trainer's output_dir, or a checkpoint in it. It has a `trainer_state.json`;
+            otherwise its newest checkpoint is read.
         output: the PNG to write; `window.png` in `run_dir` by default.
 
     Returns:
@@ -34,14 +33,12 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: if there is no `trainer_state.json`.
         ImportError: if matplotlib is not installed.
-        ValueError: if it logs no loss, or is damaged.
+        ValueError: if that file is damaged, or has no loss.
     """
     try:
         from matplotlib.figure import Figure  # not pyplot: no display, no global state
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"the picture needs {error.name}: pip install matplotlib", name=error.name
-        ) from error
+        raise ImportError(f"the picture needs {error.name}: pip install matplotlib") from error
     run_dir = Path(run_dir)
     history = _history(run_dir)
     present = [key for key in CURVES if any(key in entry for entry in history)]
@@ -68,33 +65,32 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 
 def _history(run_dir: Path) -> list[dict[str, float]]:
-    newest_first = sorted(
-        run_dir.glob("checkpoint-*/trainer_state.json"),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
+    """What is drawn of the run's logs. A number may be in quotation marks, as `float` takes it."""
+    checkpoints = run_dir.glob("checkpoint-*/trainer_state.json")
+    newest_first = sorted(checkpoints, key=lambda path: -path.stat().st_mtime)
     for path in [run_dir / "trainer_state.json", *newest_first]:
         if path.is_file():
             try:
                 history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-                return [_numbers(entry) for entry in history if "step" in entry]
+                keys = ("step", "eval_loss", *CURVES)
+                return [
+                    {key: float(entry[key]) for key in keys if key in entry}
+                    for entry in history
+                    if "step" in entry
+                ]
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
-    raise FileNotFoundError(f"{run_dir} has no trainer_state.json, nor has a checkpoint in it")
-
-
-def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """What is drawn of one entry. A number may be in quotation marks, as `float` takes it."""
-    return {key: float(entry[key]) for key in ("step", "eval_loss", *CURVES) if key in entry}
+    raise FileNotFoundError(
+        f"{run_dir} has no trainer_state.json, nor has a checkpoint in it: give a Trainer's "
+        "output_dir"
+    )
 
 
 def main(arguments: list[str]) -> None:
     """Parses the command line, draws the picture and says where it is."""
     parser = argparse.ArgumentParser(prog="python -m dwmgrad.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="an output_dir, or a checkpoint inside one")
-    parser.add_argument(
-        "--output", type=Path, help="the PNG to write (default: RUN_DIR/window.png)"
-    )
+    parser.add_argument("--output", type=Path, help="the PNG (default: RUN_DIR/window.png)")
     parser.add_argument("--version", action="version", version=f"dwmgrad {__version__}")
     options = parser.parse_args(arguments)
     try:

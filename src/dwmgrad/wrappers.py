@@ -1,11 +1,9 @@
-"""From what a host calls its optimizer to the DWMGrad inside; no host is imported here."""
+"""Finds the DWMGrad inside what a host calls its optimizer; imports neither."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-
-from .optimizer import DWMGrad
 
 _DEEPEST = 32
 """Wrappers around one optimizer, at most; three are known to occur (Accelerate over DeepSpeed)."""
@@ -31,32 +29,33 @@ def innermost(optimizer: Any) -> Any:
     return layers(optimizer)[-1]
 
 
-def dwmgrad_in(optimizer: Any) -> DWMGrad | None:
-    """The DWMGrad under any number of wrappers, if there is one."""
+def dwmgrad_in(optimizer: Any) -> Any:
+    """The DWMGrad under any number of wrappers; None if there is none."""
     inner = innermost(optimizer)
     return inner if _is_dwmgrad(inner) else None
 
 
-def inside(optimizers: Iterable[Any]) -> list[DWMGrad]:
+def inside(optimizers: Iterable[Any]) -> list[Any]:
     """The DWMGrad optimizers under any number of wrappers, each once."""
     found = map(dwmgrad_in, optimizers)
     return list({id(inner): inner for inner in found if inner is not None}.values())
 
 
+def is_partitioned(optimizer: Any) -> bool:
+    """Whether DeepSpeed wraps it, and has cut its parameters into flat pieces."""
+    return any(type(each).__module__.startswith("deepspeed") for each in layers(optimizer))
+
+
 def _is_dwmgrad(thing: Any) -> bool:
-    return issubclass(type(thing), DWMGrad)  # isinstance() would believe a mock
+    return hasattr(type(thing), "observe_loss")  # its type's: a mock has whatever it is asked for
 
 
 def _wrapped(optimizer: Any) -> Any:
     try:
-        own = optimizer.__dict__
-    except Exception:  # whatever somebody else's object raises
-        own = {}
-    try:
-        if "optimizer" in own:
-            return own["optimizer"]
+        if "optimizer" in getattr(optimizer, "__dict__", ()):
+            return optimizer.__dict__["optimizer"]
         if any("optimizer" in vars(kind) for kind in type(optimizer).__mro__):
             return optimizer.optimizer  # a property, or a slot
-    except Exception:
+    except Exception:  # whatever somebody else's object raises
         pass
     return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dwmgrad.integrations import after_import
+from dwmgrad.integrations.hooks import after_import
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_loader_that_serves_many_modules_stays_as_it_is(package, kind: str) ->
     package(kind, a="X = 1", b="X = 2")
     called: list[str] = []
     finders = list(sys.meta_path)
-    after_import("guest_host.a", lambda: called.append(sys.modules["guest_host.a"].X))
+    after_import("guest_host.a", lambda module: called.append(module.X))
     spec = importlib.util.find_spec("guest_host.a")  # and no import follows
     real = zipimport.zipimporter if kind == "zip" else importlib.machinery.SourceFileLoader
     assert isinstance(spec.loader, real) and spec.loader.get_source("guest_host.a") == "X = 1"
@@ -76,7 +76,7 @@ def test_a_finder_that_keeps_its_specs_gets_them_back_unchanged(package) -> None
 
     sys.meta_path.insert(0, Keeps)
     called: list[bool] = []
-    after_import("guest_host.a", lambda: called.append(True))
+    after_import("guest_host.a", lambda _: called.append(True))
     importlib.import_module("guest_host.a")
     assert called and kept.loader is loader
 
@@ -85,7 +85,7 @@ def test_a_module_that_is_loaded_late_stays_so(package) -> None:
     package(a="import guest_host\nguest_host.ran = True\nX = 1")
     host = importlib.import_module("guest_host")
     called: list[int] = []
-    after_import("guest_host.a", lambda: called.append(sys.modules["guest_host.a"].X))
+    after_import("guest_host.a", lambda module: called.append(module.X))
     spec = importlib.util.find_spec("guest_host.a")
     spec.loader = importlib.util.LazyLoader(spec.loader)
     module = importlib.util.module_from_spec(spec)
@@ -111,7 +111,7 @@ def test_a_finder_that_loads_late_is_left_to_it(package) -> None:
 
     sys.meta_path.insert(0, Late)
     called: list[int] = []
-    after_import("guest_host.a", lambda: called.append(sys.modules["guest_host.a"].X))
+    after_import("guest_host.a", lambda module: called.append(module.X))
     module = importlib.import_module("guest_host.a")
     assert not hasattr(host, "ran") and called == []
     assert module.X == 1 and called == [1]
@@ -120,7 +120,7 @@ def test_a_finder_that_loads_late_is_left_to_it(package) -> None:
 def test_an_import_that_fails_may_be_tried_again(package, tmp_path: Path) -> None:
     package(a="raise ImportError('not yet')")
     called: list[bool] = []
-    after_import("guest_host.a", lambda: called.append(True))
+    after_import("guest_host.a", lambda _: called.append(True))
     with pytest.raises(ImportError, match="not yet"):
         importlib.import_module("guest_host.a")
     assert called == []
@@ -137,7 +137,7 @@ def test_a_call_that_fails_is_one_warning(package, imported: bool, action: str, 
         importlib.import_module("guest_host.a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter(action)
-        after_import("guest_host.a", lambda: 1 / 0)
+        after_import("guest_host.a", lambda _: 1 / 0)
         assert importlib.import_module("guest_host.a").X == 1
     said = [str(warning.message) for warning in caught] + capsys.readouterr().err.splitlines()
     [message] = said
@@ -149,7 +149,7 @@ def test_two_threads_that_import_at_once(package) -> None:
     importlib.import_module("guest_host")
     called: list[int] = []
     found: list[int] = []
-    after_import("guest_host.a", lambda: called.append(1))
+    after_import("guest_host.a", lambda _: called.append(1))
     threads = [
         threading.Thread(target=lambda: found.append(importlib.import_module("guest_host.a").X))
         for _ in range(4)
@@ -181,3 +181,44 @@ assert Accelerator.backward.feeds_dwmgrad
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200
     )
     assert found.returncode == 0 and "attach" not in found.stderr, found.stderr
+
+
+class AsClass:
+    """Used as it is, not as an instance: as the loaders of frozen modules are."""
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module) -> None:
+        module.X = 1
+
+
+class NotToBeCopied(AsClass):
+    def __copy__(self):
+        raise TypeError("cannot be copied")
+
+
+@pytest.mark.parametrize("loader", [AsClass, NotToBeCopied()], ids=["a class", "no copy"])
+def test_loaders_of_other_kinds(package, loader) -> None:
+    package(a="X = 2")
+
+    class Finds:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            found = name == "guest_host.a"
+            return importlib.machinery.ModuleSpec(name, loader) if found else None
+
+    sys.meta_path.insert(0, Finds)
+    called: list[int] = []
+    after_import("guest_host.a", lambda module: called.append(module.X))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert importlib.import_module("guest_host.a").X == 1
+    said = [str(warning.message) for warning in caught]
+    if loader is AsClass:
+        assert called == [1] and said == []
+        assert loader.exec_module is vars(AsClass)["exec_module"].__func__
+    else:
+        assert called == [] and "could not attach itself to guest_host.a" in said[0]

@@ -1,21 +1,17 @@
-"""The Trainer's side of the window: its numbers in the logs, and what a user should be told."""
+"""The Trainer's side of the window: its numbers in the logs, and warnings for the user."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # Not from `transformers` itself, which may still be half imported; nor the Trainer, which must not
 # be imported because of us.
-from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import TrainerCallback
 
 from ..distributed import assert_ranks_agree
-from ..optimizer import DWMGrad
 from ..wrappers import dwmgrad_in, innermost
 from .names import preset_of
-
-if TYPE_CHECKING:
-    from transformers.training_args import TrainingArguments
 
 
 class DWMGradCallback(TrainerCallback):
@@ -30,49 +26,37 @@ class DWMGradCallback(TrainerCallback):
         self._seen = (0, 0)
         self._asked: bool | None = None  # None: whatever the arguments' `optim` says
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         given = kwargs.get("optimizer")
         if given is not None:
             self._asked = dwmgrad_in(given) is not None
         if self._asked and args.deepspeed_plugin is not None:
             raise RuntimeError(
-                "DeepSpeed drops Trainer(optimizers=...), so AdamW would train in DWMGrad's place: "
-                "use --optim dwmgrad or optimizer_cls_and_kwargs"
+                "DeepSpeed ignores Trainer(optimizers=...), so AdamW would train instead of "
+                "DWMGrad: use --optim dwmgrad or optimizer_cls_and_kwargs"
             )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = dwmgrad_in(kwargs.get("optimizer"))
+        asked = preset_of(args.optim) is not None if self._asked is None else self._asked
+        if optimizer is None and asked:
+            other = type(innermost(kwargs.get("optimizer"))).__name__
+            raise RuntimeError(
+                f"DWMGrad was asked for and {other} trains in its place: "
+                'remove "optimizer" from DeepSpeed\'s configuration, and give DWMGrad as '
+                "--optim dwmgrad or optimizer_cls_and_kwargs"
+            )
         if optimizer is None:
-            asked = preset_of(args.optim) is not None if self._asked is None else self._asked
-            if asked:
-                other = type(innermost(kwargs.get("optimizer"))).__name__
-                raise RuntimeError(
-                    f"DWMGrad was asked for and {other} trains in its place: "
-                    'leave "optimizer" out of DeepSpeed\'s configuration, and give DWMGrad as '
-                    "--optim dwmgrad or optimizer_cls_and_kwargs"
-                )
             return
         self._seen = _counts(optimizer)
         if _groups_by_length(args):
             warnings.warn(
-                "batches sorted by length move the loss by their lengths: it drifts from batch to "
-                "batch whatever the model learns, and the window goes to its bounds. Train "
-                "DWMGrad on batches in random order.",
+                "batches are sorted by length, so the loss follows the lengths and the window "
+                "goes to its bounds: train DWMGrad on batches in random order",
                 stacklevel=2,
             )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         optimizer = dwmgrad_in(kwargs.get("optimizer"))
         if optimizer is None or logs is None or not _is_of_training(logs):
             return
@@ -98,8 +82,8 @@ class RanksAgreeCallback(TrainerCallback):
 
         Trainer(..., callbacks=[RanksAgreeCallback(every=100)])
 
-    See `dwmgrad.distributed.assert_ranks_agree`, which it calls; it raises RuntimeError where the
-    ranks differ. With another optimizer it does nothing.
+    It calls `dwmgrad.distributed.assert_ranks_agree`, which raises RuntimeError if the ranks
+    differ. With another optimizer it does nothing.
 
     Args:
         every: the number of optimizer steps between two checks.
@@ -110,41 +94,32 @@ class RanksAgreeCallback(TrainerCallback):
             raise ValueError(f"every must be a whole number of steps, at least 1; got {every!r}")
         self.every = every
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
-            _check_ranks(kwargs.get("optimizer"))
+            self.on_train_end(args, state, control, **kwargs)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        _check_ranks(kwargs.get("optimizer"))
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs.get("optimizer")
+        if dwmgrad_in(optimizer) is not None:
+            assert_ranks_agree(optimizer)
 
 
 def _is_of_training(logs: dict[str, Any]) -> bool:
-    """Whether a log has a loss of the training, under whatever name: `embedding_loss`, say.
+    """Whether a log has a loss of the training, under any name, such as `embedding_loss`.
 
     The logs of an evaluation, of a prediction and of the training's end have their duration.
     """
     if any(key.endswith("_runtime") for key in logs):
         return False
     others = ("eval_", "test_", "predict_", "train_")
-    return any(
-        key == "loss" or (key.endswith("_loss") and not key.startswith(others)) for key in logs
-    )
+    return any(f"_{key}".endswith("_loss") and not key.startswith(others) for key in logs)
 
 
-def _check_ranks(optimizer: Any) -> None:
-    if dwmgrad_in(optimizer) is not None:
-        assert_ranks_agree(optimizer)
-
-
-def _groups_by_length(args: TrainingArguments) -> bool:
+def _groups_by_length(args: Any) -> bool:
     strategy = getattr(args, "train_sampling_strategy", "random")  # its name since 5.0
     return getattr(args, "group_by_length", False) or strategy == "group_by_length"
 
 
-def _counts(optimizer: DWMGrad) -> tuple[int, int]:
+def _counts(optimizer: Any) -> tuple[int, int]:
     group = optimizer.param_groups[0]
     return group["observations"], group["increases"]

@@ -1,4 +1,4 @@
-"""The names that `--optim` takes, and what each sets; everything else reads them here."""
+"""The names that `--optim` takes, and what each sets."""
 
 from __future__ import annotations
 
@@ -21,16 +21,3 @@ def preset_of(optim: Any) -> dict[str, Any] | None:
     """
     name = getattr(optim, "value", optim)
     return NAMES.get(name) if isinstance(name, str) else None
-
-
-def member_of(name: str) -> Any:
-    """The name as a member of transformers' enum, in a process that need not know it yet.
-
-    Arguments that are sent to a child process are made by this.
-    """
-    from .. import register
-
-    register()
-    from transformers.training_args import OptimizerNames
-
-    return OptimizerNames(name)

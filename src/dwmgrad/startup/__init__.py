@@ -7,21 +7,19 @@ in it, which waits for transformers or Accelerate and imports dwmgrad then.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import secrets
 import tempfile
 from typing import Any
 
+from ..integrations.hooks import wrap
 from ..optimizer import DWMGrad
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 MARK = "DWMGRAD_CREATED"
-"""The environment variable with the path of a file; a child that creates a DWMGrad makes it."""
+"""The environment variable with the path of a file. The first DWMGrad to be created removes it."""
 
 _asks: int | None = None
 """The process that wants to know whether a DWMGrad was created."""
-_created = False
 
 
 def inherit() -> None:
@@ -31,39 +29,34 @@ def inherit() -> None:
     if FOLDER not in others.split(os.pathsep) and os.pathsep not in FOLDER:
         os.environ["PYTHONPATH"] = FOLDER + (os.pathsep + others if others else "")
     if MARK not in os.environ:  # else the process that started this one asks
-        os.environ[MARK] = os.path.join(tempfile.gettempdir(), f"dwmgrad-{secrets.token_hex(8)}")
-        _asks = os.getpid()
-        watch()
+        with contextlib.suppress(OSError):  # no place for a file: nothing will be told
+            handle, os.environ[MARK] = tempfile.mkstemp(prefix="dwmgrad-")
+            os.close(handle)
+            _asks = os.getpid()
+            watch()
 
 
 def watch() -> None:
-    """Remembers the first DWMGrad of this process, in a file if another process asks."""
-    init = DWMGrad.__init__
+    """Removes the file when this process creates its first DWMGrad."""
 
-    @functools.wraps(init)
-    def first_init(self: DWMGrad, *args: Any, **kwargs: Any) -> None:
-        global _created
-        init(self, *args, **kwargs)
-        if vars(DWMGrad)["__init__"] is first_init:
-            DWMGrad.__init__ = init  # type: ignore[method-assign]
-        if os.getpid() == _asks:
-            _created = True
-            return
-        with contextlib.suppress(OSError, KeyError):
-            open(os.environ[MARK], "a").close()
+    def noting(init: Any) -> Any:
+        def first_init(self: DWMGrad, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            unwrap()
+            _remove_mark()
 
-    DWMGrad.__init__ = first_init  # type: ignore[method-assign]
+        return first_init
+
+    unwrap = wrap(DWMGrad, "__init__", noting)
 
 
 def none_was_created() -> bool:
-    """Whether this process asks, and neither it nor one below it has created a DWMGrad.
+    """Whether this process asks, and neither it nor one below it has created a DWMGrad."""
+    return os.getpid() == _asks and _remove_mark()
 
-    To be called once, at the end.
-    """
-    if os.getpid() != _asks:
-        return False
-    try:
-        os.unlink(os.environ.pop(MARK))
-    except (OSError, KeyError):
-        return not _created
+
+def _remove_mark() -> bool:
+    with contextlib.suppress(OSError, KeyError):
+        os.unlink(os.environ[MARK])
+        return True
     return False

@@ -22,47 +22,35 @@ class _Finder:
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        _import_dwmgrad()
-        for finder in list(sys.meta_path):  # anew, with dwmgrad's own
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                return spec
-        return None
+        try:
+            _import_dwmgrad()
+        except Exception:  # such as an environment without torch
+            sys.modules.pop("dwmgrad", None)
+        return importlib.util.find_spec(fullname)  # anew, with dwmgrad's own finders
 
 
 def _import_dwmgrad():
-    try:
-        try:
-            import dwmgrad  # noqa: F401
-        except ImportError:  # the one above may have been found in a folder that is not on the path
-            package = os.path.dirname(HERE)
-            spec = importlib.util.spec_from_file_location(
+    if importlib.util.find_spec("dwmgrad") is None:
+        # the one above was found in a folder that is not on the path
+        package = os.path.dirname(HERE)
+        _run(
+            importlib.util.spec_from_file_location(
                 "dwmgrad",
                 os.path.join(package, "__init__.py"),
                 submodule_search_locations=[package],
             )
-            if spec is None or spec.loader is None:
-                return
-            module = importlib.util.module_from_spec(spec)
-            sys.modules["dwmgrad"] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                sys.modules.pop("dwmgrad", None)
-                raise
-    except Exception:  # no torch here, say
-        pass
+        )
+    else:
+        import dwmgrad  # noqa: F401
 
 
-def _step_aside():
-    """Runs the sitecustomize that there would be without this one."""
-    sys.path[:] = [p for p in sys.path if not p or os.path.abspath(p) != HERE]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
+def _run(spec):
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
-        sys.modules["sitecustomize"] = module
+        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
 
 
+sys.path[:] = [p for p in sys.path if not p or os.path.abspath(p) != HERE]
 sys.meta_path.insert(0, _Finder())  # first, as the other one may import a library, too
-_step_aside()
+_run(importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path))
