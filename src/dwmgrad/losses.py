@@ -272,6 +272,7 @@ def brought(
     only: bool = False,
     alone: bool = False,
     steps_inside: bool = False,
+    in_pieces: bool = False,
 ) -> Iterator[None]:
     """Around a backward pass: hands its loss to those optimizers whose gradients it changes.
 
@@ -288,14 +289,11 @@ def brought(
         alone: there is one optimizer, and the loss is its, also where nothing is to be seen in
             `.grad`: FSDP2 and DeepSpeed keep gradients elsewhere until the step.
         steps_inside: the optimizer's step is made inside of the backward pass.
+        in_pieces: the host steps one piece of the parameters after the other, as DeepSpeed does.
     """
     value = _differentiated(loss, gradient, divisor)
-    for optimizer in optimizers:
-        if steps_inside and optimizer.param_groups[0]["loss_limit"] is not None:
-            raise RuntimeError(
-                "loss_limit does not work under DeepSpeed, which steps one piece of the parameters "
-                "after the other: use DDP or FSDP2, or leave loss_limit out"
-            )
+    if in_pieces:
+        _refuse_limit(optimizers)
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if only or alone:
             optimizer._feed.expect(route)
@@ -323,6 +321,14 @@ def brought(
             feed.add(value, route)
             feed.trace(optimizer.param_groups, own)
             feed.local = is_local(optimizer)
+
+
+def _refuse_limit(optimizers: list[Any]) -> None:
+    if any(optimizer.param_groups[0]["loss_limit"] is not None for optimizer in optimizers):
+        raise RuntimeError(
+            "loss_limit does not work under DeepSpeed, which steps one piece of the parameters "
+            "after the other: use DDP or FSDP2, or leave loss_limit out"
+        )
 
 
 def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor | None:

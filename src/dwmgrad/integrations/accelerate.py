@@ -74,6 +74,7 @@ def _with_loss(backward: Any) -> Any:
             only=only,
             alone=only and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
             steps_inside=steps_inside,
+            in_pieces=steps_inside,
         ):
             result = backward(self, loss, **kwargs)
         if steps_inside and self.sync_gradients:

@@ -28,7 +28,10 @@ def _with_loss(backward: Any) -> Any:
             return backward(self, loss, *args, **kwargs)
         # after the optimizer, or the module, come the arguments of Tensor.backward()
         gradient = kwargs.get("gradient", args[1] if len(args) > 1 else None)
-        with brought(optimizers, loss, LIGHTNING, gradient=gradient, alone=alone):
+        in_pieces = any(map(is_partitioned, getattr(self, "optimizers", None) or ()))
+        with brought(
+            optimizers, loss, LIGHTNING, gradient=gradient, alone=alone, in_pieces=in_pieces
+        ):
             return backward(self, loss, *args, **kwargs)
 
     return backward_with_loss
