@@ -294,6 +294,7 @@ def brought(
     value = _differentiated(loss, gradient, divisor)
     if in_pieces:
         _refuse_limit(optimizers)
+    for optimizer in optimizers:
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if only or alone:
             optimizer._feed.expect(route)

@@ -159,6 +159,12 @@ def test_offload_that_would_take_another_optimizer_is_refused(ranks, stage: int)
 # ---- in the launched processes ----
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_loss_limit_is_refused(ranks, stage: int) -> None:
+    for rank in ranks:
+        assert "loss_limit does not work under DeepSpeed" in rank[f"limit refused {stage}"]
+
+
 def no_extensions() -> None:
     """Lets DeepSpeed's communication on the CPU do without the C++ extension it would build.
 
@@ -309,6 +315,19 @@ def refusal(stage: int) -> str:
     return "not refused"
 
 
+def limit_refusal(stage: int) -> str:
+    """What the first backward pass says to a `loss_limit`, which asks for all parameters at once."""
+    accelerator = new_accelerator(stage, 1, {})
+    model, _, loader, inner = prepare(accelerator)
+    for group in inner.param_groups:
+        group["loss_limit"] = 0.5
+    try:
+        accelerator.backward(model(next(iter(loader))).square().mean())
+    except RuntimeError as error:
+        return str(error)
+    return "not refused"
+
+
 def main(folder: Path) -> None:
     no_extensions()
     told: dict[str, Any] = {}
@@ -328,6 +347,7 @@ def main(folder: Path) -> None:
             told[f"bf16 {stage}"] = train(stage, end=21, bf16={"enabled": True})
         told[f"bf16 {stage}"]["warnings"] = [str(w.message) for w in caught]
         told[f"refused {stage}"] = refusal(stage)
+        told[f"limit refused {stage}"] = limit_refusal(stage)
     # DeepSpeed refuses fp16 on CPUs without fast instructions for it; torch computes it anyway.
     type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4, "hysteresis": 1}
