@@ -6,23 +6,22 @@
 
 The search is the same for all: a grid over the learning rate, then Optuna's proposals. Each then
 runs with several other seeds at its best rate, and, where the file asks for it, at one rate that is
-the same for all. Prints Markdown tables and writes one JSON.
+the same for all. Prints Markdown tables and writes one JSON; what that has of contenders that
+--contenders leaves out stays in it.
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from experiments.cli import check_output, command, parse
+    from experiments.cli import check_output, command, end, parse
     from experiments.compact import as_text, check_same_plan, comparison_record, joined
     from experiments.comparison import Comparison, read_comparison
     from experiments.evidence.results import read_result
@@ -31,50 +30,30 @@ with needs("experiments"):
     from experiments.table import comparison_tables
     from experiments.tuning import make_runs
 
-ROOT = Path(__file__).parents[1]
-
-
-@dataclass
-class ComparisonArguments:
-    """What the command line says beside the file."""
-
-    data_dir: str | None = field(default=None, metadata={"help": "The folder with the data."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The pretrained encoder, for glue-*."}
-    )
-    contenders: list[str] | None = field(
-        default=None,
-        metadata={"help": "Only these of the file; what --output has of the others stays in it."},
-    )
-    output: str | None = field(
-        default=None,
-        metadata={"help": "The JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json."},
-    )
-    output_dir: str | None = field(default=None, metadata={"help": "Where the runs go."})
-    processes: int = field(default=2, metadata={"help": "Runs at a time, one thread each."})
+OUTPUT = {"help": "the JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what `argv` (default: the command line) asks for; return what the JSON has."""
-    example = "configs/comparisons/tiny_sst2.yaml"
-    words = sys.argv[1:] if argv is None else argv
-    file, arguments = parse(ComparisonArguments, words, __doc__, example)
-    values = asdict(arguments)
+    file, values = parse(argv, __doc__, "configs/comparisons/tiny_sst2.yaml", output=OUTPUT)
     processes, output = values.pop("processes"), values.pop("output")
     comparison = read_comparison(file, **values)
     values.pop("output_dir")
     path = Path(output or comparison.output_dir / comparison.workload.name / "comparison.json")
     comparison.workload.check()
     check_output(path)
-    kept = None
-    if arguments.contenders and (kept := older(path, comparison)):
+    kept = older(path, comparison) if values["contenders"] else None
+    if kept:
         values["contenders"] = None
-        names = read_comparison(file, **values).contenders
-    line = command("compare_optimizers.py", file, ROOT, values)
+    names = read_comparison(file, **values).contenders
+    line = command("compare_optimizers.py", file, values)
 
     def save(failures: Sequence[Failure]) -> dict[str, Any]:
         made = comparison_record(comparison, failures, line)
-        return report(joined(made, kept, names, line) if kept else made, path)
+        text = as_text(joined(made, kept, names, line) if kept else made)
+        write_text(path, text + "\n")
+        print(f"\n{comparison_tables(json.loads(text))}\n\nsaved as {path}")
+        return json.loads(text)
 
     try:
         failures = make_runs(comparison, processes)
@@ -82,12 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         save([])
         raise
     record = save(failures)
-    if failures:
-        raise UsageError(
-            f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
-            "the same command tries again, and what the processes printed is in "
-            f"{comparison.output_dir / 'workers.log'}"
-        )
+    end(failures, comparison.output_dir)
     return record
 
 
@@ -105,15 +79,6 @@ def older(path: Path, comparison: Comparison) -> dict[str, Any] | None:
     except UsageError as error:
         raise UsageError(f"--output {path}: {error}") from error
     return kept
-
-
-def report(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Tables and JSON of what there is."""
-    text = as_text(record)
-    record = json.loads(text)
-    write_text(path, text + "\n")
-    print(f"\n{comparison_tables(record)}\n\nsaved as {path}")
-    return record
 
 
 if __name__ == "__main__":

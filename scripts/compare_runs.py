@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,7 @@ from typing import Any
 from glue.errors import add_version, needs, run_cli
 
 with needs("glue"):
-    import torch
-    import transformers
+    from provenance import machine, versions
     from run_glue import main as run_glue
 
     from dwmgrad.integrations.names import NAMES
@@ -76,17 +73,15 @@ def main() -> None:
         seconds = statistics.median(row["train_runtime"] for row in results_of)
         print(f"| {name} | {cells} | {statistics.mean(scores):.1f} % | {seconds:.0f} s |")
     if options.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
         names = [Path(word).name if Path(word).exists() else word for word in passed_on]
-        record = {"machine": machine, "config": options.config, "arguments": names}
+        record = {
+            "machine": {**machine(), **versions("torch", "transformers")},
+            "config": options.config,
+            "arguments": names,
+            "rows": rows,
+        }
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n")
+        options.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,129 +13,84 @@ Runs that are there already are not made again: after Ctrl-C the same command go
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from experiments.cli import check_output, command, parse
+    from experiments.cli import check_output, command, end, parse
     from experiments.compact import as_text, experiment_record
     from experiments.config import Experiment, read_experiment
     from experiments.files import write_json, write_text
     from experiments.plots import learning_curves, valley
-    from experiments.runner import Failure, read_result, sweep
+    from experiments.runner import Failure, made, sweep
     from experiments.table import markdown
 
-ROOT = Path(__file__).parents[1]
 PLACE = "{workload}"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "seeds": {"type": int, "nargs": "+", "help": "one run with each"},
+    "workload": {"nargs": "+", "help": "other workloads with the same contenders"},
+    "output": {"help": "also one small JSON of all runs, with their curves"},
+}
+Results = dict[str, list[dict[str, Any]]]
 
 
-@dataclass
-class ExperimentArguments:
-    """What the command line says in place of the file."""
-
-    seeds: list[int] | None = field(default=None, metadata={"help": "One run with each."})
-    output_dir: str | None = field(default=None, metadata={"help": "Where results go."})
-    data_dir: str | None = field(default=None, metadata={"help": "The folder with the data."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The pretrained encoder, for glue-*."}
-    )
-    workload: list[str] | None = field(
-        default=None, metadata={"help": "Other workloads with the same contenders."}
-    )
-    contenders: list[str] | None = field(
-        default=None, metadata={"help": "Only these labels of the file."}
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "Also one small JSON of all runs, with their curves."}
-    )
-    processes: int = field(default=2, metadata={"help": "Runs at a time, one thread each."})
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+def main(argv: Sequence[str] | None = None) -> Results:
     """Run what `argv` (default: the command line) asks for; return label: results."""
-    words = sys.argv[1:] if argv is None else argv
-    file, arguments = parse(ExperimentArguments, words, __doc__, "configs/experiments/cora.yaml")
-    values = asdict(arguments)
-    processes, output = values.pop("processes"), values.pop("output")
-    names = values.pop("workload")
-    if output and len(names or ()) > 1 and PLACE not in output:
+    file, values = parse(argv, __doc__, "configs/experiments/cora.yaml", **OPTIONS)
+    processes, output = values.pop("processes"), values.pop("output") or ""
+    names = values.pop("workload") or [None]
+    if output and len(names) > 1 and PLACE not in output:
         raise UsageError(f"--output {output}: write {PLACE} in it, there are {len(names)} of them")
-    experiments = [read_experiment(file, **values, workload=name) for name in names or [None]]
-    outputs = [Path((output or "").replace(PLACE, each.workload.name)) for each in experiments]
-    for experiment, path in zip(experiments, outputs, strict=True):
+    experiments = [read_experiment(file, **values, workload=name) for name in names]
+    for experiment in experiments:
         experiment.workload.check()
         if output:
-            check_output(path)
-    results: dict[str, list[dict[str, Any]]] = {}
+            check_output(Path(output.replace(PLACE, experiment.workload.name)))
+    results: Results = {}
     failures: list[Failure] = []
-    for experiment, path in zip(experiments, outputs, strict=True):
-        apart = experiment.workload.name if len(experiments) > 1 else ""
-        found, failed = run(experiment, processes, apart)
+    for experiment, name in zip(experiments, names, strict=True):
+        report = experiment.output_dir / (experiment.workload.name if len(names) > 1 else "")
+        found, failed = run(experiment, processes, report)
         if output:
-            given = {"seeds": values["seeds"], "data_dir": values["data_dir"],
-                     "model_name_or_path": values["model_name_or_path"],
-                     "workload": names and experiment.workload.name,
-                     "contenders": values["contenders"]}  # fmt: skip
-            line = command("run_experiment.py", file, ROOT, given)
+            line = command(
+                "run_experiment.py", file, {**values, "workload": name, "output_dir": None}
+            )
+            path = Path(output.replace(PLACE, experiment.workload.name))
             write_text(path, as_text(experiment_record(experiment, found, failed, line)) + "\n")
             print(f"and as {path}")
         for label, each in found.items():
             results.setdefault(label, []).extend(each)
         failures += failed
-    if failures:
-        raise UsageError(
-            f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
-            f"and what the processes printed is in {experiments[0].output_dir / 'workers.log'}"
-        )
+    end(failures, experiments[0].output_dir)
     return results
 
 
-def run(
-    experiment: Experiment, processes: int, apart: str = ""
-) -> tuple[dict[str, list[dict[str, Any]]], list[Failure]]:
-    """Make what is not there yet, and report; return label: results, and what failed.
-
-    `apart` is a folder of its own, within the experiment's, for the report.
-    """
-    folder, runs = experiment.output_dir, experiment.runs()
-    _, failures = sweep([each for some in runs.values() for each in some], folder, processes)
-    results = {
-        label: [read_result(each.path(folder)) for each in some if each.path(folder).exists()]
-        for label, some in runs.items()
-    }
-    report(experiment, results, failures, folder / apart)
-    return results, failures
-
-
-def report(
-    experiment: Experiment,
-    results: dict[str, list[dict[str, Any]]],
-    failures: Sequence[Failure],
-    folder: Path,
-) -> None:
-    """Table, JSON and picture of what there is."""
+def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, list[Failure]]:
+    """Make what is not there yet, and report in `folder`; return label: results, and failures."""
+    runs = experiment.runs()
+    _, failures = sweep(sum(runs.values(), []), experiment.output_dir, processes)
+    results = {label: made(some, experiment.output_dir) for label, some in runs.items()}
     table = markdown(results)
     print(f"\n{experiment.workload.name}, {experiment.workload.steps} steps\n\n{table}\n")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    write_json(
-        folder / "results.json",
-        {
-            "workload": experiment.workload.description(),
-            "results": results,
-            "failures": [{"run": str(f.run), "error": f.error, "details": f.details}
-                         for f in failures],
-        },
-    )  # fmt: skip
+    record = {
+        "workload": experiment.workload.description(),
+        "results": results,
+        "failures": [
+            {"run": str(failure.run), "error": failure.error, "details": failure.details}
+            for failure in failures
+        ],
+    }
+    write_json(folder / "results.json", record)
     print(f"saved in {folder}: results.json, table.md{picture(results, folder)}")
+    return results, failures
 
 
-def picture(results: dict[str, list[dict[str, Any]]], folder: Path) -> str:
+def picture(results: Results, folder: Path) -> str:
     """Draw what can be drawn and say its name."""
     found = [result for each in results.values() for result in each]
     try:

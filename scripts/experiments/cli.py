@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import yaml  # noqa: F401 - without the extra, --help says what to install
 from glue.errors import UsageError, add_version
 
 from experiments.files import write_text
+from experiments.runner import Failure
 
-T = TypeVar("T")
-
+ROOT = Path(__file__).parents[2]
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "data_dir": {"help": "the folder with the data"},
+    "model_name_or_path": {"help": "the pretrained encoder, for glue-*"},
+    "contenders": {"nargs": "+", "help": "only these of the file"},
+    "output_dir": {"help": "where the runs go"},
+    "processes": {"type": int, "default": 2, "help": "runs at a time, one thread each"},
+}
 _PLACEHOLDERS = {"data_dir": "DATA", "model_name_or_path": "MODEL"}
 
 
-def parse(kind: type[T], argv: Sequence[str], doc: str | None, example: str) -> tuple[str, T]:
-    """The file, which comes first, and the arguments.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+
+def parse(
+    argv: Sequence[str] | None, doc: str | None, example: str, **more: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The file, which comes first, and the values of the other arguments, None: not given.
 
     Args:
-        kind: their dataclass; it has `processes`.
-        argv: the words of the command line.
+        argv: the words of the command line; None: this process's.
         doc: for --help.
         example: a file, for the message when there is none.
+        more: arguments beside those that all scripts have: what `add_argument` takes.
 
     Raises:
         UsageError: no file, an unknown argument, or a value that does not parse.
     """
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> Any:
-            raise UsageError(message)
-
-    parser = Parser(
-        kind,  # type: ignore[arg-type]
+    parser = _Parser(
         description=doc,
         usage="%(prog)s CONFIG.yaml [--name value ...]",
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_version(parser)
-    words = list(argv)
-    file = words.pop(0) if words and not words[0].startswith("-") else None
-    arguments, rest = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if rest:
-        raise UsageError(f"{rest[0]!r} is no argument, nor one's value; see --help")
+    parser.add_argument("file", nargs="?", metavar="CONFIG.yaml", help=f"as {example}")
+    for name, options in {**more, **_OPTIONS}.items():
+        parser.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), **options)
+    values = vars(parser.parse_args(argv))
+    file = values.pop("file")
     if file is None:
         raise UsageError(f"give the file first, as {example}")
-    if arguments.processes < 1:
-        raise UsageError(f"--processes {arguments.processes}: must be at least 1")
-    return file, arguments
+    if values["processes"] < 1:
+        raise UsageError(f"--processes {values['processes']}: must be at least 1")
+    return file, values
 
 
-def command(script: str, file: str | Path, root: Path, given: Mapping[str, Any]) -> str:
+def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
     """The command line, without folders of this machine.
 
     Args:
         script: its name in scripts/.
-        file: the configuration; outside of `root` it has no folder.
-        root: the repository.
+        file: the configuration; outside of the repository it has no folder.
         given: argument: value; None: not given. Data and model become DATA and MODEL.
     """
-    path = Path(file).resolve()
-    root = root.resolve()
+    path, root = Path(file).resolve(), ROOT.resolve()
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
     words = ["python", f"scripts/{script}", name]
     for argument, value in given.items():
@@ -94,3 +98,17 @@ def check_output(path: Path) -> None:
         raise UsageError(
             f"--output {path}: cannot be written: {error.strerror or error}"
         ) from error
+
+
+def end(failures: Sequence[Failure], output_dir: Path) -> None:
+    """At a script's end, when all that was made is written.
+
+    Raises:
+        UsageError: some runs failed.
+    """
+    if failures:
+        raise UsageError(
+            f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
+            "the same command tries again, and what the processes printed is in "
+            f"{output_dir / 'workers.log'}"
+        )

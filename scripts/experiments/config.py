@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glue.configs import read_settings
 from glue.errors import UsageError
@@ -14,11 +16,116 @@ from experiments.runner import Run
 from experiments.workload import Workload
 from experiments.workloads import make_workload
 
-KEYS = (
-    "workload", "title", "kind", "options", "data_dir", "output_dir", "settings", "contenders",
-    "seeds",
-)  # fmt: skip
+
+class Kind(NamedTuple):
+    """A value's kind: what a message says, and whether a value is of it."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and all(map(fits, value)) and len(set(value)) == len(value) > 0
+    )
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+LINES = Kind("lines of `name: value`", lambda value: isinstance(value, Mapping))
+NAMES = Kind("a list of different names", _list_of(TEXT.fits))
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+NUMBER = Kind("a number", _number)
+RATE = Kind("a positive number", lambda value: _number(value) and value > 0)
+RATES = Kind("a list of rates", _list_of(RATE.fits))
+WHOLE = Kind("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
+COUNT = Kind("a whole number from 1 on", lambda value: type(value) is int and value > 0)
+SEEDS = Kind("different whole numbers from 0 on", _list_of(WHOLE.fits))
+
+
+REQUIRED = object()
+Keys = Mapping[str, tuple[Kind, Any]]
+"""What a part of a file may have: each name's kind and default, or `REQUIRED`."""
+
+
+def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[str, Any]:
+    """A value for each of `keys`.
+
+    Raises:
+        UsageError: a name is unknown or missing, or a value is not of its kind.
+    """
+    for name in values:
+        if name not in keys:
+            raise UsageError(f"{where}: unknown {name!r}; it may have {', '.join(keys)}")
+    found = {}
+    for name, (kind, default) in keys.items():
+        value = values.get(name)
+        if kind is SEEDS and WHOLE.fits(value):
+            value = [value]
+        if value in (None, "", {}):
+            value = default
+            if default is REQUIRED:
+                raise UsageError(f"{where}: {name} is missing")
+        elif not kind.fits(value):
+            raise UsageError(f"{where}: {name} {value!r}: expected {kind.expected}")
+        found[name] = value
+    return found
+
+
+def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
+    """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins."""
+    values = _with_numbers(read_settings(path))
+    values |= {name: value for name, value in given.items() if name in keys}
+    return checked(values, keys, path)
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML takes 1e-3, without a dot, for text; here it is a number."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(each) for each in value]
+    number = isinstance(value, str) and re.fullmatch(
+        r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.I
+    )
+    return float(value) if number else value
+
+
+def workload_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Workload, dict]:
+    """The workload that a file asks for, and its options without folders."""
+    options = dict(values["options"])
+    if model := given.get("model_name_or_path", options.get("model_name_or_path")):
+        options["model_name_or_path"] = model
+    data_dir = given.get("data_dir", values.get("data_dir"))
+    workload = make_workload(values["workload"], data_dir, **options)
+    if model:
+        options["model_name_or_path"] = Path(str(model)).name
+    return workload, options
+
+
+def keep(contenders: Iterable[str], wanted: Sequence[str] | None) -> list[str]:
+    """The contenders that --contenders names; all without it."""
+    for label in wanted or ():
+        if label not in contenders:
+            raise UsageError(f"--contenders {label}: the file has {', '.join(contenders)}")
+    return list(wanted or contenders)
+
+
 KINDS = ("experiment", "ablation")
+_KEYS: Keys = {
+    "workload": (TEXT, REQUIRED),
+    "title": (TEXT, None),
+    "kind": (Kind(" or ".join(KINDS), lambda value: value in KINDS), KINDS[0]),
+    "options": (LINES, {}),
+    "data_dir": (TEXT, None),
+    "output_dir": (TEXT, None),
+    "settings": (LINES, {}),
+    "contenders": (LINES, REQUIRED),
+    "seeds": (SEEDS, [0]),
+}
 
 
 @dataclass(frozen=True)
@@ -64,94 +171,23 @@ def read_experiment(path: str | Path, **replacements: Any) -> Experiment:
     Raises:
         UsageError: the file cannot be read, or names something that does not exist.
     """
-    values = load(path, KEYS)
     given = {name: value for name, value in replacements.items() if value is not None}
-    for name in ("workload", "data_dir", "output_dir", "seeds"):
-        if name in given:
-            values[name] = given[name]
-    require(values, ("workload", "contenders"), path)
-    options = dict(mapping(values, "options", path))
-    if "model_name_or_path" in given:
-        options["model_name_or_path"] = given["model_name_or_path"]
-    workload = make_workload(str(values["workload"]), values.get("data_dir"), **options)
-    kind = values.get("kind", "experiment")
-    if kind not in KINDS:
-        raise UsageError(f"{path}: kind {kind!r}: choose from {', '.join(KINDS)}")
-    shared = mapping(values, "settings", path)
+    labels = given.pop("contenders", None)
+    values = load(path, _KEYS, **given)
+    workload, _ = workload_of(values, given)
+    every = {str(label): own for label, own in values["contenders"].items()}
+    every = checked(every, dict.fromkeys(every, (LINES, {})), f"{path}: contenders")
     contenders = {}
-    for label, own in mapping(values, "contenders", path).items():
-        if not isinstance(own or {}, Mapping):
-            raise UsageError(f"{path}: contenders: {label}: expected lines of `name: value`")
-        settings = {**shared, **(own or {})}
-        contenders[str(label)] = str(settings.pop("contender", label)), settings
-    output_dir = Path(values.get("output_dir") or f"runs/experiments/{workload.name}")
-    kept = keep(contenders, given.get("contenders"))
-    for name, settings in kept.values():
-        workload.settings(name, settings)
-    seeds = whole_numbers(values.get("seeds", [0]), "seeds", path)
-    title = str(values.get("title") or workload.name)
-    if "workload" in given:
-        title += f": {workload.name}"
-    return Experiment(workload, kept, seeds, output_dir, title, kind)
-
-
-def keep(contenders: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
-    """The contenders that --contenders names; all without it."""
-    for label in wanted or ():
-        if label not in contenders:
-            raise UsageError(f"--contenders {label}: the file has {', '.join(contenders)}")
-    return {label: contenders[label] for label in wanted or contenders}
-
-
-def whole_numbers(value: Any, name: str, path: str | Path) -> tuple[int, ...]:
-    """One or more different numbers from 0 on, as seeds are."""
-    numbers = value if isinstance(value, list) else [value]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    if not numbers or not whole or len(set(numbers)) < len(numbers):
-        raise UsageError(f"{path}: {name} {value!r}: expected different whole numbers from 0 on")
-    return tuple(numbers)
-
-
-def mapping(
-    values: Mapping[str, Any], name: str, path: str | Path, keys: Sequence[str] | None = None
-) -> Mapping[str, Any]:
-    """What `values` has under `name`; no other names in it than `keys`."""
-    found = values.get(name) or {}
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{path}: {name}: expected lines of `name: value`, got {found!r}")
-    _known(found, found if keys is None else keys, f"{path}: {name}")
-    return found
-
-
-def require(values: Mapping[str, Any], names: Sequence[str], where: str | Path) -> None:
-    """Each of `names` has a value."""
-    for name in names:
-        if values.get(name) in (None, "", [], {}):
-            raise UsageError(f"{where}: {name} is missing")
-
-
-def load(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
-    """A YAML file of `name: value`, the names among `keys`; 1e-3 is a number in it."""
-    values = read_settings(path)
-    _known(values, keys, str(path))
-    return _numbers(values)
-
-
-def _known(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
-    for name in values:
-        if name not in keys:
-            raise UsageError(f"{where}: unknown {name!r}; it may have {', '.join(keys)}")
-
-
-def _numbers(value: Any) -> Any:
-    """YAML takes 1e-3, without a dot, for text; here it is a number."""
-    if isinstance(value, dict):
-        return {name: _numbers(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_numbers(each) for each in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and value:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    for label in keep(every, labels):
+        settings = {**values["settings"], **every[label]}
+        contenders[label] = str(settings.pop("contender", label)), settings
+        workload.settings(*contenders[label])
+    title = values["title"] or workload.name
+    return Experiment(
+        workload=workload,
+        contenders=contenders,
+        seeds=tuple(values["seeds"]),
+        output_dir=Path(values["output_dir"] or f"runs/experiments/{workload.name}"),
+        title=f"{title}: {workload.name}" if "workload" in given else title,
+        kind=values["kind"],
+    )

@@ -1,22 +1,30 @@
-"""The optimizers that are compared: how each is built, and where its learning rate is sought."""
+"""The optimizers that are compared: how each is built, scheduled, and where its rate is sought."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from glue.errors import UsageError
-from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from dwmgrad import DWMGrad, rule
 from dwmgrad.rule import PRESETS, SIGNALS
 
-PAPER_LR = 1e-3
-"""The paper's one learning rate for all optimizers (arXiv 2510.25042)."""
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    # a tenth at half of the steps and again at three quarters (He et al. 2015, section 4.2)
+    "step": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
+}
+"""Name: the factor on the learning rate, for the share of steps done after the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,8 @@ class Contender:
         load: gives its class, when it is needed.
         fixed: arguments that make it what it is; settings cannot change them.
         defaults: arguments that settings may change.
-        search: setting: {"low", "high", "log"}, for training from random weights; the bounds of
-            a search whose log-uniform draws, say Optuna's `suggest_float(name, **bounds)`, take
-            as they are.
+        search: the lowest and the highest learning rate of a search, for training from random
+            weights.
         schedule_free: it averages its weights in place of a schedule, does its own warm-up, and
             has `train()` and `eval()`, which the Trainer calls.
         decoupled: `weight_decay` shrinks the weights as in AdamW; else it is added to the
@@ -41,7 +48,7 @@ class Contender:
     name: str
     title: str
     load: Callable[[], type[Optimizer]]
-    search: Mapping[str, Mapping[str, Any]]
+    search: tuple[float, float]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     schedule_free: bool = False
@@ -55,24 +62,27 @@ class Contender:
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""
         given = {k: v for k, v in settings.items() if k not in ("schedule", "warmup")}
-        clash = sorted(given.keys() & self.fixed.keys())
-        if clash:
-            raise UsageError(f"{self.name}: {clash[0]} is fixed to {self.fixed[clash[0]]!r}")
-        own = {"warmup_steps": warmup_steps(settings, steps)} if self.schedule_free else {}
+        for name in sorted(given.keys() & self.fixed.keys()):
+            raise UsageError(f"{self.name}: {name} is fixed to {self.fixed[name]!r}")
+        own = {"warmup_steps": round(settings["warmup"] * steps)} if self.schedule_free else {}
         return {**own, **self.fixed, **given}
 
-    def schedule(self, settings: Mapping[str, Any], steps: int) -> tuple[str, int]:
-        """The name of the schedule and the steps of warm-up, for `schedules.make_schedule`."""
-        if self.schedule_free:
-            return "constant", 0
-        return settings["schedule"], warmup_steps(settings, steps)
-
-    def build(
-        self, params: Iterable[Tensor] | Iterable[dict], settings: Mapping[str, Any], steps: int
-    ) -> Optimizer:
+    def build(self, params: Iterable[Any], settings: Mapping[str, Any], steps: int) -> Optimizer:
         """The optimizer of `params` for a run of `steps` steps."""
         kind: Any = self.load()
         return kind(params, **self.arguments(settings, steps))
+
+    def scheduler(self, optimizer: Any, settings: Mapping[str, Any], steps: int) -> LambdaLR:
+        """Raises the learning rate over the warm-up, then follows the schedule over the rest."""
+        warmup = 0 if self.schedule_free else round(settings["warmup"] * steps)
+        shape = SCHEDULES[settings["schedule"]]
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return shape(min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+        return LambdaLR(optimizer, factor)
 
     def check(self, settings: Mapping[str, Any], steps: int) -> None:
         """Build it once on one number.
@@ -90,74 +100,53 @@ class Contender:
             raise UsageError(f"{self.name}: {error}") from error
 
 
-def warmup_steps(settings: Mapping[str, Any], steps: int) -> int:
-    """The share `warmup` in whole steps."""
-    return round(settings["warmup"] * steps)
-
-
 def _schedule_free() -> type[Optimizer]:
     from schedulefree import AdamWScheduleFree
 
     return AdamWScheduleFree
 
 
-def _lr(low: float, high: float) -> dict[str, dict[str, Any]]:
-    return {"lr": {"low": low, "high": high, "log": True}}
-
-
-# torch's fused forms are what `--optim adamw_torch_fused` takes: the fastest of each.
-CONTENDERS: dict[str, Contender] = {
+_dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
+_FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
+CONTENDERS = {
     contender.name: contender
     for contender in (
-        *(
-            Contender(
-                f"dwmgrad-{signal}",
-                f"DWMGrad ({signal})",
-                lambda: DWMGrad,
-                _lr(1e-4, 3e-2),
-                fixed={"window_signal": signal},
-                decoupled=True,
-            )
-            for signal in SIGNALS
-        ),
-        Contender(
+        _dwmgrad(
             "dwmgrad-finetune",
             "DWMGrad, preset finetune",
-            lambda: DWMGrad,
-            _lr(1e-4, 3e-2),
             fixed={"preset": "finetune"},
             defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
-            decoupled=True,
         ),
+        *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
         Contender(
             "adamw",
             "AdamW",
             lambda: torch.optim.AdamW,
-            _lr(1e-4, 3e-2),
-            fixed={"fused": True},
+            search=(1e-4, 3e-2),
+            fixed=_FUSED,
             decoupled=True,
         ),
-        Contender("adam", "Adam", lambda: torch.optim.Adam, _lr(1e-4, 3e-2), fixed={"fused": True}),
+        Contender("adam", "Adam", lambda: torch.optim.Adam, search=(1e-4, 3e-2), fixed=_FUSED),
         Contender(
             "sgd",
             "SGD, momentum 0.9",
             lambda: torch.optim.SGD,
-            _lr(3e-3, 1.0),
-            fixed={"fused": True},
+            search=(3e-3, 1.0),
+            fixed=_FUSED,
             defaults={"momentum": 0.9},
         ),
         Contender(
             "rmsprop",
             "RMSprop, momentum 0.9",
             lambda: torch.optim.RMSprop,
-            _lr(1e-5, 3e-3),
+            search=(1e-5, 3e-3),
             defaults={"momentum": 0.9},
         ),
         Contender(
             "schedule-free-adamw",
             "Schedule-Free AdamW",
             _schedule_free,
-            _lr(3e-4, 1e-1),
+            search=(3e-4, 1e-1),
             schedule_free=True,
             decoupled=True,
         ),
@@ -171,8 +160,18 @@ def get_contender(name: str) -> Contender:
     Raises:
         UsageError: there is none; the message lists them all.
     """
-    if name in CONTENDERS:
-        return CONTENDERS[name]
-    near = difflib.get_close_matches(name, CONTENDERS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f"contender {name}: no such one.{hint} Choose from: {', '.join(CONTENDERS)}")
+    choose("contender", name, CONTENDERS)
+    return CONTENDERS[name]
+
+
+def choose(kind: str, name: str, names: Iterable[str]) -> None:
+    """Look whether `name` is among `names`.
+
+    Raises:
+        UsageError: it is not; the message says which one is near, and lists them all.
+    """
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{kind} {name}: no such one.{hint} Choose from: {', '.join(names)}")

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from dwmgrad import DWMGrad
 from experiments.contenders import get_contender
 from experiments.recording import Recorder
-from experiments.schedules import make_schedule
 
 
 def run_loop(
@@ -31,35 +29,28 @@ def run_loop(
         params: what is trained.
         loss_of: the loss as a scalar with a graph; called once a step.
         score_of: the score, and all metrics.
-        contender: a name of `contenders.CONTENDERS`.
-        settings: as `Workload.settings` gives them.
+        contender, settings: as for `Workload.run`, settings complete.
         steps: the budget.
         evaluate_every: steps between two scores; the end is always scored.
     """
     rule, recorder, seconds = get_contender(contender), Recorder(steps), 0.0
-    optimizer = rule.build(params, settings, steps)
-    scheduler = make_schedule(optimizer, *rule.schedule(settings, steps), steps)
+    optimizer: Any = rule.build(params, settings, steps)
+    scheduler = rule.scheduler(optimizer, settings, steps)
     for step in range(1, steps + 1):
         started = time.perf_counter()
-        _switch(optimizer, "train")
+        if rule.schedule_free:  # it trains at one point and is evaluated at another
+            optimizer.train()
         optimizer.zero_grad()
         loss = loss_of()
         loss.backward()
-        if isinstance(optimizer, DWMGrad):
-            optimizer.step(loss=loss)
-        else:
-            optimizer.step()
+        optimizer.step(**({"loss": loss} if isinstance(optimizer, DWMGrad) else {}))
         scheduler.step()
         seconds += time.perf_counter() - started
         if not recorder.step(loss.item(), optimizer):
             break
         if step % evaluate_every == 0 or step == steps:
-            _switch(optimizer, "eval")
+            if rule.schedule_free:
+                optimizer.eval()
             with torch.no_grad():
                 recorder.evaluated(*score_of())
     return recorder.result(seconds)
-
-
-def _switch(optimizer: Optimizer, mode: str) -> None:
-    """Schedule-free optimizers train at one point and are evaluated at another."""
-    getattr(optimizer, mode, lambda: None)()

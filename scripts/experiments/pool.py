@@ -1,4 +1,7 @@
-"""Calls spread over spawned processes; one that fails or dies costs the others nothing."""
+"""Calls spread over spawned processes; one that fails or dies costs the others nothing.
+
+A ProcessPoolExecutor fails all its calls when one of its processes dies, and a Pool waits forever.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from glue.errors import UsageError
 
@@ -39,20 +43,19 @@ def work_through(
             its traceback.
         log: takes all that the processes print.
     """
-    waiting = deque(range(len(tasks)))
+    waiting = deque(enumerate(tasks))
     workers: dict[Any, _Worker] = {}
     try:
         while waiting or workers:
             while waiting and len(workers) < max(1, processes):
                 worker = _Worker(function, log)
                 workers[worker.pipe] = worker
-                worker.give(tasks, waiting.popleft())
+                worker.give(*waiting.popleft())
             for pipe in wait(list(workers)):
                 worker = workers[pipe]
-                error, details = worker.answer()
-                done(worker.task, error, details)
+                done(worker.task, *worker.answer())
                 if waiting and worker.process.is_alive():
-                    worker.give(tasks, waiting.popleft())
+                    worker.give(*waiting.popleft())
                 else:
                     workers.pop(pipe).end()
     finally:
@@ -68,15 +71,15 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, function, str(log)), daemon=True)
-        with _environment():  # a child reads it before any of its own code runs
+        with patch.dict(os.environ, _ENVIRONMENT):  # a child reads it before any of its code runs
             self.process.start()
         other.close()  # so that the child's death is seen here as the pipe's end
         self.task = -1
 
-    def give(self, tasks: Sequence[tuple], index: int) -> None:
-        self.task = index
+    def give(self, number: int, task: tuple) -> None:
+        self.task = number
         with contextlib.suppress(OSError):  # it died: `answer` will tell
-            self.pipe.send(tasks[index])
+            self.pipe.send(task)
 
     def answer(self) -> tuple[str | None, str]:
         """(error or None, traceback) of the task that was given."""
@@ -103,31 +106,13 @@ def _serve(pipe: Connection, function: Callable[..., Any], log: str) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             task = pipe.recv()
-        except EOFError:
-            return
-        error: str | None = None
-        details = ""
-        try:
-            function(*task)
-        except BaseException as raised:
-            lines = str(raised).strip().splitlines() or [""]
-            kind = "" if isinstance(raised, UsageError) else f"{type(raised).__name__}: "
-            error, details = kind + lines[0], traceback.format_exc()
-        pipe.send((error, details))
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+            try:
+                function(*task)
+                pipe.send((None, ""))
+            except BaseException as raised:
+                lines = str(raised).strip().splitlines() or [""]
+                kind = "" if isinstance(raised, UsageError) else f"{type(raised).__name__}: "
+                pipe.send((kind + lines[0], traceback.format_exc()))

@@ -6,26 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim import Optimizer
+from provenance import machine, versions
 
 from dwmgrad import DWMGrad
-from experiments.workload import machine, versions
 
 POINTS = 100
 """The loss curve has about this many points."""
 REACH = 25
 """The trend of the loss at a step compares its means over this many steps before and after."""
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "schedulefree", "optuna", "scipy")
+"""What numbers may depend on."""
 
 
 class Recorder:
     """Collects losses, windows and scores, and ends as the result that `Workload.run` describes.
+
+    Its attributes are plain values, for checkpoints.
 
     Args:
         steps: the budget, in optimizer steps.
     """
 
     def __init__(self, steps: int) -> None:
-        self.every = max(1, steps // POINTS)
         self.steps = steps
         self.losses: list[float] = []
         self.positive: list[int] = []  # signals of DWMGrad, counted after each step
@@ -35,27 +37,26 @@ class Recorder:
         self.score: float | None = None
         self.diverged = False
 
-    def step(self, loss: float, optimizer: Optimizer | Any) -> bool:
+    def step(self, loss: float, optimizer: Any) -> bool:
         """After each optimizer step, with that step's loss; False: it diverged, stop."""
         if not math.isfinite(loss):
             self.diverged = True
             return False
         self.losses.append(loss)
+        step, every = len(self.losses), max(1, self.steps // POINTS)
+        point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-every:])}
         while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer  # Accelerate's wrapper
         if isinstance(optimizer, DWMGrad):
             self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]
-        step = len(self.losses)
-        if step % self.every == 0:
-            point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-self.every :])}
-            if isinstance(optimizer, DWMGrad):
-                point["window"] = optimizer.window
-                point["effective_momentum"] = optimizer.effective_momentum
+            point["window"] = optimizer.window
+            point["effective_momentum"] = optimizer.effective_momentum
+        if step % every == 0:
             self.history.append(point)
         return True
 
-    def evaluated(self, score: float, metrics: Mapping[str, float] | None = None) -> None:
+    def evaluated(self, score: float, metrics: Mapping[str, float]) -> None:
         """After each evaluation; the last one counts."""
         if not math.isfinite(score):
             self.diverged = True
@@ -63,23 +64,14 @@ class Recorder:
         self.score = float(score)
         self.history.append({"step": len(self.losses), "score": self.score})
         self.metrics = {
-            name: float(value) if math.isfinite(value) else None
-            for name, value in (metrics or {}).items()
+            name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
         }
-
-    def state(self) -> dict[str, Any]:
-        """What was recorded so far, as plain values."""
-        return dict(vars(self))
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state()` gave."""
-        vars(self).update(state)
 
     def result(self, seconds: float) -> dict[str, Any]:
         """The run's result; `seconds` of training."""
         tail = max(1, math.ceil(0.05 * self.steps))
         failed = self.diverged or not self.losses
-        return {
+        result = {
             "score": None if failed else self.score,
             "diverged": self.diverged,
             "train_loss": None if failed else _mean(self.losses[-tail:]),
@@ -87,19 +79,11 @@ class Recorder:
             "seconds": seconds,
             "metrics": {} if failed else self.metrics,
             "history": self.history,
-            **self._window(),
-            "machine": machine(),
-            "versions": versions(),
         }
-
-    def _window(self) -> dict[str, Any]:
-        """What the window's signal did; nothing of optimizers without one."""
-        if not self.positive:
-            return {}
-        return {
-            "increases": self.positive[-1] / len(self.positive),
-            "signal_noise": signal_noise(self.losses, self.positive, self.signal),
-        }
+        if self.positive:
+            result["increases"] = self.positive[-1] / len(self.positive)
+            result["signal_noise"] = signal_noise(self.losses, self.positive, self.signal)
+        return {**result, "machine": machine(), "versions": versions(*LIBRARIES)}
 
 
 def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) -> float | None:
@@ -117,17 +101,13 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
     steps = range(REACH + 1, len(losses) - REACH)
     if signal not in ("decrease", "increase") or not steps:
         return None
-    sign = 1 if signal == "decrease" else -1
-    wrong = sum(
-        (positive[step] > positive[step - 1])
-        != (sign * (_sum(losses, step - 1 - REACH) - _sum(losses, step + 1)) > 0)
-        for step in steps
-    )
+    wrong = 0
+    for step in steps:
+        before = math.fsum(losses[step - 1 - REACH : step - 1])
+        after = math.fsum(losses[step + 1 : step + 1 + REACH])
+        trend = before - after if signal == "decrease" else after - before
+        wrong += (positive[step] > positive[step - 1]) != (trend > 0)
     return wrong / len(steps)
-
-
-def _sum(losses: Sequence[float], first: int) -> float:
-    return math.fsum(losses[first : first + REACH])
 
 
 def _mean(values: list[float]) -> float:

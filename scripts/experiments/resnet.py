@@ -1,10 +1,17 @@
-"""The residual networks for CIFAR-10 of He et al. 2015 (arXiv 1512.03385), section 4.2."""
+"""The residual networks for CIFAR-10 of He et al. 2015 (arXiv 1512.03385), section 4.2.
+
+torchvision has those for ImageNet alone.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
 
 
 class ResNet(nn.Module):
@@ -23,13 +30,10 @@ class ResNet(nn.Module):
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise ValueError(f"depth must be 6n + 2, as 20 or 110; got {depth}")
-        layers: list[nn.Module] = [_convolution(3, 16), nn.BatchNorm2d(16), nn.ReLU()]
-        width = 16
-        for channels in (16, 32, 64):
-            for _ in range(blocks):
-                layers.append(Block(width, channels))
-                width = channels
-        self.features = nn.Sequential(*layers)
+        widths = [16] + [channels for channels in (16, 32, 64) for _ in range(blocks)]
+        self.features = nn.Sequential(
+            _convolution(3, 16), nn.BatchNorm2d(16), nn.ReLU(), *map(Block, widths, widths[1:])
+        )
         self.classifier = nn.Linear(64, classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -42,10 +46,7 @@ class ResNet(nn.Module):
 
         `pixel_values` is (images, 3, 32, 32).
         """
-        logits = self.classifier(self.features(pixel_values).mean(dim=(2, 3)))
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        return with_loss(self.classifier(self.features(pixel_values).mean(dim=(2, 3))), labels)
 
 
 class Block(nn.Module):
@@ -53,9 +54,8 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.stride = 1 if inputs == outputs else 2
         self.more = outputs - inputs
-        self.first = _convolution(inputs, outputs, self.stride)
+        self.first = _convolution(inputs, outputs, stride=2 if self.more else 1)
         self.first_norm = nn.BatchNorm2d(outputs)
         self.second = _convolution(outputs, outputs)
         self.second_norm = nn.BatchNorm2d(outputs)
@@ -68,5 +68,8 @@ class Block(nn.Module):
         return F.relu(out + x)
 
 
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+def with_loss(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """What a classifier returns to the Trainer: `logits`, and the `loss` where labels are given."""
+    if labels is None:
+        return {"logits": logits}
+    return {"loss": F.cross_entropy(logits, labels), "logits": logits}

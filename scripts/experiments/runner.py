@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,10 @@ class Failure:
     details: str
 
 
-def run_once(
-    workload: Workload, contender: str, settings: Mapping[str, Any], seed: int, root: Path | str
-) -> dict[str, Any]:
+def run_once(run: Run, root: Path | str) -> dict[str, Any]:
     """The result of a run, from its file if there is one, else from training now.
 
     A run of many steps that was interrupted goes on from what it saved beside that file.
-
-    Args:
-        workload, contender, settings, seed: see `Workload.run`.
-        root: the folder of all results.
 
     Returns:
         What `Workload.run` gives, with `workload`, `metric`, `higher_is_better`, `description`,
@@ -87,14 +81,14 @@ def run_once(
     Raises:
         UsageError: a bad setting, missing data, or a result file that cannot be read.
     """
-    path = Run(workload, contender, settings, seed).path(root)
+    path, workload = run.path(root), run.workload
     if path.exists():
         return read_result(path)
     workload.check()
     folder = path.with_suffix(".unfinished")  # an interrupted run goes on from it
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        measured = workload.run(contender, settings, seed, folder)
+        measured = workload.run(run.contender, run.settings, run.seed, folder)
     except BaseException:
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -104,9 +98,9 @@ def run_once(
         "metric": workload.metric,
         "higher_is_better": workload.higher_is_better,
         "description": workload.description(),
-        "contender": contender,
-        "settings": workload.settings(contender, settings),
-        "seed": seed,
+        "contender": run.contender,
+        "settings": workload.settings(run.contender, run.settings),
+        "seed": run.seed,
         **measured,
     }
     write_json(path, result)
@@ -138,9 +132,9 @@ def sweep(
     """
     paths = [run.path(root) for run in runs]
     missing = {path: run for path, run in zip(paths, runs, strict=True) if not path.exists()}
-    for workload in {id(run.workload): run.workload for run in missing.values()}.values():
-        workload.check()
     todo = list(missing.values())
+    for workload in {id(run.workload): run.workload for run in todo}.values():
+        workload.check()
     failures: list[Failure] = []
     with tqdm(total=len(todo), unit="run", disable=not show) as bar:
 
@@ -151,20 +145,26 @@ def sweep(
                     bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
             bar.update()
 
-        tasks = [(run.workload, run.contender, dict(run.settings), run.seed, root) for run in todo]
-        if tasks:
-            work_through(run_once, tasks, processes, done, _log(Path(root)))
-    return [read_result(path) for path in paths if path.exists()], failures
+        if todo:
+            work_through(run_once, [(run, root) for run in todo], processes, done, _log(root))
+    return made(runs, root), failures
 
 
-def _log(root: Path) -> Path:
+def made(runs: Iterable[Run], root: Path | str) -> list[dict[str, Any]]:
+    """The results of those runs that have one."""
+    paths = [run.path(root) for run in runs]
+    return [read_result(path) for path in paths if path.exists()]
+
+
+def _log(root: Path | str) -> Path:
     """The processes' log, begun: a folder that cannot be written is found before any training."""
+    log = Path(root) / "workers.log"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / "workers.log").touch()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
     except OSError as error:
         raise UsageError(f"{root}: cannot be written: {error.strerror or error}") from error
-    return root / "workers.log"
+    return log
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -175,8 +175,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "score" not in result:
+            raise ValueError("no score in it")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a result ({error}); remove it to run again") from error
-    if not isinstance(result, dict) or "score" not in result:
-        raise UsageError(f"{path}: not a result; remove it to run again")
     return result

@@ -3,87 +3,56 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from glue.checkpoints import WholeCheckpointTrainer, checkpoints, steps_done
-from torch import nn
+from glue.checkpoints import WholeCheckpointTrainer, checkpoints
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from experiments.contenders import Contender, get_contender
-from experiments.files import write_json
 from experiments.recording import Recorder
-from experiments.schedules import make_schedule
+from experiments.workload import Job, TrainerWorkload
 
 SAVE_STEPS = 1000
 """A run saves itself after each of so many steps, and goes on from there; shorter ones do not."""
 
 
-@dataclass
-class Job:
-    """What a Trainer needs, made after the seed was set.
-
-    Attributes:
-        model: gives a loss when it is called with a batch's names.
-        train, evaluation: the data sets.
-        collate: examples to a batch in training.
-        collate_evaluation: the same in evaluation, where it differs.
-        compute_metrics: the Trainer's; None where the loss is enough.
-        score: the score, from all metrics by their bare names (`loss` among them).
-    """
-
-    model: nn.Module
-    train: Any
-    evaluation: Any
-    collate: Any
-    score: Callable[[Mapping[str, float]], float]
-    compute_metrics: Callable[[Any], dict[str, float]] | None = None
-    collate_evaluation: Any = None
-
-
 def train(
+    workload: TrainerWorkload,
     job: Job,
     contender: str,
     settings: Mapping[str, Any],
     seed: int,
     folder: Path,
-    *,
-    steps: int,
-    batch_size: int,
-    eval_batch_size: int = 256,
-    evaluations: int = 5,
-    max_grad_norm: float = 1.0,
 ) -> dict[str, Any]:
     """Train on one device and return the result that `Workload.run` describes.
 
     Args:
+        workload: for its steps, batch size and evaluations.
         job: model and data.
         contender, settings, seed, folder: as for `Workload.run`, settings complete. What the same
             run has saved in the folder is where it goes on.
-        steps: the budget.
-        batch_size, eval_batch_size: examples per batch.
-        evaluations: how often the score is taken, evenly spread; the last is at the end.
-        max_grad_norm: the Trainer's gradient clipping; 0 for none.
     """
+    steps, rule = workload.steps, get_contender(contender)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=eval_batch_size,
+        per_device_train_batch_size=workload.batch_size,
+        per_device_eval_batch_size=job.eval_batch_size,
         learning_rate=settings["lr"],
         weight_decay=settings["weight_decay"],
-        max_grad_norm=max_grad_norm,
+        max_grad_norm=job.max_grad_norm,
         seed=seed,
-        eval_strategy="no",
+        eval_strategy="steps",
+        eval_steps=max(1, math.ceil(steps / max(1, workload.evaluations))),
         save_strategy="steps" if steps > SAVE_STEPS else "no",
         save_steps=SAVE_STEPS,
         save_total_limit=1,
@@ -94,142 +63,83 @@ def train(
         remove_unused_columns=False,
         label_names=["labels"],
     )
-    trainer = _Trainer(
-        job, get_contender(contender), settings, evaluations, model=job.model, args=arguments,
-        train_dataset=job.train, eval_dataset=job.evaluation, data_collator=job.collate,
-        compute_metrics=job.compute_metrics,
-    )  # fmt: skip
+    own = rule.arguments(settings, steps)
+    own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
+    trainer = _Trainer(job, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
+    trainer.lr_scheduler = rule.scheduler(trainer.create_optimizer(), settings, steps)
     last = next(iter(checkpoints(folder)[::-1]), None)
-    if last is not None:
-        trainer.remember(steps_done(last))
-    if steps_done(last) < steps:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     return trainer.recorder.result(trainer.seconds())
 
 
 class _Collate:
-    """The training's collate, whose random numbers a resumed run repeats.
+    """The training's collate, and the random state before the batch that it made last.
 
-    The loader makes each batch before the step of the one before it, and before the Trainer
-    restores the random state: so the states are kept and set here.
+    Accelerate makes each batch one step ahead. A run that goes on makes the batch after its
+    checkpoint again, from the state before it, and all others from the state at the checkpoint:
+    the two states in `again`.
     """
 
-    def __init__(self, collate: Any) -> None:
-        self.collate, self.made = collate, 0
-        self.before = torch.get_rng_state()
-        self.states: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.resumed = False
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate, self.made, self.before = collate, 0, torch.get_rng_state()
+        self.again: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, examples: Any) -> Any:
-        first, self.states = self.states, None
-        if first:
-            torch.set_rng_state(first[0])
+        again, self.again = self.again, None
+        if again:
+            torch.set_rng_state(again[0])
         self.made, self.before = self.made + 1, torch.get_rng_state()
         batch = self.collate(examples)
-        if first:
-            torch.set_rng_state(first[1])
+        if again:
+            torch.set_rng_state(again[1])
         return batch
-
-    def state(self, step: int) -> list[str] | None:
-        """The random states before the batch beyond `step` batches, and now; None: no such yet."""
-        states = (self.before, torch.get_rng_state())
-        return [bytes(s.tolist()).hex() for s in states] if self.made > step else None
-
-    def restore(self, step: int, states: list[str] | None) -> None:
-        """Goes on after `step` batches from what `state` gave."""
-        self.made, self.resumed = step, states is not None
-        if states:
-            before, now = (torch.tensor(list(bytes.fromhex(s)), dtype=torch.uint8) for s in states)
-            self.states = before, now
 
 
 class _Trainer(WholeCheckpointTrainer):
-    """The Trainer with a contender's optimizer and schedule and a recorder of every step."""
+    """The Trainer with a recorder of every step, which its checkpoints hold, too."""
 
     def __init__(
-        self, job: Job, contender: Contender, settings: Mapping[str, Any], evaluations: int,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        steps = options["args"].max_steps
-        own = contender.arguments(settings, steps)
-        own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
-        super().__init__(**options, optimizer_cls_and_kwargs=(contender.load(), own))
-        self.job = job
-        self.contender, self.settings = contender, settings
-        self.recorder, self.collate = Recorder(steps), _Collate(job.collate)
+        self, job: Job, arguments: TrainingArguments, rule: Contender, **options: Any
+    ) -> None:
+        self.job, self.rule, self.collate = job, rule, _Collate(job.collate)
+        super().__init__(
+            model=job.model,
+            args=arguments,
+            train_dataset=job.train,
+            eval_dataset=job.evaluation,
+            data_collator=self.collate,
+            compute_metrics=job.compute_metrics,
+            **options,
+        )
+        self.recorder, self.ahead = Recorder(arguments.max_steps), False
         self.started, self.evaluation_seconds = time.perf_counter(), 0.0
-        self.loss: torch.Tensor | None = None
+        self.loss = torch.tensor(math.nan)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Record(self, evaluations))
+        self.add_callback(_Record(self))
 
     def seconds(self) -> float:
         """Of training, without evaluation."""
         return time.perf_counter() - self.started - self.evaluation_seconds
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # the record first: a checkpoint that counts has one
-        step = self.state.global_step
-        values = {"recorder": self.recorder.state(), "seconds": self.seconds(),
-                  "random": self.collate.state(step)}  # fmt: skip
-        write_json(self._record(step), values)
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        state = self.job.model.state_dict()
-        if not all(value.is_contiguous() for value in state.values()):  # safetensors refuses them
-            state_dict = {name: value.contiguous() for name, value in state.items()}
-        super()._save(output_dir, state_dict)
-
-    def remember(self, step: int) -> None:
-        """The record of what was done up to a checkpoint."""
-        values = json.loads(self._record(step).read_text(encoding="utf-8"))
-        self.recorder.restore(values["recorder"])
-        self.collate.restore(step, values["random"])
-        self.started -= values["seconds"]
-
-    def _record(self, step: int) -> Path:
-        return Path(str(self.args.output_dir)) / f"record-{step}.json"
-
-    def _load_rng_state(self, checkpoint: Any) -> None:
-        kept = torch.get_rng_state()
-        super()._load_rng_state(checkpoint)
-        if self.collate.resumed:  # whose batches were made from it
-            torch.set_rng_state(kept)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None:
-            name, warmup = self.contender.schedule(self.settings, num_training_steps)
-            chosen: Any = optimizer or self.optimizer
-            self.lr_scheduler = make_schedule(chosen, name, warmup, num_training_steps)
-        return self.lr_scheduler
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self.loss = super().training_step(*args, **kwargs).detach()
         return self.loss
 
-    def get_train_dataloader(self) -> Any:
-        self.data_collator = self.collate
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = self.job.collate
-
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        kept = self.data_collator
-        self.data_collator = self.job.collate_evaluation or kept
+        self.data_collator = self.job.collate_evaluation or self.job.collate
         try:
             return super().get_eval_dataloader(*args, **kwargs)
         finally:
-            self.data_collator = kept
+            self.data_collator = self.collate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()
-        if self.contender.schedule_free:
+        if self.rule.schedule_free:
             self._measure_batch_norms()
         metrics = super().evaluate(*args, **kwargs)
         bare = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        timing = ("runtime", "samples_per_second", "steps_per_second", "epoch")
-        bare = {name: value for name, value in bare.items() if name not in timing}
+        for name in ("runtime", "samples_per_second", "steps_per_second", "epoch"):
+            bare.pop(name, None)
         self.recorder.evaluated(self.job.score(bare), bare)
         self.evaluation_seconds += time.perf_counter() - started
         return metrics
@@ -241,28 +151,54 @@ class _Trainer(WholeCheckpointTrainer):
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             return
         with torch.random.fork_rng():  # dropout and data order go on as if this were not here
+            size = self.args.per_device_train_batch_size
             loader: Any = DataLoader(
-                self.job.train, self.args.per_device_train_batch_size, shuffle=True,
-                collate_fn=self.job.collate,
-            )  # fmt: skip
+                self.job.train, size, shuffle=True, collate_fn=self.job.collate
+            )
             optimizer.eval()
             model.train()
             for batch in itertools.islice(loader, batches):
                 model(**self._prepare_inputs(batch))
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        state = state_dict or self.job.model.state_dict()  # safetensors refuses other strides
+        super()._save(output_dir, {name: value.contiguous() for name, value in state.items()})
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        step, ahead = self.state.global_step, self.collate.made > self.state.global_step
+        values = {
+            "step": step,
+            "recorder": vars(self.recorder),
+            "seconds": self.seconds(),
+            "batches": (self.collate.before, torch.get_rng_state()) if ahead else None,
+        }
+        torch.save(values, Path(output_dir) / "record.pt")
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        values = torch.load(Path(checkpoint) / "record.pt", weights_only=True)
+        vars(self.recorder).update(values["recorder"])
+        self.collate.made, self.collate.again = values["step"], values["batches"]
+        self.ahead = values["batches"] is not None
+        self.started -= values["seconds"]
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        kept = torch.get_rng_state()
+        super()._load_rng_state(checkpoint)
+        if self.ahead:  # the batches that were made since go on from it
+            torch.set_rng_state(kept)
+
 
 class _Record(TrainerCallback):
-    """Hands each step's loss to the recorder, asks for evaluations, stops what diverged."""
+    """Hands each step's loss to the recorder, and ends a run that diverged."""
 
-    def __init__(self, trainer: _Trainer, evaluations: int) -> None:
+    def __init__(self, trainer: _Trainer) -> None:
         self.trainer = trainer
-        self.every = max(1, math.ceil(trainer.args.max_steps / max(1, evaluations)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        loss = self.trainer.loss
-        assert loss is not None
-        if not self.trainer.recorder.step(loss.item(), kwargs["optimizer"]):
-            control.should_training_stop = True
-        elif state.global_step % self.every == 0 or state.global_step == args.max_steps:
-            control.should_evaluate = True
+        if not self.trainer.recorder.step(self.trainer.loss.item(), kwargs["optimizer"]):
+            control.should_training_stop, control.should_evaluate = True, False
+        if control.should_training_stop:  # the result follows
+            control.should_save = False
         return control

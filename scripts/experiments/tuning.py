@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glue.errors import UsageError
 
 from experiments.comparison import Comparison
-from experiments.runner import Failure, Run, read_result, sweep
+from experiments.runner import Failure, Run, made, sweep
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,11 @@ def search(comparison: Comparison, contender: str) -> Search:
         UsageError: the runs do not have what `tuning.by` names, or Optuna is missing.
     """
     first = comparison.grid_runs(contender)
-    wanted = missing(first, comparison)
-    trials = results(first, comparison)
-    if not wanted and comparison.tuning.trials > len(first):
+    wanted, trials = missing(first, comparison), results(first, comparison)
+    if not wanted and comparison.tuning["trials"] > len(first):
         with warnings.catch_warnings():  # that the worst value is clipped to the finite ones
             warnings.filterwarnings("ignore", "Clip non-finite")
-            trials, wanted = _propose(comparison, contender, trials)
+            wanted = _propose(comparison, contender, trials)
     values = {result["settings"]["lr"]: told(result, comparison) for result in trials}
     rates = {lr: value for lr, value in values.items() if value is not None}
     better = max if comparison.higher_is_better else min
@@ -59,44 +58,42 @@ def told(result: Mapping[str, Any], comparison: Comparison) -> float | None:
     """A run's value of what `tuning.by` names; None if it diverged."""
     if result["score"] is None:
         return None
-    values = {**result.get("metrics", {}), "score": result["score"]}
-    by = comparison.tuning.by
+    values = {"score": result["score"], **result.get("metrics", {})}
+    by = comparison.tuning["by"]
     if by not in values:
-        known = ", ".join(["score", *(name for name in values if name != "score")])
-        raise UsageError(f"tuning.by {by!r}: a run of {comparison.workload.name} has {known}")
+        raise UsageError(
+            f"tuning.by {by!r}: a run of {comparison.workload.name} has {', '.join(values)}"
+        )
     return values[by]
 
 
-def _propose(
-    comparison: Comparison, contender: str, trials: Sequence[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[Run]]:
-    """Tell Optuna the grid's results, and go on with its own trials as far as there are results."""
-    optuna = need_optuna()
-    tuning, bounds = comparison.tuning, comparison.range(contender)
-    direction = "maximize" if comparison.higher_is_better else "minimize"
+def _propose(comparison: Comparison, contender: str, trials: list[dict[str, Any]]) -> list[Run]:
+    """Tell Optuna the grid's results, and go on with its own trials as far as there are results.
+
+    Adds those to `trials`; returns the run that comes next, if any.
+    """
+    optuna, tuning = need_optuna(), comparison.tuning
     worst = -math.inf if comparison.higher_is_better else math.inf
-    # a Gaussian process: after a grid of 5, TPE proposes an end of the range whatever was best
-    sampler = optuna.samplers.GPSampler(n_startup_trials=tuning.grid, seed=tuning.seed)
-    study = optuna.create_study(sampler=sampler, direction=direction)
-    found = list(trials)
-    rates = [result["settings"]["lr"] for result in trials]
-    # rounded, the ends of the grid may lie outside
-    space = optuna.distributions.FloatDistribution(
-        min(bounds.low, *rates), max(bounds.high, *rates), log=True
+    study = optuna.create_study(
+        # a Gaussian process: after a grid of 5, TPE proposes an end of the range whatever was best
+        sampler=optuna.samplers.GPSampler(n_startup_trials=tuning["grid"], seed=tuning["seed"]),
+        direction="maximize" if comparison.higher_is_better else "minimize",
     )
+    rates = [result["settings"]["lr"] for result in trials]
+    ends = [*comparison.range(contender), *rates]  # rounded, a rate may lie outside
+    space = optuna.distributions.FloatDistribution(min(ends), max(ends), log=True)
     for lr in rates:
         study.enqueue_trial({"lr": lr})
-    for number in range(tuning.trials):
+    for number in range(tuning["trials"]):
         trial = study.ask({"lr": space})
         if number >= len(rates):
-            run = comparison.run(contender, float(f"{trial.params['lr']:.3g}"), tuning.seed)
-            path = run.path(comparison.output_dir)
-            if not path.exists():
-                return found, [run]
-            found.append(read_result(path))
-        value = told(found[number], comparison)
+            run = comparison.run(contender, float(f"{trial.params['lr']:.3g}"))
+            if missing([run], comparison):
+                return [run]
+            trials += results([run], comparison)
+        value = told(trials[number], comparison)
         study.tell(trial, worst if value is None else value)
-    return found, []
+    return []
 
 
 def need_optuna() -> Any:
@@ -119,15 +116,8 @@ def need_optuna() -> Any:
 def make_runs(comparison: Comparison, processes: int, show: bool = True) -> list[Failure]:
     """Make all runs that are not there yet: grids and the shared rate, Optuna's trials, seeds.
 
-    A contender with a run that fails is left out of the rounds that follow.
-
-    Args:
-        comparison: what to run.
-        processes: how many runs at a time.
-        show: a line for each round and a progress bar, on stderr.
-
-    Returns:
-        What failed; the next call tries it again.
+    A contender with a run that fails is left out of the rounds that follow; the next call tries
+    again. `processes` at a time; with `show`, a line for each round and a progress bar on stderr.
 
     Raises:
         UsageError: before any training: Optuna or data is missing, or the folder is not writable.
@@ -135,9 +125,11 @@ def make_runs(comparison: Comparison, processes: int, show: bool = True) -> list
     """
     failures: list[Failure] = []
 
-    def going() -> list[str]:
+    def of_all(runs_of: Callable[[str], Sequence[Run]]) -> list[Run]:
         failed = {failure.run.contender for failure in failures}
-        return [name for name in comparison.contenders if name not in failed]
+        return [
+            run for name in comparison.contenders if name not in failed for run in runs_of(name)
+        ]
 
     def make(title: str, runs: Sequence[Run]) -> None:
         count = len({run.path(comparison.output_dir) for run in missing(runs, comparison)})
@@ -146,22 +138,20 @@ def make_runs(comparison: Comparison, processes: int, show: bool = True) -> list
                 print(f"{title}: {count} runs", file=sys.stderr)
             failures.extend(sweep(runs, comparison.output_dir, processes, show)[1])
 
-    if comparison.tuning.trials > comparison.tuning.grid:
+    if comparison.tuning["trials"] > comparison.tuning["grid"]:
         need_optuna()
-    if comparison.tuning.by != "score":  # found wrong by one run, not by all
-        grids = [run for name in going() for run in comparison.grid_runs(name)]
+    grids = of_all(comparison.grid_runs)
+    if comparison.tuning["by"] != "score":  # found wrong by one run, not by all
         if not results(grids, comparison):
             make("to see what a run measures", grids[:1])
         for result in results(grids, comparison):
             told(result, comparison)
-    grids = [run for name in going() for run in comparison.grid_runs(name)]
-    shared = [run for name in going() for run in comparison.shared_runs(name)]
-    reach = [run for name in going() for run in comparison.reach_runs(name)]
-    make("grids and shared rate", [*grids, *shared, *reach])
-    while trials := [run for name in going() for run in search(comparison, name).wanted]:
+        grids = of_all(comparison.grid_runs)
+    others = [*of_all(comparison.shared_runs), *of_all(comparison.reach_runs)]
+    make("grids and shared rate", [*grids, *others])
+    while trials := of_all(lambda name: search(comparison, name).wanted):
         make("Optuna's trials", trials)
-    best = {name: search(comparison, name).best_lr for name in going()}
-    make("seeds", [run for name, lr in best.items() for run in comparison.seed_runs(name, lr)])
+    make("seeds", of_all(lambda n: comparison.seed_runs(n, search(comparison, n).best_lr)))
     return failures
 
 
@@ -172,5 +162,4 @@ def missing(runs: Sequence[Run], comparison: Comparison) -> list[Run]:
 
 def results(runs: Sequence[Run], comparison: Comparison) -> list[dict[str, Any]]:
     """The results of those that have one."""
-    paths = [run.path(comparison.output_dir) for run in runs]
-    return [read_result(path) for path in paths if path.exists()]
+    return made(runs, comparison.output_dir)

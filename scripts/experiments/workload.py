@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 from glue.errors import UsageError
+from torch import nn
 
-from dwmgrad import __version__
-from experiments.contenders import get_contender
-from experiments.schedules import SCHEDULES
+from experiments.contenders import SCHEDULES, get_contender
+
+
+def standard(**settings: Any) -> Any:
+    """The value of `Workload.defaults` in a subclass."""
+    return field(default_factory=lambda: dict(settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Workload:
 
     name: str
     metric: str
-    higher_is_better: bool
+    higher_is_better: bool = True
     steps: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
     lr_scale: float = 1.0
@@ -57,7 +57,7 @@ class Workload:
 
         Args:
             contender: a name of `contenders.CONTENDERS`.
-            settings: `lr`, `weight_decay`, `schedule` (a name of `schedules.SCHEDULES`), `warmup`
+            settings: `lr`, `weight_decay`, `schedule` (a name of `contenders.SCHEDULES`), `warmup`
                 (a share of all steps), and arguments of the optimizer; `defaults` fill the gaps.
             seed: of the initial weights, of dropout and of the data's order.
             folder: for working files; what an interrupted run of the same arguments left in it is
@@ -99,27 +99,79 @@ class Workload:
                 raise UsageError(f"{contender}: {name} must be a number, got {value!r}")
             if not (math.isfinite(value) and value >= 0) or (name == "warmup" and value >= 1):
                 raise UsageError(f"{contender}: {name} {value!r} is out of range")
-        if result["schedule"] not in SCHEDULES:
+        schedules = ["constant"] if own.schedule_free else list(SCHEDULES)
+        if result["schedule"] not in schedules:
             raise UsageError(
-                f"{contender}: schedule {result['schedule']!r}: choose from {', '.join(SCHEDULES)}"
+                f"{contender}: schedule {result['schedule']!r}: choose from {', '.join(schedules)}"
             )
-        if own.schedule_free and result["schedule"] != "constant":
-            raise UsageError(f"{contender}: it has no schedule but 'constant'")
         own.check(result, self.steps)
         return result
 
-    def search_space(self, contender: str) -> dict[str, dict[str, Any]]:
-        """The contender's search space with this workload's `lr_scale`."""
-        space = {name: dict(bounds) for name, bounds in get_contender(contender).search.items()}
-        for bound in ("low", "high"):
-            space["lr"][bound] *= self.lr_scale
-        return space
+    def search_range(self, contender: str) -> tuple[float, float]:
+        """The contender's lowest and highest learning rate, with this workload's `lr_scale`."""
+        low, high = get_contender(contender).search
+        return low * self.lr_scale, high * self.lr_scale
 
     def description(self) -> dict[str, Any]:
         """What makes this workload's numbers: every field but where the data lies."""
         values = asdict(self)
         values.pop("data_dir")
         return values
+
+
+@dataclass
+class Job:
+    """What the Trainer needs, made after the seed was set.
+
+    Attributes:
+        model: gives a loss when it is called with a batch's names.
+        train, evaluation: the data sets.
+        collate: examples to a batch in training.
+        score: the score, from all metrics by their bare names (`loss` among them).
+        compute_metrics: the Trainer's; None where the loss is enough.
+        collate_evaluation: examples to a batch in evaluation; None: as in training.
+        eval_batch_size: examples per batch in evaluation.
+        max_grad_norm: the Trainer's gradient clipping; 0 for none.
+    """
+
+    model: nn.Module
+    train: Any
+    evaluation: Any
+    collate: Callable[[Any], Any]
+    score: Callable[[Mapping[str, float]], float]
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None
+    collate_evaluation: Callable[[Any], Any] | None = None
+    eval_batch_size: int = 256
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerWorkload(Workload):
+    """One for the Hugging Face Trainer.
+
+    Attributes:
+        batch_size: examples per step.
+    """
+
+    batch_size: int
+
+    @property
+    def evaluations(self) -> int:
+        """How often the score is taken, evenly spread; the last is at the end."""
+        return 3
+
+    def job(self) -> Job:
+        """Model and data of a run, whose seed is set."""
+        raise NotImplementedError
+
+    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
+        from transformers import set_seed
+
+        from experiments.training import train
+
+        settings = self.settings(contender, settings)
+        set_seed(seed)
+        return train(self, self.job(), contender, settings, seed, folder)
 
 
 def folder_of(data_dir: str | None, what: str) -> Path:
@@ -134,45 +186,3 @@ def folder_of(data_dir: str | None, what: str) -> Path:
     if not folder.is_dir():
         raise UsageError(f"--data_dir {data_dir}: no such folder; it should hold {what}")
     return folder
-
-
-def machine() -> dict[str, Any]:
-    """What a run's seconds depend on."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "processor": _processor(),
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if cuda else None,
-    }
-
-
-def _processor() -> str:
-    """Its name; on Linux `platform` has none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that numbers may depend on."""
-    found = {"python": platform.python_version(), "dwmgrad": __version__}
-    for name in (
-        "torch",
-        "transformers",
-        "accelerate",
-        "datasets",
-        "schedulefree",
-        "optuna",
-        "scipy",
-    ):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

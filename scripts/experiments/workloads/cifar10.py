@@ -11,9 +11,8 @@ for 12 epochs: about 4.5 minutes on one core.
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from glue.errors import UsageError
 from glue.files import find_split
 from torch import Tensor
 
-from experiments.workload import Workload, folder_of
+from experiments.workload import Job, TrainerWorkload, folder_of, standard
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
@@ -31,23 +30,19 @@ PAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar10(Workload):
+class Cifar10(TrainerWorkload):
     """Macro F1 on the test images; `metrics` also has the accuracy.
 
     Attributes:
         depth: of the network, 6n + 2.
-        batch_size: images per step.
         train_images, test_images: how many, from the files' start; None: all.
         evaluations: how often the score is taken.
     """
 
     name: str = "cifar10"
     metric: str = "f1"
-    higher_is_better: bool = True
     steps: int = 64_000
-    defaults: Mapping[str, Any] = field(
-        default_factory=lambda: {"schedule": "step", "weight_decay": 1e-4}
-    )
+    defaults: Mapping[str, Any] = standard(schedule="step", weight_decay=1e-4)
     decay_is_l2: ClassVar[bool] = True  # He et al. 2015
     depth: int = 110
     batch_size: int = 128
@@ -59,36 +54,27 @@ class Cifar10(Workload):
         for split in ("train", "test"):
             find_images(self.data_dir, split)
 
-    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
-        from sklearn.metrics import f1_score
-        from transformers import set_seed
-
+    def job(self) -> Job:
         from experiments.resnet import ResNet
-        from experiments.training import Job, train
 
-        settings = self.settings(contender, settings)
-        training = load_images(self.data_dir, "train", self.train_images)
-        test = load_images(self.data_dir, "test", self.test_images)
-
-        def measure(outputs: Any) -> dict[str, float]:
-            found, labels = outputs.predictions.argmax(axis=1), outputs.label_ids
-            f1 = float(f1_score(labels, found, average="macro"))
-            return {"f1": f1, "accuracy": float((found == labels).mean())}
-
-        set_seed(seed)
-        job = Job(
+        return Job(
             model=ResNet(self.depth),
-            train=training,
-            evaluation=test,
+            train=load_images(self.data_dir, "train", self.train_images),
+            evaluation=load_images(self.data_dir, "test", self.test_images),
             collate=functools.partial(collate, augment=True),
             collate_evaluation=collate,
-            compute_metrics=measure,
+            compute_metrics=_measure,
             score=lambda metrics: metrics["f1"],
+            max_grad_norm=0.0,
         )
-        return train(
-            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size,
-            evaluations=self.evaluations, max_grad_norm=0.0,
-        )  # fmt: skip
+
+
+def _measure(outputs: Any) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
+    found, labels = outputs.predictions.argmax(axis=1), outputs.label_ids
+    f1 = float(f1_score(labels, found, average="macro"))
+    return {"f1": f1, "accuracy": float((found == labels).mean())}
 
 
 def find_images(data_dir: str | None, split: str) -> list[Path]:
@@ -102,34 +88,28 @@ def find_images(data_dir: str | None, split: str) -> list[Path]:
     return files or find_split(folder, split)  # which raises and lists what is there
 
 
+@functools.lru_cache(maxsize=4)
 def load_images(data_dir: str | None, split: str, limit: int | None) -> list[tuple[Tensor, int]]:
     """(image, label) for the first `limit` rows; an image is uint8 (3, 32, 32).
 
     Raises:
         UsageError: a column is missing, or an image is not what it should be.
     """
-    return _decoded(tuple(map(str, find_images(data_dir, split))), limit)
-
-
-@functools.lru_cache(maxsize=4)
-def _decoded(paths: tuple[str, ...], limit: int | None) -> list[tuple[Tensor, int]]:
-    from PIL import Image, UnidentifiedImageError
+    from datasets import Image
     from pyarrow import parquet
 
     rows: list[tuple[Tensor, int]] = []
-    for path in paths:
+    for path in find_images(data_dir, split):
         table = parquet.read_table(path)
-        if limit is not None:
-            table = table.slice(0, max(0, limit - len(rows)))
         named = [name for name in ("img", "image") if name in table.column_names]
         if not named or "label" not in table.column_names:
             raise UsageError(f"{path}: needs the columns img and label; has {table.column_names}")
-        pairs = zip(table[named[0]].to_pylist(), table["label"].to_pylist(), strict=True)
-        for row, (value, label) in enumerate(pairs):
+        table = table.select([named[0], "label"])[: None if limit is None else limit - len(rows)]
+        for row, (value, label) in enumerate(zip(*table.to_pydict().values(), strict=True)):
             try:
                 data = value["bytes"] if isinstance(value, dict) else value
-                image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-            except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+                image = np.array(Image(mode="RGB").decode_example({"bytes": data, "path": None}))
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 raise UsageError(f"{path}: row {row} is no image: {error}") from error
             if image.shape != (32, 32, 3) or not 0 <= label < 10:
                 raise UsageError(f"{path}: row {row} is {image.shape}, label {label}")
@@ -162,23 +142,3 @@ def crop_and_flip(images: Tensor) -> Tensor:
     each = torch.arange(count).view(-1, 1, 1)
     # indexing puts the channels last
     return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
-
-
-def short(data_dir: str | None, **options: Any) -> Cifar10:
-    """The form for a CPU: ResNet-20 on 10,000 images, 12 epochs, half-cosine schedule."""
-    values: dict[str, Any] = {
-        "name": "cifar10-short", "depth": 20, "train_images": 10_000, "test_images": 5_000,
-        "steps": 12 * 79, "evaluations": 4,
-        "defaults": {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4},
-    }  # fmt: skip
-    return Cifar10(**{**values, **options}, data_dir=data_dir)
-
-
-def brief(data_dir: str | None, **options: Any) -> Cifar10:
-    """The form for a sweep: ResNet-8 on 2,000 images, 3 epochs, half-cosine schedule."""
-    values: dict[str, Any] = {
-        "name": "cifar10-brief", "depth": 8, "train_images": 2_000, "test_images": 1_000,
-        "steps": 3 * 63, "batch_size": 32, "evaluations": 3,
-        "defaults": {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4},
-    }  # fmt: skip
-    return Cifar10(**{**values, **options}, data_dir=data_dir)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from glue.errors import UsageError
 from glue.files import find_split
 from glue.tasks import get_task
 
-from experiments.workload import Workload, folder_of
+from experiments.workload import Job, TrainerWorkload, folder_of, standard
 
 SAMPLE_SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "rte": 2490}
 """The tasks that can be had whole, and their training examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glue(Workload):
+class Glue(TrainerWorkload):
     """The task's main metric on its development set.
 
     Attributes:
@@ -38,14 +38,10 @@ class Glue(Workload):
         lora_r: the adapter's rank; None: all weights are trained.
         train_examples, eval_examples: at most so many; None: all.
         max_seq_length: in tokens.
-        batch_size: examples per step.
         evaluations: how often the score is taken.
     """
 
-    defaults: Mapping[str, Any] = field(
-        default_factory=lambda: {"schedule": "linear", "warmup": 0.06, "weight_decay": 0.01}
-    )
-    higher_is_better: bool = True
+    defaults: Mapping[str, Any] = standard(schedule="linear", warmup=0.06, weight_decay=0.01)
     task: str
     model_name_or_path: str | None = None
     lora_r: int | None = None
@@ -56,13 +52,13 @@ class Glue(Workload):
     evaluations: int = 3
 
     def check(self) -> None:
+        from glue.data import task_folder
+
         task = get_task(self.task)
         if self.data_dir is not None:
-            from glue.data import task_folder
-
             for split in (task.train or "", *task.validation):
                 find_split(task_folder(self.data_dir, task), split)
-        elif self.task != "sst2":
+        elif self.task != "sst2":  # of which there is a sample
             folder_of(None, f"GLUE's tasks, {self.task} among them")
         if self.model_name_or_path is None and self.name != "tiny-sst2":
             raise UsageError("--model_name_or_path is missing: give a pretrained encoder")
@@ -79,7 +75,7 @@ class Glue(Workload):
         from glue.preprocess import collator
         from glue.setup import prepare
 
-        from experiments.training import Job, train
+        from experiments.training import train
 
         settings = self.settings(contender, settings)
         with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
@@ -94,10 +90,7 @@ class Glue(Workload):
                 compute_metrics=compute_metrics(run.task),
                 score=lambda metrics: metrics[run.task.main_metric],
             )
-            return train(
-                job, contender, settings, seed, folder, steps=self.steps,
-                batch_size=self.batch_size, evaluations=self.evaluations,
-            )  # fmt: skip
+            return train(self, job, contender, settings, seed, folder)
 
     def _arguments(self, seed: int, folder: Path) -> list[str]:
         """The words that scripts/run_glue.py would be given for this model and data."""
@@ -118,24 +111,15 @@ class Glue(Workload):
         return flags + [f"--{name}={value}" for name, value in words.items() if value is not None]
 
 
-def tiny_sst2(data_dir: str | None = None, **options: Any) -> Glue:
-    """The quick one; it needs no path, so `data_dir` is not looked at."""
-    values: dict[str, Any] = {
-        "name": "tiny-sst2", "metric": "accuracy", "task": "sst2", "train_examples": 20_000,
-        "steps": 313, "batch_size": 64, "evaluations": 4,
-        "defaults": {"schedule": "linear", "warmup": 0.05, "weight_decay": 0.01},
-    }  # fmt: skip
-    return Glue(**{**values, **options})
-
-
-def pretrained(name: str, data_dir: str | None, **options: Any) -> Glue:
+def pretrained(name: str, **options: Any) -> Glue:
     """`glue-TASK` or `glue-TASK-lora`, for the tasks that can be had whole."""
-    task, *rest = name.removeprefix("glue-").split("-")
-    lora = rest == ["lora"]
+    _, task, *lora = name.split("-")
     epochs, batch_size = (10 if lora else 3), options.get("batch_size", 32)
-    values: dict[str, Any] = {
-        "name": name, "metric": get_task(task).main_metric, "task": task,
-        "lora_r": 8 if lora else None, "lr_scale": 0.3 if lora else 0.03,
-        "steps": epochs * -(-SAMPLE_SIZES[task] // batch_size), "batch_size": batch_size,
-    }  # fmt: skip
-    return Glue(**{**values, **options}, data_dir=data_dir)
+    values = {
+        "metric": get_task(task).main_metric,
+        "task": task,
+        "lora_r": 8 if lora else None,
+        "lr_scale": 0.3 if lora else 0.03,
+        "steps": epochs * -(-SAMPLE_SIZES[task] // batch_size),
+    }
+    return Glue(**{"name": name, **values, **options})

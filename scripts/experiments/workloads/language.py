@@ -17,22 +17,20 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from experiments.workload import Workload
+from experiments.workload import Job, TrainerWorkload, standard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language(Workload):
+class Language(TrainerWorkload):
     """Perplexity of the validation sentences: the exponential of the mean loss per token.
 
     Attributes:
         block: tokens in an example.
-        batch_size: examples per step.
         layers, width, heads: of the GPT-2.
         train_blocks, validation_blocks: at most so many examples; None: all.
     """
@@ -41,9 +39,7 @@ class Language(Workload):
     metric: str = "perplexity"
     higher_is_better: bool = False
     steps: int = 450
-    defaults: Mapping[str, Any] = field(
-        default_factory=lambda: {"schedule": "linear", "warmup": 0.05, "weight_decay": 0.01}
-    )
+    defaults: Mapping[str, Any] = standard(schedule="linear", warmup=0.05, weight_decay=0.01)
     block: int = 32
     batch_size: int = 16
     layers: int = 3
@@ -52,32 +48,30 @@ class Language(Workload):
     train_blocks: int | None = None
     validation_blocks: int | None = None
 
-    def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
-        from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+    def job(self) -> Job:
+        from transformers import GPT2Config, GPT2LMHeadModel
 
-        from experiments.training import Job, train
-
-        settings = self.settings(contender, settings)
         training, validation, vocabulary = blocks(self.block)
-        set_seed(seed)
         config = GPT2Config(
-            vocab_size=vocabulary, n_positions=self.block, n_embd=self.width,
-            n_layer=self.layers, n_head=self.heads, use_cache=False,
-            bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            n_positions=self.block,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
         model = GPT2LMHeadModel(config)
         model.loss_type = "ForCausalLM"  # which its class name does not say
-        job = Job(
+        return Job(
             model=model,
             train=list(training[: self.train_blocks]),
             evaluation=list(validation[: self.validation_blocks]),
             collate=collate,
             score=lambda metrics: math.exp(min(metrics["loss"], 700.0)),
+            eval_batch_size=self.batch_size,
         )
-        return train(
-            job, contender, settings, seed, folder, steps=self.steps, batch_size=self.batch_size,
-            eval_batch_size=self.batch_size, evaluations=3,
-        )  # fmt: skip
 
 
 def collate(examples: list[torch.Tensor]) -> dict[str, torch.Tensor]:

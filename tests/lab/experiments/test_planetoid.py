@@ -6,15 +6,14 @@ import pickle
 
 import numpy as np
 import pytest
-from experiments.planetoid import find_graph, load_graph
-from experiments.workloads.cora import _tensors
+from experiments.workloads.cora import _tensors, find_graph, load_graph
 from glue.errors import UsageError
 
 from .conftest import a_graph
 
 
 def test_the_adjacency_is_normalised_with_loops(cora_dir):
-    graph, features, adjacency = _tensors(str(find_graph(str(cora_dir))))
+    graph, features, adjacency = _tensors(find_graph(str(cora_dir)))
     dense = adjacency.to_dense().numpy()
     plain = np.eye(len(graph.labels), dtype=np.float64)
     plain[graph.edges[0], graph.edges[1]] = plain[graph.edges[1], graph.edges[0]] = 1

@@ -24,8 +24,8 @@ SETTINGS = {"lr": 1e-3}
 
 def test_a_result_that_is_there_is_not_made_again(tmp_path):
     workload = Fake(data_dir=str(tmp_path))
-    first = run_once(workload, "adamw", SETTINGS, 7, tmp_path / "root")
-    again = run_once(workload, "adamw", SETTINGS, 7, tmp_path / "root")
+    first = run_once(Run(workload, "adamw", SETTINGS, 7), tmp_path / "root")
+    again = run_once(Run(workload, "adamw", SETTINGS, 7), tmp_path / "root")
     assert first == again and counted(tmp_path) == ["7"]
     (path,) = (tmp_path / "root" / "fake" / "adamw").iterdir()
     assert path == Run(workload, "adamw", SETTINGS, 7).path(tmp_path / "root")
@@ -52,7 +52,7 @@ def test_each_setting_contender_seed_and_budget_has_its_own_file(tmp_path):
 KILLED = """
 import os, signal, sys
 from experiments import recording, training
-from experiments.runner import run_once
+from experiments.runner import Run, run_once
 from experiments.workloads import make_workload
 
 name, data_dir, root, contender, lr, options, end = sys.argv[1:]
@@ -65,7 +65,7 @@ def step(self, loss, optimizer):
 
 recording.Recorder.step = step
 workload = make_workload(name, data_dir or None, **eval(options))
-run_once(workload, contender, {"lr": float(lr)}, 3, root)
+run_once(Run(workload, contender, {"lr": float(lr)}, 3), root)
 """
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_result_is_told(content, tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(UsageError, match="remove it to run again"):
-        run_once(Fake(), "adamw", SETTINGS, 0, tmp_path)
+        run_once(Run(Fake(), "adamw", SETTINGS, 0), tmp_path)
 
 
 def test_a_value_that_json_does_not_know_leaves_no_file(tmp_path):
@@ -122,7 +122,7 @@ def test_a_value_that_json_does_not_know_leaves_no_file(tmp_path):
 
 def test_a_sweep_makes_what_is_missing_in_order_and_once(tmp_path):
     workload, root = Fake(data_dir=str(tmp_path)), tmp_path / "root"
-    run_once(workload, "adamw", SETTINGS, 1, root)
+    run_once(Run(workload, "adamw", SETTINGS, 1), root)
     runs = [Run(workload, "adamw", SETTINGS, seed) for seed in (3, 1, 2, 3)]
     results, failures = sweep(runs, root, show=False)
     assert [result["score"] for result in results] == [3, 1, 2, 3] and not failures
@@ -182,13 +182,13 @@ def test_a_process_gives_the_numbers_that_this_one_gives(cora_dir, tmp_path):
     runs = [Run(workload, "dwmgrad-decrease", {"lr": 1e-2}, seed) for seed in (0, 1)]
     there, _ = sweep(runs, tmp_path / "there", processes=1, show=False)
     for run, result in zip(runs, there, strict=True):
-        here = run_once(workload, run.contender, run.settings, run.seed, tmp_path / "here")
+        here = run_once(run, tmp_path / "here")
         for key in ("score", "train_loss", "history"):
             assert here[key] == result[key]
 
 
 SWEEP = """
-from experiments.fakes import Fake
+from lab.experiments.fakes import Fake
 from experiments.runner import Run, sweep
 from glue.errors import run_cli
 work = Fake(data_dir={folder!r}, ending="sleep", ends_so_from=2)

@@ -114,10 +114,10 @@ def test_mistakes_are_one_line(main, words, message, tmp_path):
         ("workload: rosenbrock\nsteps: 3", "unknown 'steps'"),
         (
             "workload: rosenbrock\nkind: survey\ncontenders: {adam: {lr: 1}}",
-            "kind 'survey': choose from experiment, ablation",
+            "kind 'survey': expected experiment or ablation",
         ),
-        ("workload: rosenbrock\ncontenders: {adam: 3}", "contenders: adam: expected"),
-        ("workload: rosenbrock\ncontenders: [adam]", "contenders: expected"),
+        ("workload: rosenbrock\ncontenders: {adam: 3}", "contenders: adam 3: expected"),
+        ("workload: rosenbrock\ncontenders: [adam]", "contenders .*: expected"),
         ("workload: rosenbrock\ncontenders: {adm: {lr: 1}}", "Did you mean adam"),
         ("workload: rosenbrock\ncontenders: {adam: {lr: fast}}", "lr must be a number"),
         ("workload: rosenbrock\ncontenders: {adam: {lr: 1}}\nseeds: [-1]", "seeds"),
@@ -128,6 +128,13 @@ def test_mistakes_in_a_file_are_one_line(text, message, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         read_experiment(write(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_a_single_seed_are_taken_as_people_write_them(tmp_path):
+    text = "workload: rosenbrock\ncontenders: {adam: {lr: 1e-3, eps: 1.5E-8}}\nseeds: 3"
+    experiment = read_experiment(write(tmp_path, text))
+    assert experiment.contenders == {"adam": ("adam", {"lr": 1e-3, "eps": 1.5e-8})}
+    assert experiment.seeds == (3,)
 
 
 def test_shares_are_in_percent_and_other_numbers_are_not():
