@@ -316,7 +316,7 @@ def refusal(stage: int) -> str:
 
 
 def limit_refusal(stage: int) -> str:
-    """What the first backward pass says to a `loss_limit`, which asks for all parameters at once."""
+    """What the first backward pass says to a `loss_limit`, which needs all parameters at once."""
     accelerator = new_accelerator(stage, 1, {})
     model, _, loader, inner = prepare(accelerator)
     for group in inner.param_groups:
