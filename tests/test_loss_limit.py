@@ -212,3 +212,44 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         DWMGrad(params_of(), **arguments)
+
+
+def scaled(factor: float, form: dict) -> list[float]:
+    """The limits where losses and gradients are so many times as large."""
+    params = params_of()
+    optimizer = DWMGrad(params, lr=0.1, preset="finetune", loss_limit=0.5, **form)
+    found = []
+    for step in range(10):
+        for param, grad in zip(params, gradients(step), strict=True):
+            param.grad = grad * factor
+        optimizer.step(loss=loss_of(step) * factor)
+        found.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
+    return found
+
+
+@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+def test_sums_and_means_of_losses_have_one_limit(form: dict) -> None:
+    assert scaled(1000.0, form) == pytest.approx(scaled(1.0, form), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [1e30, 1e-30, 0.5])
+def test_no_loss_makes_a_step_longer_than_without_a_limit(loss: float) -> None:
+    limited, free = params_of(), params_of()
+    optimizers = [
+        DWMGrad(limited, lr=0.1, preset="finetune", loss_limit=0.5),
+        DWMGrad(free, lr=0.1, preset="finetune"),
+    ]
+    for optimizer in optimizers:
+        train(optimizer, range(1))
+    before = [[param.detach().clone() for param in params] for params in (limited, free)]
+    for optimizer, params in zip(optimizers, (limited, free), strict=True):
+        for param, grad in zip(params, gradients(1), strict=True):
+            param.grad = grad
+        optimizer.step(loss=loss)
+    limit = optimizers[0].param_groups[0]["step_limit"]
+    assert 0 < limit <= 1 and (limit == 1) == (loss == 1e30)
+    moved, moved_free = (
+        sum(float((p - old).norm()) for p, old in zip(params, olds, strict=True))
+        for params, olds in zip((limited, free), before, strict=True)
+    )
+    assert moved <= moved_free * 1.0001
