@@ -12,55 +12,43 @@ from typing import Any
 from bench.output import ROOT
 from bench.timing import spread
 
-CONTENDERS = {
+OPTIMIZERS = {
     "dwmgrad": ["--optim", "dwmgrad", "--optim_args", "max_window=100"],
     "adamw_fused": ["--optim", "adamw_torch_fused", "--optim_args", ""],
 }
 CONFIG = "configs/demo.yaml"
+ALONE = "--do_eval false --eval_strategy no --plot false --disable_tqdm true --seed 0"
 
 
-def end_to_end(rounds: int, max_steps: int, device: str, seed: int = 0) -> dict[str, Any]:
+def end_to_end(rounds: int, max_steps: int, device: str) -> dict[str, Any]:
     """Trains the demo in turn with both optimizers, each time in a process of its own.
 
     Args:
         rounds: how often each of the two trains.
         max_steps: the steps of a training.
         device: "cpu", or else the GPU that the Trainer takes by itself.
-        seed: of all of them.
 
     Returns:
         The row: samples per second, and the ratio of the times of each round.
     """
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    row: dict[str, Any] = {
-        "config": CONFIG,
-        "max_steps": max_steps,
-        "rounds": rounds,
-        "seed": seed,
-        "why_not": None,
-    }
-    common = ["--max_steps", str(max_steps), "--seed", str(seed)]
-    common += ["--use_cpu", str(device == "cpu")]
+    row: dict[str, Any] = {"config": CONFIG, "max_steps": max_steps, "rounds": rounds, "seed": 0}
+    common = [*ALONE.split(), "--max_steps", str(max_steps), "--use_cpu", str(device == "cpu")]
+    speeds: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
     for _ in range(rounds):
-        for name, words in CONTENDERS.items():
+        for name, words in OPTIMIZERS.items():
             speed = _train([*words, *common])
             if isinstance(speed, str):
                 return {**row, "why_not": f"{name}: {speed}"}
             speeds[name].append(speed)
-    ours, theirs = speeds.values()
-    for name, found in speeds.items():
-        row[f"{name}_samples_per_second"] = spread(found)
-    return {**row, "ratio": spread([b / a for a, b in zip(ours, theirs, strict=True)])}
+    ratios = [theirs / ours for ours, theirs in zip(*speeds.values(), strict=True)]
+    spreads = {f"{name}_samples_per_second": spread(found) for name, found in speeds.items()}
+    return {**row, "why_not": None, **spreads, "ratio": spread(ratios)}
 
 
 def _train(words: list[str]) -> float | str:
     """The samples per second of one training, or why it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, str(ROOT / "scripts" / "run_glue.py"), str(ROOT / CONFIG), *words,
-            "--do_eval", "false", "--eval_strategy", "no", "--plot", "false",
-            "--disable_tqdm", "true", "--output_dir", folder,
-        ]  # fmt: skip
+        command = [sys.executable, "scripts/run_glue.py", CONFIG, *words, "--output_dir", folder]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode != 0:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
