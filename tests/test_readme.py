@@ -88,8 +88,9 @@ SCRIPT = """
 def test_its_script_stays_as_it_is(tmp_path):
     (tmp_path / "train.py").write_text(textwrap.dedent(SCRIPT))
     words = next(words for words in commands(README) if words[:3] == ["python", "-m", "dwmgrad"])
-    process = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True,
-                             text=True)  # fmt: skip
+    process = subprocess.run(
+        [sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     assert "TRAINED DWMGrad 2e-05" in process.stdout
 

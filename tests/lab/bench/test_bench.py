@@ -30,12 +30,10 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("bench") / "new"
-    done = run(
-        "bench_step", "--shapes", "tiny", "decoder-1b", "--states", "float32", "int8",
-        "--kernels", "native", "one_launch", "fused", "loop",
-        "--peers", "adamw-fused", "schedulefree", "--pairs", "3", "--max_memory_gib", "1",
-        "--output", folder / "bench.json", "--plot", folder / "bench.png",
-    )  # fmt: skip
+    words = "--shapes tiny decoder-1b --states float32 int8 --pairs 3 --max_memory_gib 1"
+    words += " --kernels native one_launch fused loop --peers adamw-fused schedulefree"
+    files = ["--output", folder / "bench.json", "--plot", folder / "bench.png"]
+    done = run("bench_step", *words.split(), *files)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "bench.json").read_text()), folder / "bench.png"
 
@@ -101,11 +99,9 @@ def test_the_plot_is_drawn(measured):
 
 
 def test_growth_on_small_points(tmp_path):
-    done = run(
-        "bench_growth", "--parameters", "1000", "1000000000", "--tensors", "7", "--total", "2000",
-        "--pairs", "3", "--max_memory_gib", "1", "--output", tmp_path / "growth.json",
-        "--plot", tmp_path / "growth.png",
-    )  # fmt: skip
+    words = "--parameters 1000 1000000000 --tensors 7 --total 2000 --pairs 3 --max_memory_gib 1"
+    files = ["--output", tmp_path / "growth.json", "--plot", tmp_path / "growth.png"]
+    done = run("bench_growth", *words.split(), *files)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "growth.json").read_text())
     first, large, last = results["rows"]
