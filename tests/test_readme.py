@@ -123,7 +123,7 @@ def test_its_figures_are_those_of_the_results():
     assert row(README, "resume")[1].startswith(
         f"{faults['equal_ends']} of {faults['kills']} killed"
     )
-    # the page itself is held to the results by tests/experiments/test_evidence.py
+    # the page itself is held to the results by tests/lab/experiments/test_evidence.py
     mean = row(ROOT / "docs/evidence.md", "**mean of those not chosen on; ahead of AdamW?**")[4]
     value, interval = mean[mean.index("(") + 1 :].split(" points")[0].split(" ", 1)
     quality = row(README, "quality")[1]
