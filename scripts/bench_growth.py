@@ -17,9 +17,9 @@ import sys
 from typing import Any
 
 import torch
-from bench import output
+from bench import program
 from bench.optimizers import REFERENCE, STATES, TimedOptimizer, dwmgrad_with, kernels_of
-from bench.rows import Row, at_least, attempt, compare, parser_of, run
+from bench.program import Row
 from bench.shapes import Shapes
 from bench.timing import milliseconds, pairs, spread
 
@@ -46,7 +46,7 @@ def measure(timed: TimedOptimizer, shapes: Shapes, options: argparse.Namespace) 
     device = options.device
     optimizer, step = timed.start(shapes, device)
     _, reference_step = REFERENCE.start(shapes, device)
-    times = compare(step, reference_step, options)
+    times = program.compare(step, reference_step, options)
     feed = spread(feed_times(optimizer, device))
     for group in optimizer.param_groups:
         group["missing_loss"] = "hold"
@@ -79,24 +79,24 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     points += [("tensors", options.total, number) for number in options.tensors]
     timed = default_of(options)
     results["kernels"] = sorted(kernels_of(timed, options.device))
-    output.print_header(COLUMNS)
+    program.print_header(COLUMNS)
     for sweep, parameters, tensors in points:
         about = {"sweep": sweep, "parameters": parameters, "tensors": tensors}
-        row = {**about, **attempt(timed, cut(parameters, tensors), options, measure)}
+        row = {**about, **program.attempt(timed, cut(parameters, tensors), options, measure)}
         results["rows"].append(row)
         print_point(row)
-        output.write(options.output, results)
+        program.write(options.output, results)
 
 
 def print_point(row: Row) -> None:
     """Prints a row in the table; one that could not run says why."""
     labels = [f"{row['parameters']:,}", f"{row['tensors']:,}"]
     if row["why_not"] is not None:
-        return output.print_row(COLUMNS, labels, row["why_not"])
-    cells = [output.with_quartiles(row[key]) for key in ("ms", "adamw_fused_ms", "ratio")]
-    cells += [output.with_quartiles(row["feed_ms"], 1e3), f"{row['feed_share']:.2%}"]
-    difference = output.with_quartiles(row["with_minus_without_ms"], 1e3)
-    output.print_row(COLUMNS, labels, [*cells, difference])
+        return program.print_row(COLUMNS, labels, row["why_not"])
+    cells = [program.with_quartiles(row[key]) for key in ("ms", "adamw_fused_ms", "ratio")]
+    cells += [program.with_quartiles(row["feed_ms"], 1e3), f"{row['feed_share']:.2%}"]
+    difference = program.with_quartiles(row["with_minus_without_ms"], 1e3)
+    program.print_row(COLUMNS, labels, [*cells, difference])
 
 
 def plot(results: dict[str, Any]) -> Any:
@@ -125,38 +125,31 @@ def plot(results: dict[str, Any]) -> Any:
     axes[0].legend(frameon=False)
     kernels = " and ".join(results["kernels"])
     subtitle = f"DWMGrad's kernel: {kernels}, state: {results['settings']['state']}"
-    figure.suptitle(f"{output.title(results)}\n{subtitle}", fontsize=10)
+    figure.suptitle(f"{program.title(results)}\n{subtitle}", fontsize=10)
     return figure
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
-    parser = parser_of(__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Measures and writes; returns the exit code."""
+    parser = program.parser_of(__doc__)
     sizes = [10**power for power in range(4, 10)]
     numbers = [1, 3, 10, 30, 100, 300, 1000, 2000]
+    add = parser.add_argument
     for name, least, default, about in (
         ("parameters", TENSORS_OF_A_SIZE, sizes, f"in {TENSORS_OF_A_SIZE} tensors"),
         ("tensors", 1, numbers, "their number"),
     ):
         about += f" (default: {default[0]} to {default[-1]})"
-        kind = {"nargs": "*", "type": at_least(least), "metavar": "N"}
-        parser.add_argument(f"--{name}", default=default, help=about, **kind)
+        number = program.at_least(least)
+        add(f"--{name}", nargs="*", type=number, default=default, metavar="N", help=about)
     about = "the parameters that --tensors share (default: 2000000)"
-    parser.add_argument("--total", type=int, default=2_000_000, help=about)
+    add("--total", type=int, default=2_000_000, help=about)
     about = "DWMGrad's (default: float32)"
-    parser.add_argument("--state", choices=STATES, default="float32", help=about)
+    add("--state", choices=STATES, default="float32", help=about)
     options = parser.parse_args(argv)
     if options.total < (most := max(options.tensors, default=1)):
         parser.error(f"--total must be at least {most}, the most of --tensors, got {options.total}")
-    return options
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measures and writes; returns the exit code."""
-    options = parse(argv)
-    names = ("state", "total", "pairs", "row_seconds")
-    settings = {name: getattr(options, name) for name in names}
-    return run(work, plot, options, output.record(options.device, **settings))
+    return program.run(work, plot, options, "state", "total", "pairs", "row_seconds")
 
 
 if __name__ == "__main__":

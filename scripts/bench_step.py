@@ -14,22 +14,31 @@ reach on 256 MiB in the same run. What fits into the processor's caches goes bey
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from bench import output
-from bench.end_to_end import end_to_end
+from bench import program
 from bench.optimizers import KERNELS, PEERS, REFERENCE, STATES, TimedOptimizer, dwmgrad_with
 from bench.probes import extra_memory, launches, state_bytes, syncs
-from bench.rows import Row, at_least, attempt, compare, parser_of, run
+from bench.program import Row
 from bench.shapes import SHAPES, Shapes, count
-from bench.timing import bandwidth
+from bench.timing import bandwidth, spread
 
 COLUMNS = (
     "shapes | parameters | tensors | optimizer | kernel | state | ms (quartiles) | "
     "ratio to fused AdamW (quartiles) | MB moved | of copy_ | of add_ | launches | syncs | "
     "recompiled | extra MiB | state bytes/parameter"
 )
+TRAINED = {
+    "dwmgrad": ["--optim", "dwmgrad", "--optim_args", "max_window=100"],
+    "adamw_fused": ["--optim", "adamw_torch_fused", "--optim_args", ""],
+}
+CONFIG = "configs/demo.yaml"
+ALONE = "--do_eval false --eval_strategy no --plot false --disable_tqdm true --seed 0"
 TRAINING = "training | DWMGrad samples/s | AdamW fused | ratio of times"
 
 
@@ -38,7 +47,7 @@ def measure(timed: TimedOptimizer, shapes: Shapes, options: argparse.Namespace) 
     device, parameters = options.device, count(shapes)
     optimizer, step = timed.start(shapes, device)
     _, reference_step = REFERENCE.start(shapes, device)
-    times = compare(step, reference_step, options)
+    times = program.compare(step, reference_step, options)
     state = state_bytes(optimizer)
     return {
         **times,
@@ -55,7 +64,7 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     optimizers = [dwmgrad_with(name, state) for name in options.kernels for state in options.states]
     optimizers += [PEERS[name] for name in options.peers]
     if options.shapes:
-        output.print_header(COLUMNS)
+        program.print_header(COLUMNS)
     for name in options.shapes:
         shapes, rates = SHAPES[name](), bandwidth(options.device)
         for timed in optimizers:
@@ -63,22 +72,22 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
                 **{"shapes": name, "parameters": count(shapes), "tensors": len(shapes)},
                 **{key: getattr(timed, key) for key in ("optimizer", "kernel", "state")},
                 **{f"{kind}_gb_per_second": rate for kind, rate in rates.items()},
-                **attempt(timed, shapes, options, measure),
+                **program.attempt(timed, shapes, options, measure),
             }
             if row["why_not"] is None:
                 rate = row["bytes_moved"] / row["ms"]["median"] / 1e6
                 row |= {f"share_of_{kind}": rate / rates[kind] for kind in rates}
             results["rows"].append(row)
             print_step(row)
-            output.write(options.output, results)
+            program.write(options.output, results)
     if options.end_to_end:
         row = end_to_end(options.rounds, options.max_steps, options.device)
         results["end_to_end"] = row
         print()
-        output.print_header(TRAINING)
+        program.print_header(TRAINING)
         keys = ("dwmgrad_samples_per_second", "adamw_fused_samples_per_second", "ratio")
-        cells = row["why_not"] or [output.with_quartiles(row[key]) for key in keys]
-        output.print_row(TRAINING, [f"{row['config']}, {row['max_steps']} steps"], cells)
+        cells = row["why_not"] or [program.with_quartiles(row[key]) for key in keys]
+        program.print_row(TRAINING, [f"{row['config']}, {row['max_steps']} steps"], cells)
 
 
 def print_step(row: Row) -> None:
@@ -86,14 +95,50 @@ def print_step(row: Row) -> None:
     labels = [row["shapes"], f"{row['parameters']:,}", str(row["tensors"])]
     labels += [row["optimizer"], row["kernel"], row["state"]]
     if row["why_not"] is not None:
-        return output.print_row(COLUMNS, labels, row["why_not"])
-    cells = [output.with_quartiles(row[key]) for key in ("ms", "ratio")]
+        return program.print_row(COLUMNS, labels, row["why_not"])
+    cells = [program.with_quartiles(row[key]) for key in ("ms", "ratio")]
     cells += [f"{row['bytes_moved'] / 1e6:,.1f}"]
     cells += [f"{row[key]:.0%}" for key in ("share_of_copy", "share_of_add")]
     cells += ["-" if row[key] is None else str(row[key]) for key in ("launches", "syncs")]
     extra = row["extra_memory"]
     cells += [str(row["recompilations"]), "-" if extra is None else f"{extra / 2**20:.2f}"]
-    output.print_row(COLUMNS, labels, [*cells, f"{row['state_bytes_per_parameter']:.2f}"])
+    program.print_row(COLUMNS, labels, [*cells, f"{row['state_bytes_per_parameter']:.2f}"])
+
+
+def end_to_end(rounds: int, max_steps: int, device: str) -> dict[str, Any]:
+    """Trains the demo in turn with both optimizers, each time in a process of its own.
+
+    Args:
+        rounds: how often each of the two trains.
+        max_steps: the steps of a training.
+        device: "cpu", or else the GPU that the Trainer takes by itself.
+
+    Returns:
+        The row: samples per second, and the ratio of the times of each round.
+    """
+    row: dict[str, Any] = {"config": CONFIG, "max_steps": max_steps, "rounds": rounds, "seed": 0}
+    common = [*ALONE.split(), "--max_steps", str(max_steps), "--use_cpu", str(device == "cpu")]
+    speeds: dict[str, list[float]] = {name: [] for name in TRAINED}
+    for _ in range(rounds):
+        for name, words in TRAINED.items():
+            speed = _train([*words, *common])
+            if isinstance(speed, str):
+                return {**row, "why_not": f"{name}: {speed}"}
+            speeds[name].append(speed)
+    ratios = [theirs / ours for ours, theirs in zip(*speeds.values(), strict=True)]
+    spreads = {f"{name}_samples_per_second": spread(found) for name, found in speeds.items()}
+    return {**row, "why_not": None, **spreads, "ratio": spread(ratios)}
+
+
+def _train(words: list[str]) -> float | str:
+    """The samples per second of one training, or why it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "scripts/run_glue.py", CONFIG, *words, "--output_dir", folder]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=program.ROOT)
+        if done.returncode != 0:
+            return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        results = json.loads(Path(folder, "all_results.json").read_text())
+        return results["train_samples_per_second"]
 
 
 def plot(results: dict[str, Any]) -> Any:
@@ -121,13 +166,13 @@ def plot(results: dict[str, Any]) -> Any:
     axis.margins(x=0.1)
     axis.axvline(1, color="tab:red", linewidth=1)
     axis.set_xlabel("time of a step / that of torch.optim.AdamW(fused=True); median and quartiles")
-    axis.set_title(output.title(results), fontsize=10)
+    axis.set_title(program.title(results), fontsize=10)
     return figure
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
-    parser = parser_of(__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Measures and writes; returns the exit code."""
+    parser = program.parser_of(__doc__)
     add = parser.add_argument
     most = [name for name in SHAPES if name != "tiny"]
     for name, number, choices, default, about in (
@@ -141,17 +186,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     about = "also train configs/demo.yaml with DWMGrad and with fused AdamW, in turn"
     add("--end_to_end", action="store_true", help=about)
     about = "trainings of each for --end_to_end (default: 3)"
-    add("--rounds", type=at_least(1), default=3, help=about)
+    add("--rounds", type=program.at_least(1), default=3, help=about)
     about = "the steps of a training (default: 200)"
-    add("--max_steps", type=at_least(1), default=200, help=about)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measures and writes; returns the exit code."""
-    options = parse(argv)
-    settings = {"pairs": options.pairs, "row_seconds": options.row_seconds}
-    return run(work, plot, options, output.record(options.device, **settings))
+    add("--max_steps", type=program.at_least(1), default=200, help=about)
+    return program.run(work, plot, parser.parse_args(argv), "pairs", "row_seconds")
 
 
 if __name__ == "__main__":

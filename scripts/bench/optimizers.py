@@ -30,8 +30,8 @@ class TimedOptimizer:
     Attributes:
         optimizer, kernel, state: its names in the table.
         path: the class, as "module:name".
-        per_parameter: bytes of state and of temporaries for each parameter, estimated.
-        per_largest: bytes of temporaries for each element of the largest tensor, estimated.
+        bytes_: of state and of temporaries for each parameter, and of temporaries for each element
+            of the largest tensor, estimated.
         arguments: for the class, besides the settings that all have.
         package: what to install for it, where its name is not the module's.
     """
@@ -40,8 +40,7 @@ class TimedOptimizer:
     kernel: str
     state: str
     path: str
-    per_parameter: float = 8
-    per_largest: float = 0
+    bytes_: tuple[float, ...] = (8, 0)
     arguments: dict[str, Any] = field(default_factory=dict)
     package: str = ""
 
@@ -62,7 +61,8 @@ class TimedOptimizer:
     def bytes_needed(self, shapes: Shapes) -> float:
         """An estimate of the memory of parameters, gradients, state and temporaries."""
         largest = max(map(math.prod, shapes))
-        return count(shapes) * (8 + self.per_parameter) + largest * self.per_largest
+        per_parameter, per_largest = self.bytes_
+        return count(shapes) * (8 + per_parameter) + largest * per_largest
 
     def why_not(self, device: str) -> str | None:
         """Why it cannot run on this device; None if it can."""
@@ -118,12 +118,10 @@ _LOOP_BYTES = {"float32": 12, "bfloat16": 64, "int8": 80}
 
 def dwmgrad_with(kernel: str, state: str) -> TimedOptimizer:
     """DWMGrad with one of `KERNELS` and one of `STATES`."""
-    return TimedOptimizer(
-        *("DWMGrad", kernel, state, DWMGRAD),
-        per_parameter=_STATE_BYTES[state] + (4 if kernel == "foreach" else 0),
-        per_largest=_LOOP_BYTES[state] if kernel == "loop" else 0,
-        arguments={"state_dtype": STATES[state], **KERNELS[kernel]},
-    )
+    per_parameter = _STATE_BYTES[state] + (4 if kernel == "foreach" else 0)
+    per_largest = _LOOP_BYTES[state] if kernel == "loop" else 0
+    form = {"state_dtype": STATES[state], **KERNELS[kernel]}
+    return TimedOptimizer("DWMGrad", kernel, state, DWMGRAD, (per_parameter, per_largest), form)
 
 
 def kernels_of(timed: TimedOptimizer, device: str) -> set[str]:
@@ -146,13 +144,13 @@ def kernels_of(timed: TimedOptimizer, device: str) -> set[str]:
 # ---- the others ----
 
 
-def _adamw(kernel: str, *estimates: float) -> TimedOptimizer:
+def _adamw(kernel: str, *bytes_: float) -> TimedOptimizer:
     form = {"fused": kernel == "fused", "foreach": kernel == "foreach"}
-    return TimedOptimizer("AdamW", kernel, "float32", "torch.optim:AdamW", *estimates, form)
+    return TimedOptimizer("AdamW", kernel, "float32", "torch.optim:AdamW", bytes_, form)
 
 
-def _own(name: str, state: str, path: str, *estimates: float, package: str = "") -> TimedOptimizer:
-    return TimedOptimizer(name, "own", state, path, *estimates, package=package)
+def _own(name: str, state: str, path: str, *bytes_: float, package: str = "") -> TimedOptimizer:
+    return TimedOptimizer(name, "own", state, path, bytes_, package=package)
 
 
 REFERENCE = _adamw("fused", 8, 0)

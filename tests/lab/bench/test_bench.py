@@ -183,7 +183,7 @@ class Slow(torch.optim.AdamW):
 
 def attempt(name: str, given: argparse.Namespace, **changed: Any) -> dict[str, Any]:
     from bench.optimizers import TimedOptimizer
-    from bench.rows import attempt
+    from bench.program import attempt
     from bench_step import measure
 
     timed = TimedOptimizer("x", "own", "float32", name, **changed)
@@ -208,7 +208,7 @@ def test_a_step_that_takes_too_long_is_given_up():
 
 
 def test_a_row_makes_fewer_pairs_rather_than_take_longer():
-    from bench.rows import compare
+    from bench.program import compare
 
     found = compare(lambda: time.sleep(0.01), lambda: None, options(pairs=10**6, row_seconds=0.1))
     assert 3 <= found["pairs"] <= 10
