@@ -67,7 +67,7 @@ def feed_times(optimizer: Any, device: str, count: int = 50) -> list[float]:
         optimizer.observe_loss(loss)
         with torch.no_grad():
             observation = optimizer._feed.observation
-            optimizer._settle(observation)  # what step() does with it
+            optimizer._agreed_on(observation)  # what step() does with it
             observation.use(optimizer.param_groups)
 
     return [milliseconds(feed, device) for _ in range(count + 5)][5:]
