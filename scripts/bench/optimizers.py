@@ -30,8 +30,8 @@ class TimedOptimizer:
     Attributes:
         optimizer, kernel, state: its names in the table.
         path: the class, as "module:name".
-        bytes_: of state and of temporaries for each parameter, and of temporaries for each element
-            of the largest tensor, estimated.
+        estimate: bytes of state and of temporaries for each parameter, and of temporaries for each
+            element of the largest tensor.
         arguments: for the class, besides the settings that all have.
         package: what to install for it, where its name is not the module's.
     """
@@ -40,7 +40,7 @@ class TimedOptimizer:
     kernel: str
     state: str
     path: str
-    bytes_: tuple[float, ...] = (8, 0)
+    estimate: tuple[float, ...] = (8, 0)
     arguments: dict[str, Any] = field(default_factory=dict)
     package: str = ""
 
@@ -61,7 +61,7 @@ class TimedOptimizer:
     def bytes_needed(self, shapes: Shapes) -> float:
         """An estimate of the memory of parameters, gradients, state and temporaries."""
         largest = max(map(math.prod, shapes))
-        per_parameter, per_largest = self.bytes_
+        per_parameter, per_largest = self.estimate
         return count(shapes) * (8 + per_parameter) + largest * per_largest
 
     def why_not(self, device: str) -> str | None:
@@ -144,13 +144,13 @@ def kernels_of(timed: TimedOptimizer, device: str) -> set[str]:
 # ---- the others ----
 
 
-def _adamw(kernel: str, *bytes_: float) -> TimedOptimizer:
+def _adamw(kernel: str, *estimate: float) -> TimedOptimizer:
     form = {"fused": kernel == "fused", "foreach": kernel == "foreach"}
-    return TimedOptimizer("AdamW", kernel, "float32", "torch.optim:AdamW", bytes_, form)
+    return TimedOptimizer("AdamW", kernel, "float32", "torch.optim:AdamW", estimate, form)
 
 
-def _own(name: str, state: str, path: str, *bytes_: float, package: str = "") -> TimedOptimizer:
-    return TimedOptimizer(name, "own", state, path, bytes_, package=package)
+def _own(name: str, state: str, path: str, *estimate: float, package: str = "") -> TimedOptimizer:
+    return TimedOptimizer(name, "own", state, path, estimate, package=package)
 
 
 REFERENCE = _adamw("fused", 8, 0)

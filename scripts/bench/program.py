@@ -188,14 +188,14 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> dict[str, Any]:
-    """The checkout's commit, and whether its files differ from it; None outside of git."""
-    command = "git describe --always --exclude=* --abbrev=40 --dirty".split()
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    except (OSError, subprocess.CalledProcessError):
-        return {"id": None, "changed": None}
-    head, *changed = done.stdout.strip().split("-")
-    return {"id": head, "changed": bool(changed)}
+    """The checkout's commit, and whether src/ or scripts/ differ from it; None outside of git."""
+    found = []
+    for command in ("git rev-parse HEAD", "git status --porcelain src scripts"):
+        with suppress(OSError, subprocess.CalledProcessError):
+            output = subprocess.check_output(command.split(), cwd=ROOT, stderr=subprocess.DEVNULL)
+            found.append(output.decode().strip())
+    head, changes = found if len(found) == 2 else (None, None)
+    return {"id": head, "changed": None if changes is None else bool(changes)}
 
 
 def title(results: dict[str, Any]) -> str:
