@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import output
-from bench.contenders import REFERENCE, STATES, Contender, dwmgrad_with, kernels_of
-from bench.rows import add_common, attempt, check_common, compare, run
+from bench import program
+from bench.optimizers import REFERENCE, STATES, TimedOptimizer, dwmgrad_with, kernels_of
+from bench.program import Row
 from bench.shapes import Shapes
 from bench.timing import milliseconds, pairs, spread
 
 COLUMNS = (
-    "parameters", "tensors", "DWMGrad ms (quartiles)", "AdamW fused ms (quartiles)",
-    "ratio (quartiles)", "loss feed µs (quartiles)", "of the step", "with - without a loss, µs",
-)  # fmt: skip
+    "parameters | tensors | DWMGrad ms (quartiles) | AdamW fused ms (quartiles) | "
+    "ratio (quartiles) | loss feed µs (quartiles) | of the step | with - without a loss, µs"
+)
 TENSORS_OF_A_SIZE = 10
 
 
-def default_of(options: argparse.Namespace) -> Contender:
+def default_of(options: argparse.Namespace) -> TimedOptimizer:
     """DWMGrad with the kernel that it takes by itself."""
     return dwmgrad_with("native" if options.device == "cpu" else "one_launch", options.state)
 
@@ -42,12 +41,12 @@ def cut(parameters: int, tensors: int) -> Shapes:
     return [(length + (index < rest),) for index in range(tensors)]
 
 
-def measure(contender: Contender, shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
+def measure(timed: TimedOptimizer, shapes: Shapes, options: argparse.Namespace) -> Row:
     """Times steps of both, the loss feed, and steps with and without a loss."""
     device = options.device
-    optimizer, step = contender.start(shapes, device)
+    optimizer, step = timed.start(shapes, device)
     _, reference_step = REFERENCE.start(shapes, device)
-    times = compare(step, reference_step, options)
+    times = program.compare(step, reference_step, options)
     feed = spread(feed_times(optimizer, device))
     for group in optimizer.param_groups:
         group["missing_loss"] = "hold"
@@ -68,41 +67,39 @@ def feed_times(optimizer: Any, device: str, count: int = 50) -> list[float]:
         optimizer.observe_loss(loss)
         with torch.no_grad():
             observation = optimizer._feed.observation
-            optimizer._settle(observation)  # what step() does with it
+            optimizer._agreed_on(observation)  # what step() does with it
             observation.use(optimizer.param_groups)
 
     return [milliseconds(feed, device) for _ in range(count + 5)][5:]
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row in the table."""
-    cells = [f"{row['parameters']:,}", f"{row['tensors']:,}"]
-    if row["why_not"] is not None:
-        return output.table_line([*cells, row["why_not"], *["-"] * (len(COLUMNS) - 3)])
-    feed, difference = (
-        {"median": 1e3 * each["median"], "quartiles": [1e3 * value for value in each["quartiles"]]}
-        for each in (row["feed_ms"], row["with_minus_without_ms"])
-    )
-    cells += [output.with_quartiles(row[key]) for key in ("ms", "adamw_fused_ms", "ratio")]
-    cells += [output.with_quartiles(feed), f"{row['feed_share']:.2%}"]
-    return output.table_line([*cells, output.with_quartiles(difference)])
 
 
 def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Measures all points; each is printed and written as it comes."""
     points = [("parameters", size, TENSORS_OF_A_SIZE) for size in options.parameters]
     points += [("tensors", options.total, number) for number in options.tensors]
-    contender = default_of(options)
-    print(output.header(COLUMNS), flush=True)
+    timed = default_of(options)
+    results["kernels"] = sorted(kernels_of(timed, options.device))
+    program.print_header(COLUMNS)
     for sweep, parameters, tensors in points:
         about = {"sweep": sweep, "parameters": parameters, "tensors": tensors}
-        row = {**about, **attempt(contender, cut(parameters, tensors), options, measure)}
+        row = {**about, **program.attempt(timed, cut(parameters, tensors), options, measure)}
         results["rows"].append(row)
-        print(line(row), flush=True)
-        output.write(options.output, results)
+        print_point(row)
+        program.write(options.output, results)
 
 
-def plot(path: Path, results: dict[str, Any]) -> None:
+def print_point(row: Row) -> None:
+    """Prints a row in the table; one that could not run says why."""
+    labels = [f"{row['parameters']:,}", f"{row['tensors']:,}"]
+    if row["why_not"] is not None:
+        return program.print_row(COLUMNS, labels, row["why_not"])
+    cells = [program.with_quartiles(row[key]) for key in ("ms", "adamw_fused_ms", "ratio")]
+    cells += [program.with_quartiles(row["feed_ms"], 1e3), f"{row['feed_share']:.2%}"]
+    difference = program.with_quartiles(row["with_minus_without_ms"], 1e3)
+    program.print_row(COLUMNS, labels, [*cells, difference])
+
+
+def plot(results: dict[str, Any]) -> Any:
     """Draws time over parameters and over tensors, both axes logarithmic."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
@@ -115,13 +112,12 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, sweep in zip(axes, ("parameters", "tensors"), strict=True):
         rows = [r for r in results["rows"] if r["sweep"] == sweep and r["why_not"] is None]
+        places = [row[sweep] for row in rows]
         for key, (label, style, color) in curves.items():
-            places = [row[sweep] for row in rows]
             axis.plot(places, [row[key]["median"] for row in rows], style, color=color, label=label)
             low, high = ([row[key]["quartiles"][side] for row in rows] for side in (0, 1))
             axis.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set(xscale="log", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_xlabel(f"parameters, in {TENSORS_OF_A_SIZE} tensors")
     axes[1].set_xlabel(f"tensors, {results['settings']['total']:,} parameters in all")
@@ -129,57 +125,31 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     axes[0].legend(frameon=False)
     kernels = " and ".join(results["kernels"])
     subtitle = f"DWMGrad's kernel: {kernels}, state: {results['settings']['state']}"
-    figure.suptitle(f"{output.title(results)}\n{subtitle}", fontsize=10)
-    output.save(figure, path)
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "--parameters",
-        nargs="*",
-        type=int,
-        default=[10**power for power in range(4, 10)],
-        metavar="N",
-        help=f"in {TENSORS_OF_A_SIZE} tensors (default: 10000 to 1000000000)",
-    )
-    add(
-        "--tensors",
-        nargs="*",
-        type=int,
-        metavar="N",
-        default=[1, 3, 10, 30, 100, 300, 1000, 2000],
-        help="their number (default: 1 to 2000)",
-    )
-    add(
-        "--total",
-        type=int,
-        default=2_000_000,
-        help="the parameters that --tensors share (default: 2000000)",
-    )
-    add("--state", choices=STATES, default="float32", help="DWMGrad's (default: float32)")
-    add_common(parser)
-    options = parser.parse_args(argv)  # fmt: skip
-    check_common(parser, options)
-    for name, least in (("parameters", TENSORS_OF_A_SIZE), ("tensors", 1)):
-        if min(getattr(options, name), default=least) < least:
-            parser.error(f"--{name} must be at least {least}, got {min(getattr(options, name))}")
-    if options.total < (most := max(options.tensors, default=1)):
-        parser.error(f"--total must be at least {most}, the most of --tensors, got {options.total}")
-    return options
+    figure.suptitle(f"{program.title(results)}\n{subtitle}", fontsize=10)
+    return figure
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures and writes; returns the exit code."""
-    options = parse(argv)
-    names = ("state", "total", "pairs", "row_seconds")
-    results = output.record(options.device, **{name: getattr(options, name) for name in names})
-    results["kernels"] = sorted(kernels_of(default_of(options), options.device))
-    return run(work, plot, options, results)
+    parser = program.parser_of(__doc__)
+    sizes = [10**power for power in range(4, 10)]
+    numbers = [1, 3, 10, 30, 100, 300, 1000, 2000]
+    add = parser.add_argument
+    for name, least, default, about in (
+        ("parameters", TENSORS_OF_A_SIZE, sizes, f"in {TENSORS_OF_A_SIZE} tensors"),
+        ("tensors", 1, numbers, "their number"),
+    ):
+        about += f" (default: {default[0]} to {default[-1]})"
+        number = program.at_least(least)
+        add(f"--{name}", nargs="*", type=number, default=default, metavar="N", help=about)
+    about = "the parameters that --tensors share (default: 2000000)"
+    add("--total", type=int, default=2_000_000, help=about)
+    about = "DWMGrad's (default: float32)"
+    add("--state", choices=STATES, default="float32", help=about)
+    options = parser.parse_args(argv)
+    if options.total < (most := max(options.tensors, default=1)):
+        parser.error(f"--total must be at least {most}, the most of --tensors, got {options.total}")
+    return program.run(work, plot, options, "state", "total", "pairs", "row_seconds")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ with needs("glue"):
 SCRIPTS = Path(__file__).resolve().parent
 CASES = [(script, ranks) for script in ("run_glue", "run_glue_no_trainer") for ranks in (1, 2)]
 STEPS = 10
+WORDS = """
+    --task_name sst2 --use_sample --max_eval_samples 12 --do_train --do_eval --use_cpu
+    --per_device_train_batch_size 4 --num_train_epochs 2 --learning_rate 1e-3
+    --optim dwmgrad --optim_args max_window=100 --logging_steps 1 --plot false
+    --save_strategy steps --save_steps 1 --save_total_limit 2
+    --report_to none --disable_tqdm true
+"""
 _BEGUN = ".run_arguments.json"  # which a run writes when its model is loaded
 _context = multiprocessing.get_context("forkserver")  # each training is a fork that has torch
 _context.set_forkserver_preload(["transformers.trainer", "datasets", "peft", "evaluate"])
@@ -66,11 +73,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         kills = args.kills // len(CASES) + (index < args.kills % len(CASES))
         if kills:
             rows.append(_Case(script, ranks, folder, tiny).run(kills, draw))
-    total = {
-        "kills": sum(row["kills"] for row in rows),
-        "inside_checkpoint_writing": sum(row["inside_checkpoint_writing"] for row in rows),
-        "equal_ends": sum(row["equal_ends"] for row in rows),
-    }
+    counts = ("kills", "inside_checkpoint_writing", "equal_ends")
+    total = {name: sum(row[name] for row in rows) for name in counts}
     versions = {each.__name__: each.__version__ for each in (torch, transformers, accelerate)}
     found = {"seed": args.seed, "steps": STEPS, "versions": versions, "cases": rows, **total}
     print(
@@ -95,15 +99,9 @@ class _Case:
         self.script, self.ranks = script, ranks
         self.folder = folder / f"{script}-{ranks}"
         self.folder.mkdir(parents=True)
-        self.words = [
-            "--config_name", str(tiny), "--task_name", "sst2", "--use_sample", "--use_cpu",
-            "--max_train_samples", str(4 * ranks * STEPS // 2), "--max_eval_samples", "12",
-            "--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--do_train",
-            "--do_eval", "--learning_rate", "1e-3", "--optim", "dwmgrad", "--optim_args",
-            "max_window=100", "--save_strategy", "steps", "--save_steps", "1", "--report_to",
-            "none", "--save_total_limit", "2", "--logging_steps", "1", "--plot", "false",
-            "--disable_tqdm", "true",
-        ]  # fmt: skip
+        samples = 4 * ranks * STEPS // 2
+        self.words = ["--config_name", str(tiny), "--max_train_samples", str(samples)]
+        self.words += WORDS.split()
         if ranks > 1:
             self.words += ["--ddp_backend", "gloo"]
 
@@ -141,13 +139,8 @@ class _Case:
             done += 1
             if done == kills:
                 break
-        return {
-            "script": self.script,
-            "ranks": self.ranks,
-            "kills": done,
-            "inside_checkpoint_writing": inside,
-            "equal_ends": equal,
-        }
+        counts = {"kills": done, "inside_checkpoint_writing": inside, "equal_ends": equal}
+        return {"script": self.script, "ranks": self.ranks, **counts}
 
     def start(self, output: Path) -> list[Any]:
         with socket.socket() as free:
@@ -203,8 +196,7 @@ def _end(processes: list[Any]) -> None:
 def end_of(folder: Path) -> dict[str, Any]:
     """All that a run has come to: weights, optimizer state, window, logs and metrics."""
     last = checkpoints(folder)[-1]
-    state_file = next(path for path in map(last.joinpath, ("optimizer.pt", "optimizer.bin"))
-                      if path.is_file())  # fmt: skip
+    (state_file,) = last.glob("optimizer.*")  # .pt of the Trainer, .bin of Accelerate
     state = torch.load(state_file, weights_only=True)
     logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     results = json.loads((folder / "all_results.json").read_text())

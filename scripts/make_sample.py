@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from glue.errors import add_version, needs, run_cli
 
@@ -19,7 +20,7 @@ with needs("glue"):
     import pyarrow as pa
     import pyarrow.parquet as pq
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, RobertaConfig
+    from transformers import RobertaConfig
 
 SAMPLE = Path(__file__).parent / "glue" / "sample"
 VOCABULARY = 16000
@@ -32,16 +33,18 @@ def write_split(source: Path, target: Path) -> list[str]:
     """Copy `sentence` and `label`, as strongly compressed as parquet goes."""
     table = pq.read_table(source, columns=["sentence", "label"])
     sentences = [text.strip() for text in table["sentence"].to_pylist()]
-    slim = pa.table(
-        {
-            "sentence": sentences,
-            "label": pa.array(table["label"].to_pylist(), pa.int8()),
-        }
-    )
+    labels = table["label"].cast(pa.int8())
+    slim = pa.table({"sentence": sentences, "label": labels})
     pq.write_table(
-        slim, target, compression="zstd", compression_level=22, use_dictionary=False,
-        write_statistics=False, row_group_size=len(slim), data_page_size=1 << 24,
-    )  # fmt: skip
+        slim,
+        target,
+        compression="zstd",
+        compression_level=22,
+        use_dictionary=False,
+        write_statistics=False,
+        row_group_size=len(slim),
+        data_page_size=1 << 24,
+    )
     return sentences
 
 
@@ -85,35 +88,25 @@ def write_tokenizer(sentences: list[str], folder: Path) -> None:
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[(word, SPECIAL.index(word)) for word in ("<s>", "</s>")],
     )
+    content = json.loads(tokenizer.to_str())  # compact it is half the size
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
     names = ["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"]
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **dict(zip(names, SPECIAL, strict=True)),
-        cls_token="<s>",
-        sep_token="</s>",
-        model_max_length=MAX_LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": MAX_LENGTH,
+            "model_input_names": ["input_ids", "attention_mask"],
+            **dict(zip(names, SPECIAL, strict=True)),
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+        },
     )
-    fast.save_pretrained(folder)
-    path = folder / "tokenizer.json"  # indented by the library; compact it is half the size
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "model_max_length": MAX_LENGTH,
-                "model_input_names": ["input_ids", "attention_mask"],
-                **dict(zip(names, SPECIAL, strict=True)),
-                "cls_token": "<s>",
-                "sep_token": "</s>",
-            },
-            indent=2,
-        )
-        + "\n",
-        "utf-8",
-    )
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)  # the configuration says it all
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def write_config(folder: Path) -> None:
@@ -135,11 +128,9 @@ def write_config(folder: Path) -> None:
         eos_token_id=2,
         architectures=["RobertaForSequenceClassification"],
     )
-    values = {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
-    values["model_type"] = "roberta"
-    (folder / "config.json").write_text(
-        json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8"
-    )
+    values = {**config.to_diff_dict(), "model_type": "roberta"}
+    values.pop("transformers_version", None)
+    _write_json(folder / "config.json", dict(sorted(values.items())))
 
 
 def main() -> None:

@@ -6,9 +6,35 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wait for each other
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+HERE = Path(__file__).parent
+HOSTS = {
+    "integrations/test_configs.py",
+    "integrations/test_deepspeed.py",
+    "integrations/test_deepspeed_trainer.py",
+    "integrations/test_hooks.py",
+    "integrations/test_hosts.py",
+    "integrations/test_main.py",
+    "integrations/test_resume.py",
+    "integrations/test_trainer_fsdp2.py",
+    "test_agreement.py",
+    "test_compiled.py",
+    "test_ddp.py",
+    "test_distributed.py",
+    "test_fsdp2.py",
+    "test_import.py",
+    "test_package.py",
+    "test_ranks_apart.py",
+    "test_readme.py",
+    "test_sanitizer.py",
+    "test_tensor_parallel.py",
+}
+"""Files whose tests start processes: ranks, launchers, whole trainings, compilers."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).as_posix() in HOSTS:
+            item.add_marker(pytest.mark.hosts)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "cuda" in item.keywords and not torch.cuda.is_available():

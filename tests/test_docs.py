@@ -19,9 +19,14 @@ from dwmgrad import DWMGrad
 USAGE = ROOT / "docs" / "usage.md"
 ALL = [README, ROOT / "CONTRIBUTING.md", *PAGES]
 WITH_OPTIONS = sorted(
-    {Path(word).stem for path in ALL for words in commands(path)
-     for word in words if word.startswith("scripts/") and len(words) > 2}
-)  # fmt: skip
+    {
+        Path(word).stem
+        for path in ALL
+        for words in commands(path)
+        for word in words
+        if word.startswith("scripts/") and len(words) > 2
+    }
+)
 
 
 @functools.cache
@@ -45,8 +50,11 @@ def test_files_that_are_named_exist(path):
 
 @pytest.mark.parametrize("path", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "how-it-works.md"])
 def test_modules_that_are_named_exist(path):
-    files = [p.relative_to(ROOT).as_posix() for top in ("src", "scripts", "tests")
-             for p in (ROOT / top).rglob("*")]  # fmt: skip
+    files = [
+        p.relative_to(ROOT).as_posix()
+        for top in ("src", "scripts", "tests")
+        for p in (ROOT / top).rglob("*")
+    ]
     for name in re.findall(r"`([\w/]+(?:\.py|\.c|/))`", path.read_text("utf-8")):
         place = f"/{name.rstrip('/')}"
         assert (ROOT / name).exists() or any(f"/{file}".endswith(place) for file in files), name

@@ -34,6 +34,7 @@ KINDS = [torch.float32, torch.bfloat16, torch.int8]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the process that runs the others")
+@pytest.mark.hosts
 def test_the_tests_of_this_file_in_tritons_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "DWMGRAD_TRITON": "1"}

@@ -44,10 +44,13 @@ BEYOND = {
     "normalized": {"normalize_momentum": True},
     "of its own": {"second_moment_window": 40},
     "all": {
-        "loss_smoothing": 0.8, "bias_correction": True, "normalize_momentum": True,
-        "second_moment_window": 25, "eps": 1e-2,
+        "loss_smoothing": 0.8,
+        "bias_correction": True,
+        "normalize_momentum": True,
+        "second_moment_window": 25,
+        "eps": 1e-2,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
@@ -78,9 +81,14 @@ def walk(gradients: np.ndarray, size: int, losses: tuple[float, ...]) -> np.ndar
     """One parameter's steps with max_window 20; a positive loss lengthens the window."""
     param = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = DWMGrad(
-        [param], lr=0.01, window_signal="loss", max_window=20, bias_correction=True,
-        initial_window=size, normalize_momentum=True,
-    )  # fmt: skip
+        [param],
+        lr=0.01,
+        window_signal="loss",
+        max_window=20,
+        bias_correction=True,
+        initial_window=size,
+        normalize_momentum=True,
+    )
     seen = [0.0]
     for step, gradient in enumerate(gradients):
         param.grad = torch.full_like(param, gradient)

@@ -88,8 +88,9 @@ SCRIPT = """
 def test_its_script_stays_as_it_is(tmp_path):
     (tmp_path / "train.py").write_text(textwrap.dedent(SCRIPT))
     words = next(words for words in commands(README) if words[:3] == ["python", "-m", "dwmgrad"])
-    process = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True,
-                             text=True)  # fmt: skip
+    process = subprocess.run(
+        [sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     assert "TRAINED DWMGrad 2e-05" in process.stdout
 
@@ -122,7 +123,7 @@ def test_its_figures_are_those_of_the_results():
     assert row(README, "resume")[1].startswith(
         f"{faults['equal_ends']} of {faults['kills']} killed"
     )
-    # the page itself is held to the results by tests/experiments/test_evidence.py
+    # the page itself is held to the results by tests/lab/experiments/test_evidence.py
     mean = row(ROOT / "docs/evidence.md", "**mean of those not chosen on; ahead of AdamW?**")[4]
     value, interval = mean[mean.index("(") + 1 :].split(" points")[0].split(" ", 1)
     quality = row(README, "quality")[1]

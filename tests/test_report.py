@@ -48,6 +48,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
         plot_run(write_run(tmp_path, [{"step": 1, "eval_loss": 1.0}]))
 
 
+@pytest.mark.hosts
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dwmgrad.report"]
     run = str(write_run(tmp_path, history(5)))

@@ -106,8 +106,9 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
             "eps": 1e-8,
         }
         host = Window(**settings)
-        device = Window(tensor(5), **settings, last_loss=tensor(None), mean_loss=tensor(None),
-                        observations=tensor(0), increases=tensor(0))  # fmt: skip
+        device = Window(tensor(5), **settings)
+        device.last_loss, device.mean_loss = tensor(None), tensor(None)
+        device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
         for _ in range(40):
             loss, alike = draw.choice([draw.gauss(0, 1), 1.0, 0.0, -1.0]), draw.random() < 0.8

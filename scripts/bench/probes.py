@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -95,42 +95,27 @@ def syncs(step: Step, device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
     synchronize(device)
-    before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             step()
         finally:
-            torch.cuda.set_sync_debug_mode(before)
+            torch.cuda.set_sync_debug_mode("default")
     return sum(_SYNC in str(each.message) for each in caught)
 
 
-class Compilations:
-    """Counts the graphs that torch.compile makes and the kernels that Triton specializes."""
+# ---- compiling ----
 
-    def __init__(self) -> None:
-        self._triton = 0
-        self._listens = False
+_specialized: list[Any] = []
+with suppress(ImportError):  # no Triton, or an older one
+    from triton import knobs
 
-    def count(self) -> int:
-        """The number so far; Triton's counts from the first call after its import."""
-        if "triton" in sys.modules and not self._listens:
-            self._listen()
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        graphs = dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
-        return graphs + self._triton
+    knobs.runtime.jit_post_compile_hook = lambda *args, **kwargs: _specialized.append(kwargs)
 
-    def _listen(self) -> None:
-        self._listens = True
-        try:
-            runtime: Any = importlib.import_module("triton.knobs").runtime
-            earlier = runtime.jit_post_compile_hook
-        except (ImportError, AttributeError):
-            return  # an older Triton
 
-        def heard(*args: Any, **kwargs: Any) -> Any:
-            self._triton += 1
-            return earlier(*args, **kwargs) if earlier is not None else None
-
-        runtime.jit_post_compile_hook = heard
+def compilations() -> int:
+    """The graphs that torch.compile has made and the kernels that Triton has specialized so far."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    graphs = dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+    return graphs + len(_specialized)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
-import glue
-
 Shapes = list[tuple[int, ...]]
+SAMPLE = Path(__file__).resolve().parents[1] / "glue" / "sample"
 
 
 def roberta(
@@ -24,16 +24,10 @@ def roberta(
 
 
 def demo() -> Shapes:
-    """The demo's model, from the config inside the package."""
-    folder = Path(glue.__file__).parent / "sample"
-    config = json.loads((folder / "config.json").read_text())
-    return roberta(
-        config["hidden_size"],
-        config["num_hidden_layers"],
-        config["intermediate_size"],
-        config["vocab_size"],
-        config["max_position_embeddings"],
-    )
+    """The demo's model, from the sample's config."""
+    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    config = json.loads((SAMPLE / "config.json").read_text())
+    return roberta(*(config[name] for name in (*sizes, "max_position_embeddings")))
 
 
 def lora(hidden: int, layers: int, rank: int = 8) -> Shapes:
@@ -65,12 +59,4 @@ SHAPES: dict[str, Callable[[], Shapes]] = {
 
 def count(shapes: Shapes) -> int:
     """The number of parameters."""
-    return sum(map(elements, shapes))
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    """The number of elements of one tensor."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return sum(map(math.prod, shapes))

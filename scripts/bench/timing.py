@@ -7,7 +7,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ import torch
 
 Step = Callable[[], Any]
 GIB = 2**30
+_CONTAINER = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""The files of a container's own limit and use, of the second and the first version."""
 
 
 def synchronize(device: str) -> None:
@@ -43,9 +49,8 @@ def pairs(first: Step, second: Step, count: int, device: str) -> tuple[list[floa
 
 def spread(values: list[float]) -> dict[str, Any]:
     """The median and the quartiles."""
-    if len(values) < 2:
-        return {"median": values[0], "quartiles": [values[0], values[0]]}
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    several = values if len(values) > 1 else 2 * values
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return {"median": median, "quartiles": [low, high]}
 
 
@@ -85,29 +90,23 @@ def warm_up(steps: list[Step], device: str, seconds: float) -> float:
 # ---- memory ----
 
 
-class Bandwidth:
-    """What a device's memory gives to two plain operations on 256 MiB.
+def bandwidth(device: str) -> dict[str, float]:
+    """Gigabytes per second that memory gives to two plain operations on 256 MiB, each seven times.
 
     `copy_` also reads its target on most processors before it is overwritten, which nobody counts;
     `add_`, like an optimizer, writes where it has read.
     """
+    source = torch.ones(64 * 2**20, device=device)
+    target = torch.zeros_like(source)
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.source = torch.ones(64 * 2**20, device=device)
-        self.target = torch.zeros_like(self.source)
+    def rate(step: Step, accesses: int) -> float:
+        times = [milliseconds(step, device) for _ in range(9)][2:]
+        return accesses * source.nbytes / statistics.median(times) / 1e6
 
-    def measured(self) -> dict[str, float]:
-        """Gigabytes per second, read and written, in the median of seven operations of each."""
-        size = self.source.nbytes
-        return {
-            "copy": self._rate(lambda: self.target.copy_(self.source), 2 * size),
-            "add": self._rate(lambda: self.target.add_(self.source), 3 * size),
-        }
-
-    def _rate(self, step: Step, size: int) -> float:
-        times = [milliseconds(step, self.device) for _ in range(9)][2:]
-        return size / statistics.median(times) / 1e6
+    return {
+        "copy": rate(lambda: target.copy_(source), 2),
+        "add": rate(lambda: target.add_(source), 3),
+    }
 
 
 def free_memory(device: str) -> float:
@@ -115,37 +114,20 @@ def free_memory(device: str) -> float:
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    bounds = [float("inf")]
-    information = Path("/proc/meminfo")
-    if information.exists():
-        found = re.search(r"MemAvailable:\s+(\d+) kB", information.read_text())
-        bounds += [1024.0 * int(found[1])] if found else []
-    for limit, usage in _CONTAINER:
-        try:
-            total, used = (
-                float(Path("/sys/fs/cgroup", name).read_text()) for name in (limit, usage)
-            )
-            bounds.append(total - used)
-        except (OSError, ValueError):
-            pass  # none of this kind, or without a limit
+    bounds = [inf]
+    with suppress(OSError):
+        found = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        bounds += [1024.0 * int(size) for size in found]
+    for files in _CONTAINER:
+        with suppress(OSError, ValueError):  # none of this kind, or without a limit
+            limit, used = (float(Path("/sys/fs/cgroup", name).read_text()) for name in files)
+            bounds.append(limit - used)
     return min(bounds)
 
 
-_CONTAINER = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""The files of a container's own limit and use, of the second and the first version."""
-
-
 def why_too_large(needed: float, device: str, most: float | None) -> str | None:
-    """Says so, if there is not that much memory and a tenth to spare.
-
-    Args:
-        needed: bytes.
-        most: bytes that may be used at all; None is what is free.
-    """
-    free = min(free_memory(device), float("inf") if most is None else most)
+    """Says so, if `needed` bytes and a tenth are not free, or are more than `most` GiB."""
+    free = min(free_memory(device), inf if most is None else most * GIB)
     if 1.1 * needed <= free:
         return None
     return f"needs {1.1 * needed / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB free"

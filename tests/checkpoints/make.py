@@ -9,8 +9,13 @@ import torch
 
 from dwmgrad import DWMGrad
 
-BEYOND = {"loss_smoothing": 0.8, "bias_correction": True, "normalize_momentum": True,
-          "second_moment_window": 40, "loss_limit": 0.3}  # fmt: skip
+BEYOND = {
+    "loss_smoothing": 0.8,
+    "bias_correction": True,
+    "normalize_momentum": True,
+    "second_moment_window": 40,
+    "loss_limit": 0.3,
+}
 
 
 def build(**arguments: object) -> tuple[list[torch.Tensor], DWMGrad]:

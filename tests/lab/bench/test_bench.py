@@ -30,12 +30,10 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("bench") / "new"
-    done = run(
-        "bench_step", "--shapes", "tiny", "decoder-1b", "--states", "float32", "int8",
-        "--kernels", "native", "one_launch", "fused", "loop",
-        "--peers", "adamw-fused", "schedulefree", "--pairs", "3", "--max_memory_gib", "1",
-        "--output", folder / "bench.json", "--plot", folder / "bench.png",
-    )  # fmt: skip
+    words = "--shapes tiny decoder-1b --states float32 int8 --pairs 3 --max_memory_gib 1"
+    words += " --kernels native one_launch fused loop --peers adamw-fused schedulefree"
+    files = ["--output", folder / "bench.json", "--plot", folder / "bench.png"]
+    done = run("bench_step", *words.split(), *files)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "bench.json").read_text()), folder / "bench.png"
 
@@ -101,11 +99,9 @@ def test_the_plot_is_drawn(measured):
 
 
 def test_growth_on_small_points(tmp_path):
-    done = run(
-        "bench_growth", "--parameters", "1000", "1000000000", "--tensors", "7", "--total", "2000",
-        "--pairs", "3", "--max_memory_gib", "1", "--output", tmp_path / "growth.json",
-        "--plot", tmp_path / "growth.png",
-    )  # fmt: skip
+    words = "--parameters 1000 1000000000 --tensors 7 --total 2000 --pairs 3 --max_memory_gib 1"
+    files = ["--output", tmp_path / "growth.json", "--plot", tmp_path / "growth.png"]
+    done = run("bench_growth", *words.split(), *files)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "growth.json").read_text())
     first, large, last = results["rows"]
@@ -136,14 +132,14 @@ def test_ctrl_c_leaves_the_rows_so_far(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--pairs", "2"], "--pairs must be at least 3, for the quartiles, got 2"),
-        (["--row_seconds", "0"], "--row_seconds must be above 0, got 0.0"),
-        (["--max_memory_gib", "nan"], "--max_memory_gib must be above 0, got nan"),
-        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got tpu"),
-        (["--device", "cuda:99"], "--device cuda:99: torch finds "),
-        (["--output", "."], "--output . is a folder: name a file in it"),
+        (["--pairs", "2"], "argument --pairs: must be at least 3, got 2"),
+        (["--row_seconds", "0"], "argument --row_seconds: must be above 0, got 0"),
+        (["--max_memory_gib", "nan"], "argument --max_memory_gib: must be above 0, got nan"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--device", "cuda:99"], "argument --device: invalid choice: 'cuda:99'"),
+        (["--output", "."], "argument --output: . is a folder: name a file in it"),
         (["--shapes", "huge"], "argument --shapes: invalid choice: 'huge'"),
-        (["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
+        (["--max_steps", "0"], "argument --max_steps: must be at least 1, got 0"),
     ],
 )
 def test_what_is_wrong_is_named(words, said, capsys):
@@ -158,8 +154,8 @@ def test_growth_names_what_is_wrong(capsys):
     import bench_growth
 
     for words, said in (
-        (["--parameters", "9"], "--parameters must be at least 10, got 9"),
-        (["--tensors", "0"], "--tensors must be at least 1, got 0"),
+        (["--parameters", "9"], "argument --parameters: must be at least 10, got 9"),
+        (["--tensors", "0"], "argument --tensors: must be at least 1, got 0"),
         (["--total", "1999"], "--total must be at least 2000, the most of --tensors, got 1999"),
     ):
         with pytest.raises(SystemExit):
@@ -172,50 +168,54 @@ def options(**changed: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**given, **changed})
 
 
-def test_what_a_library_raises_is_the_rows_reason():
-    from bench.contenders import Contender
-    from bench.rows import attempt
-    from bench_step import measure
-
-    def broken(params):
+class Broken(torch.optim.SGD):
+    def __init__(self, *args, **kwargs):
         raise OSError("no such library\nat all")
 
-    row = attempt(Contender("x", "own", "float32", broken), [(2, 2)], options(), measure)
+
+class Slow(torch.optim.AdamW):
+    def step(self, closure=None):
+        try:
+            time.sleep(60)
+        except Exception:  # as some libraries do
+            pass
+
+
+def attempt(name: str, given: argparse.Namespace, **changed: Any) -> dict[str, Any]:
+    from bench.optimizers import TimedOptimizer
+    from bench.program import attempt
+    from bench_step import measure
+
+    timed = TimedOptimizer("x", "own", "float32", name, **changed)
+    return attempt(timed, [(2, 2)], given, measure)
+
+
+def test_what_a_library_raises_is_the_rows_reason():
+    row = attempt(f"{__name__}:Broken", options())
     assert row == {"why_not": "failed: OSError: no such library"}
-    absent = Contender("x", "own", "float32", broken, module="no_such_module", package="it")
-    row = attempt(absent, [(2, 2)], options(), measure)
+    row = attempt("no_such_module.optim:SGD", options())
+    assert row == {"why_not": "not installed: pip install no_such_module"}
+    row = attempt("no_such_module:SGD", options(), package="it")
     assert row == {"why_not": "not installed: pip install it"}
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 def test_a_step_that_takes_too_long_is_given_up():
-    from bench.contenders import Contender
-    from bench.rows import attempt
-    from bench_step import measure
-
-    class Slow(torch.optim.SGD):
-        def step(self, closure=None):
-            try:
-                time.sleep(60)
-            except Exception:  # as some libraries do
-                pass
-
     start = time.perf_counter()
-    slow = Contender("x", "own", "float32", Slow)
-    row = attempt(slow, [(2, 2)], options(row_seconds=0.2), measure)
+    row = attempt(f"{__name__}:Slow", options(row_seconds=0.2))
     assert row == {"why_not": "its first three steps take longer than --row_seconds 0.2"}
     assert time.perf_counter() - start < 30
 
 
 def test_a_row_makes_fewer_pairs_rather_than_take_longer():
-    from bench.rows import compare
+    from bench.program import compare
 
     found = compare(lambda: time.sleep(0.01), lambda: None, options(pairs=10**6, row_seconds=0.1))
     assert 3 <= found["pairs"] <= 10
 
 
 def test_the_kernel_of_a_row_is_the_one_that_runs():
-    from bench.contenders import KERNELS, dwmgrad_with, kernels_of
+    from bench.optimizers import KERNELS, dwmgrad_with, kernels_of
 
     import dwmgrad.kernels
 

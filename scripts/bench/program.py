@@ -1,0 +1,236 @@
+"""What both benchmarks are made of: arguments, rows that say why they cannot run, and output."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.optimizers import REFERENCE, TimedOptimizer
+from bench.probes import compilations
+from bench.shapes import Shapes
+from bench.timing import Step, TooSlow, pairs, spread, warm_up, why_too_large
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = "dwmgrad triton bitsandbytes torchao torch-optimi schedulefree transformers".split()
+Row = dict[str, Any]
+
+# ---- the command line ----
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of both benchmarks."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pairs", type=at_least(3), default=40, help="the pairs of steps in a row (default: 40)")
+    about = "a row makes fewer pairs, but 3, rather than take longer (default: 120)"
+    add("--row_seconds", type=_positive, default=120, help=about)
+    about = "use no more memory than this (default: what is free)"
+    add("--max_memory_gib", type=_positive, help=about)
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    add("--device", choices=devices, default="cpu", help=f"of {', '.join(devices)}; default: cpu")
+    add("--output", type=_file, help="write machine, versions, commit and rows as JSON")
+    add("--plot", type=_file, help="draw the rows into this PNG (needs matplotlib)")
+    return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
+def _positive(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return float(text)
+
+
+def _file(text: str) -> Path:
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    return Path(text)
+
+
+def run(
+    work: Callable[[argparse.Namespace, dict[str, Any]], None],
+    plot: Callable[[dict[str, Any]], Any],
+    options: argparse.Namespace,
+    *settings: str,
+) -> int:
+    """Does the work and writes what it found, after Ctrl-C too; returns the exit code.
+
+    Args:
+        work: adds rows to the results, which come with machine, versions and commit.
+        plot: makes a figure of them.
+        options: the command line.
+        settings: those of its arguments that the results name.
+    """
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        sys.exit("--plot needs matplotlib: pip install matplotlib")
+    found = machine(options.device)
+    results: dict[str, Any] = {"machine": found, "versions": versions(), "commit": commit()}
+    results |= {"settings": {name: getattr(options, name) for name in settings}, "rows": []}
+    load, cores = found["load_at_start"], found["cores"]
+    if load is not None and load > cores / 2:
+        print(f"the load is {load:.1f} on {cores} cores: the times will not hold", file=sys.stderr)
+    code = 0
+    try:
+        work(options, results)
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(results['rows'])} rows", file=sys.stderr)
+        code = 130
+    write(options.output, results)
+    if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot(results).savefig(options.plot, dpi=120)
+    return code
+
+
+# ---- rows ----
+
+
+def attempt(
+    timed: TimedOptimizer,
+    shapes: Shapes,
+    options: argparse.Namespace,
+    measure: Callable[[TimedOptimizer, Shapes, argparse.Namespace], Row],
+) -> Row:
+    """What `measure` finds; or, under the key `why_not`, why it cannot run here."""
+    needed = timed.bytes_needed(shapes) + REFERENCE.bytes_needed(shapes)
+    try:
+        why_not = timed.why_not(options.device)
+        why_not = why_not or why_too_large(needed, options.device, options.max_memory_gib)
+        if why_not is None:
+            with timed.conditions():
+                return {"why_not": None, **measure(timed, shapes, options)}
+    except TooSlow:
+        why_not = f"its first three steps take longer than --row_seconds {options.row_seconds:g}"
+    except Exception as error:  # whatever a library may raise, the next row can be measured
+        text = str(error).strip().splitlines() or [""]
+        why_not = f"failed: {type(error).__name__}: {text[0][:200]}"
+    finally:
+        gc.collect()
+        if options.device != "cpu":
+            torch.cuda.empty_cache()
+    return {"why_not": why_not}
+
+
+def compare(step: Step, reference_step: Step, options: argparse.Namespace) -> Row:
+    """Times pairs of two steps, fewer than asked for where they would take too long."""
+    round_ms = warm_up([step, reference_step], options.device, options.row_seconds)
+    number = max(3, min(options.pairs, int(1e3 * options.row_seconds / round_ms)))
+    compiled = compilations()
+    ours, theirs = pairs(step, reference_step, number, options.device)
+    return {
+        "pairs": number,
+        "ms": spread(ours),
+        "adamw_fused_ms": spread(theirs),
+        "ratio": spread([a / b for a, b in zip(ours, theirs, strict=True)]),
+        "recompilations": compilations() - compiled,
+    }
+
+
+# ---- where and with what ----
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The processor, its cores and memory, the operating system and the GPU."""
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "processor": _line("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": _line("/proc/meminfo", "MemTotal"),
+        "system": platform.platform(),
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _line(file: str, key: str) -> str | None:
+    with suppress(OSError):
+        found = re.search(rf"^{key}\s*:\s*(.*)$", Path(file).read_text(), re.M)
+        return found[1] if found else None
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of all libraries that take part; None is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    found["torch"] = torch.__version__  # with the build
+    for name in PACKAGES:
+        found[name] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """The checkout's commit, and whether src/ or scripts/ differ from it; None outside of git."""
+    found = []
+    for command in ("git rev-parse HEAD", "git status --porcelain src scripts"):
+        with suppress(OSError, subprocess.CalledProcessError):
+            output = subprocess.check_output(command.split(), cwd=ROOT, stderr=subprocess.DEVNULL)
+            found.append(output.decode().strip())
+    head, changes = found if len(found) == 2 else (None, None)
+    return {"id": head, "changed": None if changes is None else bool(changes)}
+
+
+def title(results: dict[str, Any]) -> str:
+    """Where and with what, in a line."""
+    found = results["machine"]
+    name = found["gpu"] or f"{found['processor']}, {found['threads']} thread(s)"
+    return f"{name}, torch {results['versions']['torch']}"
+
+
+# ---- output ----
+
+
+def write(path: Path | None, results: dict[str, Any]) -> None:
+    """Writes a result file, whole or not at all; called after each row."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(json.dumps(results, indent=2) + "\n")
+    scratch.replace(path)
+
+
+def print_header(columns: str) -> None:
+    """Prints the first two lines of a Markdown table; `columns` are separated by " | "."""
+    print(f"| {columns} |\n|{'---|' * (columns.count(' | ') + 1)}", flush=True)
+
+
+def print_row(columns: str, labels: list[str], cells: list[str] | str) -> None:
+    """Prints one line of a Markdown table: its labels, then cells or why there are none."""
+    if isinstance(cells, str):
+        cells = [cells, *["-"] * (columns.count(" | ") - len(labels))]
+    print(f"| {' | '.join(cell.replace('|', '/') for cell in [*labels, *cells])} |", flush=True)
+
+
+def with_quartiles(values: dict[str, Any], factor: float = 1) -> str:
+    """A median with its quartiles, in three digits."""
+    low, high = values["quartiles"]
+    return f"{factor * values['median']:.3g} ({factor * low:.3g} to {factor * high:.3g})"
