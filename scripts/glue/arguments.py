@@ -14,8 +14,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "A pretrained model: a name on the hub, or a folder."},
+        default=None, metadata={"help": "A pretrained model: a name on the hub, or a folder."}
     )
     config_name: str | None = field(
         default=None,
@@ -31,12 +30,10 @@ class ModelArguments:
         default=None, metadata={"help": "Where downloads from the hub are kept."}
     )
     model_revision: str = field(
-        default="main",
-        metadata={"help": "A branch, tag or commit of the model on the hub."},
+        default="main", metadata={"help": "A branch, tag or commit of the model on the hub."}
     )
     token: str | None = field(
-        default=None,
-        metadata={"help": "The hub's access token for models that are not public."},
+        default=None, metadata={"help": "The hub's access token for models that are not public."}
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run model code that comes from the hub."}
@@ -54,8 +51,7 @@ class DataArguments:
     _argument_group_name = "data"
 
     task_name: str | None = field(
-        default=None,
-        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."},
+        default=None, metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."}
     )
     data_dir: str | None = field(
         default=None,
@@ -72,8 +68,7 @@ class DataArguments:
         },
     )
     max_seq_length: int = field(
-        default=128,
-        metadata={"help": "Longer inputs are cut to this number of tokens."},
+        default=128, metadata={"help": "Longer inputs are cut to this number of tokens."}
     )
     pad_to_max_length: bool = field(
         default=False,
@@ -83,12 +78,10 @@ class DataArguments:
         default=None, metadata={"help": "Use only the first N training examples."}
     )
     max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Use only the first N examples of a validation split."},
+        default=None, metadata={"help": "Use only the first N examples of a validation split."}
     )
     max_predict_samples: int | None = field(
-        default=None,
-        metadata={"help": "Use only the first N examples of a test split."},
+        default=None, metadata={"help": "Use only the first N examples of a test split."}
     )
 
 
@@ -99,12 +92,10 @@ class LoraArguments:
     _argument_group_name = "LoRA"
 
     lora_r: int | None = field(
-        default=None,
-        metadata={"help": "The adapter's rank; giving it switches LoRA on."},
+        default=None, metadata={"help": "The adapter's rank; giving it switches LoRA on."}
     )
     lora_alpha: int = field(
-        default=16,
-        metadata={"help": "The adapter's scale: its output times alpha / r."},
+        default=16, metadata={"help": "The adapter's scale: its output times alpha / r."}
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
     lora_target_modules: list[str] | None = field(
@@ -113,12 +104,10 @@ class LoraArguments:
     )
     use_dora: bool = field(default=False, metadata={"help": "DoRA in place of plain LoRA."})
     adapter_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "A saved adapter to start from, or to evaluate."},
+        default=None, metadata={"help": "A saved adapter to start from, or to evaluate."}
     )
     merge_adapter: bool = field(
-        default=False,
-        metadata={"help": "Also write the merged full model to OUTPUT_DIR/merged."},
+        default=False, metadata={"help": "Also write the merged full model to OUTPUT_DIR/merged."}
     )
 
     @property
@@ -148,21 +137,13 @@ class ReportArguments:
 # Arguments that some supported transformers versions have and others have not: (type, default,
 # help). Where TrainingArguments lacks one, our parser has it and `apply_portable` carries it over.
 _PORTABLE = {
-    "overwrite_output_dir": (
-        bool,
-        False,
-        "Train from the start in a folder that is not empty.",
-    ),
+    "overwrite_output_dir": (bool, False, "Train from the start in a folder that is not empty."),
     "warmup_ratio": (
         float | None,
         None,
         "The share of all steps during which the learning rate rises from 0.",
     ),
-    "group_by_length": (
-        bool,
-        False,
-        "Batches of similar length: less padding, less work.",
-    ),
+    "group_by_length": (bool, False, "Batches of similar length: less padding, less work."),
 }
 _LACKING = [
     (name, kind, field(default=default, metadata={"help": text}))

@@ -145,10 +145,7 @@ def train_sampler(data: Dataset, training: TrainingArguments, ranks: int) -> Epo
 
 
 def loader(
-    data: Dataset,
-    training: TrainingArguments,
-    collate: Any,
-    sampler: EpochSampler | None = None,
+    data: Dataset, training: TrainingArguments, collate: Any, sampler: EpochSampler | None = None
 ) -> DataLoader:
     """Batches for training (with a sampler) or for evaluation, in order.
 

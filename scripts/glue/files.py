@@ -25,10 +25,7 @@ def find_split(folder: Path, split: str) -> list[Path]:
     """
     names = [split]
     if split.startswith("validation"):
-        names += [
-            split.replace("validation", "dev"),
-            split.replace("validation", "val"),
-        ]
+        names += [split.replace("validation", "dev"), split.replace("validation", "val")]
     for name in names:
         for suffix in SUFFIXES:
             path = folder / f"{name}{suffix}"

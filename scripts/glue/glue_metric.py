@@ -20,10 +20,7 @@ class GlueMetric(evaluate.Metric):
             citation="",
             inputs_description="predictions, references: one number per example.",
             features=datasets.Features(
-                {
-                    "predictions": datasets.Value(value),
-                    "references": datasets.Value(value),
-                }
+                {"predictions": datasets.Value(value), "references": datasets.Value(value)}
             ),
         )
 

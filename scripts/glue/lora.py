@@ -18,13 +18,7 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
         UsageError: a value is out of range, or an option needs LoRA and LoRA is off.
     """
     if not arguments.enabled:
-        wants = {
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target_modules",
-            "use_dora",
-            "merge_adapter",
-        }
+        wants = {"lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "merge_adapter"}
         for name in sorted(wants & given):
             if getattr(arguments, name) is not False:
                 raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")

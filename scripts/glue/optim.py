@@ -46,10 +46,7 @@ def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Opti
         raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {
-            "params": [p for p in trained if p.ndim >= 2],
-            "weight_decay": training.weight_decay,
-        },
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return kind(groups, **options)

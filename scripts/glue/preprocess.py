@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from glue.arguments import DataArguments
 from glue.errors import UsageError
@@ -56,10 +52,7 @@ def tokenize(
 
     return {
         name: data.map(
-            encode,
-            batched=True,
-            remove_columns=data.column_names,
-            desc=f"Tokenizing {name}",
+            encode, batched=True, remove_columns=data.column_names, desc=f"Tokenizing {name}"
         )
         for name, data in splits.items()
     }

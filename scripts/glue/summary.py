@@ -10,10 +10,7 @@ from glue.tasks import Task
 
 
 def summary(
-    title: str,
-    task: Task,
-    results: Mapping[str, float],
-    saved: Mapping[str, Path | str],
+    title: str, task: Task, results: Mapping[str, float], saved: Mapping[str, Path | str]
 ) -> str:
     """A table: each metric's name and value, the time, the speed, and where things lie.
 

@@ -39,11 +39,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path)
     assert (args.data.task_name, args.training.seed) == ("rte", 4)
     assert args.training.learning_rate == 2e-5 and args.training.optim_args == "max_window=7"
     assert args.lora.lora_r == 8 and args.lora.lora_target_modules == ["query", "key"]
-    assert {
-        "seed",
-        "learning_rate",
-        "lora_r",
-    } <= args.given and "max_steps" not in args.given
+    assert {"seed", "learning_rate", "lora_r"} <= args.given and "max_steps" not in args.given
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -126,14 +122,7 @@ def test_help(script, capsys):
 @pytest.mark.parametrize("name", ["run_glue", "run_glue_no_trainer"])
 def test_one_line_errors(name, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py")]
-    words = [
-        "--task_name",
-        "sts2",
-        "--output_dir",
-        str(tmp_path),
-        "--do_eval",
-        "--use_cpu",
-    ]
+    words = ["--task_name", "sts2", "--output_dir", str(tmp_path), "--do_eval", "--use_cpu"]
     wrong = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert f"{name}.py: error: --task_name sts2" in wrong.stderr

@@ -51,10 +51,6 @@ def test_a_cache_that_cannot_be_written():
     environment = {**os.environ, "HOME": "/dev/null", "HF_HOME": "/dev/null/hf",
                    "HF_MODULES_CACHE": "/dev/null/modules"}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "{'accuracy': 1.0}", done.stderr

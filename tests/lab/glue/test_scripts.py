@@ -53,15 +53,7 @@ def test_train_evaluate_predict(script, name, argv, glue_dir, tmp_path, capsys):
 
 def test_log_history_has_what_the_plot_draws(script, argv, tmp_path):
     script(
-        [
-            *argv,
-            "--task_name",
-            "sst2",
-            "--use_sample",
-            "--max_train_samples",
-            "16",
-            "--do_train",
-        ]
+        [*argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "16", "--do_train"]
     )
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
     steps = [entry for entry in history if "loss" in entry]
@@ -96,11 +88,7 @@ def test_both_scripts_walk_the_same_way(argv, tmp_path):
 
 def test_ax_with_a_model_of_another_label_order(script, argv, glue_dir, tiny, tmp_path):
     """A published MNLI model may number the classes its own way."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     config = AutoConfig.from_pretrained(tiny, num_labels=3)
     config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
@@ -110,12 +98,7 @@ def test_ax_with_a_model_of_another_label_order(script, argv, glue_dir, tiny, tm
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "model")
     words = [w for w in argv if w not in ("--config_name", str(tiny))]
-    words += [
-        "--model_name_or_path",
-        str(tmp_path / "model"),
-        "--data_dir",
-        str(glue_dir),
-    ]
+    words += ["--model_name_or_path", str(tmp_path / "model"), "--data_dir", str(glue_dir)]
     script([*words, "--task_name", "ax", "--do_predict"])
     lines = (tmp_path / "out" / "submission" / "AX.tsv").read_text().splitlines()[1:]
     assert {line.split("\t")[1] for line in lines} == {"entailment"}
