@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from glue.errors import INSTALL
 from glue.tasks import Task
+
+
+def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
+    """Print the run's table, with its plot if one was asked for."""
+    if args.training.do_train and args.report.plot:
+        saved["plot"] = plot(run.folder)
+    optimizer = getattr(args.training.optim, "value", args.training.optim)
+    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
 
 
 def summary(
@@ -16,29 +25,23 @@ def summary(
 
     `results` has the names of all_results.json; a metric of the mismatched set ends in `_mm`.
     """
-    rows: list[tuple[str, str]] = []
-    for suffix, where in (("", ""), ("_mm", " (mismatched)")):
-        for name in (*task.metrics, "combined_score", "loss"):
-            value = results.get(f"eval_{name}{suffix}")
-            if value is not None:
-                rows.append((f"{name}{where}", f"{value:.4f}"))
-    for name, key, form in (
-        ("evaluation examples", "eval_samples", "{:,.0f}"),
-        ("training time", "train_runtime", "{:,.1f} s"),
-        ("training examples / s", "train_samples_per_second", "{:,.1f}"),
-        ("evaluation examples / s", "eval_samples_per_second", "{:,.1f}"),
-    ):
-        if key in results:
-            rows.append((name, form.format(results[key])))
-    rows += [(name, str(path)) for name, path in saved.items()]
-    return _table(title, rows)
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    left = max((len(name) for name, _ in rows), default=0)
-    width = max([len(title), *(left + 2 + len(value) for _, value in rows)])
-    lines = [f"{name:<{left}}  {value}" for name, value in rows]
-    rule = "-" * min(width, 100)
+    shown = {
+        f"{name}{where}": (f"eval_{name}{suffix}", "{:.4f}")
+        for suffix, where in (("", ""), ("_mm", " (mismatched)"))
+        for name in (*task.metrics, "combined_score", "loss")
+    } | {
+        "evaluation examples": ("eval_samples", "{:,.0f}"),
+        "training time": ("train_runtime", "{:,.1f} s"),
+        "training examples / s": ("train_samples_per_second", "{:,.1f}"),
+        "evaluation examples / s": ("eval_samples_per_second", "{:,.1f}"),
+    }
+    rows = {
+        name: form.format(results[key]) for name, (key, form) in shown.items() if key in results
+    }
+    rows |= {name: str(path) for name, path in saved.items()}
+    left = max(map(len, rows), default=0)
+    lines = [f"{name:<{left}}  {value}" for name, value in rows.items()]
+    rule = "-" * min(100, max(map(len, [title, *lines])))
     return "\n".join(["", title, rule, *lines, rule])
 
 
