@@ -95,7 +95,8 @@ def test_every_config_parses():
     assert len(files) == 19
     for path in files:
         args = parse([str(path), "--use_cpu"])
-        assert args.training.optim == "dwmgrad" and args.training.do_train
+        assert args.training.optim == "dwmgrad_finetune" and not args.training.optim_args
+        assert args.training.do_train
         if path.parent.name.startswith("glue"):
             assert args.data.task_name == path.stem in TASKS
             assert args.training.get_warmup_steps(1000) == 60
