@@ -191,7 +191,7 @@ def _load(
     set_seed(training.seed)  # the new head's weights, or all of them
     model: Any = load_model(args.model, data, task)
     order = label_order(model.config, task)
-    splits = tokenize(raw, task, tokenizer, data, order)
+    splits = tokenize(raw, task, tokenizer, data, order, args.model.cache_dir)
     if args.lora.enabled:
         model = add_lora(model, args.lora)
     if training.process_index == 0:
