@@ -1,10 +1,14 @@
 """Arguments out of range: a clear error with the name and the value, before anything exists."""
 
+import inspect
+import re
+
 import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.presets import PAPER, PRESETS
+from dwmgrad.arguments import ARGUMENTS
+from dwmgrad.rule import PAPER, PRESETS
 
 BAD = [
     ({"lr": -1e-3}, ValueError, "lr must be in .*-0.001"),
@@ -115,3 +119,25 @@ def test_an_initial_window_that_is_not_given_fits_max_window(given: dict, initia
 def test_a_wrong_max_window_is_what_is_named(max_window) -> None:
     with pytest.raises((TypeError, ValueError), match="^max_window must be"):
         DWMGrad([torch.zeros(1, requires_grad=True)], max_window=max_window)
+
+
+def test_the_table_is_the_signature_and_the_docstring() -> None:
+    parameters = {
+        name: each.default
+        for name, each in inspect.signature(DWMGrad).parameters.items()
+        if name != "params"
+    }
+    # None stands for what a preset may set
+    table = {name: None if name in PAPER else each.default for name, each in ARGUMENTS.items()}
+    assert list(parameters.items()) == list(table.items())
+    assert {name: ARGUMENTS[name].default for name in PAPER} == PAPER
+    described = re.findall(
+        r"^        (\w+): ", inspect.getdoc(DWMGrad).replace("\n    ", "\n        "), re.M
+    )
+    assert described == ["params", *ARGUMENTS]
+    assert all(set(preset) <= set(PAPER) for preset in PRESETS.values())
+
+
+def test_every_setting_but_the_ranks_has_a_place_in_a_group() -> None:
+    group = DWMGrad([torch.ones(2, requires_grad=True)]).param_groups[0]
+    assert set(ARGUMENTS) - set(group) == {"preset", "loss_group"}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwmgrad import DWMGrad, capturable
-from dwmgrad.window import SIGNALS
+from dwmgrad.rule import SIGNALS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the loss is not finite"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import trajectories
 
-from dwmgrad.progress import RULE_VERSION
+from dwmgrad.rule import RULE_VERSION
 
 
 @pytest.mark.parametrize("case", trajectories.CASES)

@@ -1,8 +1,12 @@
 """The window alone: a loss in, window and momentum out."""
 
-import pytest
+import math
+import random
 
-from dwmgrad.window import Window
+import pytest
+import torch
+
+from dwmgrad.rule import SIGNALS, Window, coefficients, share_after
 
 
 def sizes(signal: str, losses: list[float], **settings: float) -> list[int]:
@@ -77,3 +81,45 @@ def test_it_counts_what_it_saw() -> None:
     for loss in (3.0, 2.0, 2.5, 1.0):
         window.observe(loss)
     assert (window.observations, window.increases, window.last_loss) == (4, 2, 1.0)
+
+
+def tensor(number: float | None) -> torch.Tensor:
+    return torch.tensor(math.nan if number is None else number, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
+    draw = random.Random(signal)
+    for _ in range(20):
+        settings = {
+            "max_size": draw.choice([5, 10, 100]),
+            "signal": signal,
+            "smoothing": draw.choice([0.0, 0.9]),
+        }
+        group = {
+            "momentum": draw.random(),
+            "max_window": settings["max_size"],
+            "maximize": draw.random() < 0.3,
+            "normalize_momentum": draw.random() < 0.5,
+            "second_moment_window": draw.choice([None, 500]),
+            "weight_decay": 0.1,
+            "eps": 1e-8,
+        }
+        host = Window(**settings)
+        device = Window(tensor(5), **settings, last_loss=tensor(None), mean_loss=tensor(None),
+                        observations=tensor(0), increases=tensor(0))  # fmt: skip
+        share, share_there = 1.0, tensor(1)
+        for _ in range(40):
+            loss, alike = draw.choice([draw.gauss(0, 1), 1.0, 0.0, -1.0]), draw.random() < 0.8
+            host.observe(loss, alike)
+            device.observe(tensor(loss), torch.tensor(alike), torch.tensor(True))
+            device.observe(tensor(None), torch.tensor(True), torch.tensor(False))  # holds
+            for name in ("size", "last_loss", "mean_loss", "observations", "increases"):
+                assert float(getattr(device, name)) == getattr(host, name), name
+            assert type(host.size) is type(host.observations) is type(host.increases) is int
+            share = share_after(share, host.decay(group["second_moment_window"]))
+            share_there = share_after(share_there, device.decay(group["second_moment_window"]))
+            assert float(share_there) == share
+            here = coefficients(group, host, 1e-3, share)
+            there = coefficients(group, device, tensor(1e-3), share_there)
+            assert list(map(float, there)) == pytest.approx(here, rel=4e-16, abs=0)

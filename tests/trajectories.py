@@ -1,6 +1,6 @@
 """What the rule makes of fixed losses and gradients, kept for each version of it.
 
-After a change that is meant to give other numbers, raise `dwmgrad.progress.RULE_VERSION` and run
+After a change that is meant to give other numbers, raise `dwmgrad.rule.RULE_VERSION` and run
 
     python tests/trajectories.py
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.progress import RULE_VERSION
+from dwmgrad.rule import RULE_VERSION
 
 STORED = Path(__file__).with_suffix(".json")
 STEPS = 40

@@ -12,9 +12,8 @@ from glue.errors import UsageError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dwmgrad import DWMGrad, progress
-from dwmgrad.presets import PRESETS
-from dwmgrad.window import SIGNALS
+from dwmgrad import DWMGrad, rule
+from dwmgrad.rule import PRESETS, SIGNALS
 
 PAPER_LR = 1e-3
 """The paper's one learning rate for all optimizers (arXiv 2510.25042)."""
@@ -51,7 +50,7 @@ class Contender:
     @property
     def rule(self) -> int | None:
         """Which version of DWMGrad's rule its runs have; None: they have another rule."""
-        return progress.RULE_VERSION if self.name.startswith("dwmgrad") else None
+        return rule.RULE_VERSION if self.name.startswith("dwmgrad") else None
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""

@@ -1,30 +1,200 @@
-"""The ranges of DWMGrad's arguments, for the constructor, for groups and for checkpoints."""
+"""The arguments of DWMGrad in one table.
+
+The constructor, parameter groups, checkpoints and `--optim_args` read it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Number, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .rule import LEAST_EPS, PAPER, PRESETS, SIGNALS
 from .state import STATE_DTYPES
-from .window import SIGNALS
 
-MISSING_LOSS = ("warn", "hold", "error")
-
-
-_NUMBERS = ("lr", "momentum", "eps", "weight_decay", "loss_smoothing")
-_SWITCHES = (
-    "bias_correction",
-    "normalize_momentum",
-    "maximize",
-    "stochastic_rounding",
-    "capturable",
-)
-_COUNTS = ("initial_window", "max_window", "second_moment_window")
 MOST_STEPS = 2**53  # up to which a float64 holds every whole number
+
+
+class Kind(NamedTuple):
+    """What values an argument takes.
+
+    Attributes:
+        check: given name and value, raises TypeError or ValueError for a value out of range.
+        parse: the value that a text stands for; its ValueError says what the text may be.
+        plain: what takes the place of NumPy's numbers and torch's dtypes.
+    """
+
+    check: Callable[[str, Any], None]
+    parse: Callable[[str], Any]
+    plain: Callable[[Any], Any] = lambda value: value
+
+
+class Argument(NamedTuple):
+    """One argument.
+
+    Attributes:
+        kind: what values it takes; None: it is checked elsewhere.
+        default: its value where neither the user nor a preset gives one.
+        help: one line.
+        option: what it is in the Trainer; `"optim_args"`: a key of these. None: not there.
+        shared: whether it is one for all parameter groups.
+    """
+
+    kind: Kind | None
+    default: Any
+    help: str
+    option: str | None = "optim_args"
+    shared: bool = False
+
+
+def _plain(kind: Any) -> Callable[[Any], Any]:
+    return lambda value: kind(value) if isinstance(value, Number) else value
+
+
+def _number(below: float = math.inf) -> Kind:
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+        try:
+            within = 0 <= float(value) < below
+        except OverflowError:  # a whole number beyond float64
+            within = False
+        if not within:
+            raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
+
+    return Kind(check, float, _plain(float))
+
+
+def _check_lr(name: str, lr: Any) -> None:
+    if isinstance(lr, Tensor):
+        if lr.dim() != 0 or not lr.is_floating_point():
+            raise ValueError(f"{name} must be a number or a 0-dim real tensor, got {lr!r}")
+        lr = float(lr)
+    _number().check(name, lr)
+
+
+def _check_eps(name: str, eps: Any) -> None:
+    _number().check(name, eps)
+    if eps < LEAST_EPS:
+        raise ValueError(
+            f"{name} must be at least {LEAST_EPS:.2g}, got {eps!r}: without it a gradient of 0 "
+            "gives 0/0"
+        )
+
+
+def _check_steps(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if int(value) > MOST_STEPS:
+        raise ValueError(f"{name} must be at most {MOST_STEPS}, got {value!r}")
+
+
+def _choice(*choices: str) -> Kind:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return Kind(check, parse)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _parse_switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
+def _check_preference(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} must be True, False or None, got {value!r}")
+
+
+def _check_state_dtype(name: str, value: Any) -> None:
+    if _plain_dtype(value) not in (None, *STATE_DTYPES):
+        raise ValueError(
+            f"{name} must be None, torch.float32, torch.bfloat16 or 'int8', got {value!r}"
+        )
+
+
+def _plain_dtype(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+_STEPS = Kind(_check_steps, int, _plain(int))
+_MAYBE_STEPS = _STEPS._replace(
+    check=lambda name, value: None if value is None else _check_steps(name, value),
+)
+_SWITCH = Kind(_check_switch, _parse_switch)
+_PREFERENCE = Kind(
+    _check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text)
+)
+
+
+def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:
+    return {name: Argument(kind, PAPER[name], help, shared=True)}
+
+
+ARGUMENTS: dict[str, Argument] = {
+    "lr": Argument(
+        Kind(_check_lr, float, _number().plain), 1e-3, "learning rate", "--learning_rate"
+    ),
+    "momentum": Argument(_number(below=1), 0.9, "base momentum"),
+    "eps": Argument(
+        Kind(_check_eps, float, _number().plain),
+        1e-8,
+        "added to the root of the mean square",
+        "--adam_epsilon",
+    ),
+    "weight_decay": Argument(
+        _number(), 0.0, "decoupled weight decay, as in AdamW", "--weight_decay"
+    ),
+    "preset": Argument(
+        _choice(*PRESETS), None, "settings for the arguments that are not given", shared=True
+    ),
+    **_of_preset("initial_window", _STEPS, "window before the first step"),
+    **_of_preset("max_window", _STEPS, "upper bound of the window"),
+    "window_signal": Argument(
+        _choice(*SIGNALS), "decrease", "what makes the window grow", shared=True
+    ),
+    **_of_preset("loss_smoothing", _number(below=1), "EMA decay of the loss that is compared"),
+    **_of_preset("bias_correction", _SWITCH, "correct the mean square for its start at 0"),
+    **_of_preset("normalize_momentum", _SWITCH, "scale the step to AdamW's learning rates"),
+    **_of_preset("second_moment_window", _MAYBE_STEPS, "steps that the mean square remembers"),
+    "maximize": Argument(_SWITCH, False, "ascend the gradient"),
+    "foreach": Argument(_PREFERENCE, None, "prefer, or exclude, the multi-tensor kernel"),
+    "fused": Argument(_PREFERENCE, None, "prefer, or exclude, the fused kernel"),
+    "missing_loss": Argument(
+        _choice("warn", "hold", "error"), "warn", "what a step without a loss does", shared=True
+    ),
+    "state_dtype": Argument(
+        Kind(_check_state_dtype, _choice(*STATE_DTYPES).parse, _plain_dtype),
+        None,
+        "precision of the state",
+    ),
+    "stochastic_rounding": Argument(_SWITCH, False, "round bfloat16 parameters stochastically"),
+    "loss_group": Argument(None, None, "ranks over which the loss is averaged", None, shared=True),
+    "capturable": Argument(_SWITCH, False, "keep window and loss on the device", shared=True),
+}
+"""In the order of the constructor."""
+
+SETTINGS = [name for name in ARGUMENTS if name not in ("preset", "loss_group")]
+"""What a parameter group holds."""
+SHARED = [name for name in SETTINGS if ARGUMENTS[name].shared]
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -32,14 +202,12 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 
     Those alone survive every kind of checkpoint.
     """
-    kinds: dict[str, type] = {**dict.fromkeys(_NUMBERS, float), **dict.fromkeys(_COUNTS, int)}
-    settings = {
-        name: kinds[name](value) if name in kinds and isinstance(value, Number) else value
-        for name, value in settings.items()
-    }
-    if isinstance(settings.get("state_dtype"), torch.dtype):
-        settings["state_dtype"] = str(settings["state_dtype"]).removeprefix("torch.")
-    return settings
+    found = dict(settings)
+    for name in set(SETTINGS) & set(settings):
+        kind = ARGUMENTS[name].kind
+        assert kind is not None
+        found[name] = kind.plain(settings[name])
+    return found
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -49,67 +217,14 @@ def check(settings: dict[str, Any]) -> None:
         TypeError: for a value of the wrong type.
         ValueError: for a value out of range.
     """
-    lr = settings["lr"]
-    if isinstance(lr, Tensor):
-        if lr.dim() != 0 or not lr.is_floating_point():
-            raise ValueError(f"lr must be a number or a 0-dim real tensor, got {lr!r}")
-        lr = float(lr)
-    _check_number("lr", lr)
-    _check_number("momentum", settings["momentum"], below=1)
-    _check_number("eps", settings["eps"])
-    if settings["eps"] < torch.finfo(torch.float32).tiny:
-        raise ValueError(
-            f"eps must be at least {torch.finfo(torch.float32).tiny:.2g}, got {settings['eps']!r}: "
-            "without it a gradient of 0 gives 0/0"
-        )
-    _check_number("weight_decay", settings["weight_decay"])
-    _check_count("max_window", settings["max_window"])
-    _check_count("initial_window", settings["initial_window"])
+    for name in ("max_window", *SETTINGS):  # an initial window may be the largest
+        kind = ARGUMENTS[name].kind
+        assert kind is not None
+        kind.check(name, settings[name])
     if settings["initial_window"] > settings["max_window"]:
         raise ValueError(
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
-    _check_number("loss_smoothing", settings["loss_smoothing"], below=1)
-    if settings["second_moment_window"] is not None:
-        _check_count("second_moment_window", settings["second_moment_window"])
-    _check_choice("window_signal", settings["window_signal"], SIGNALS)
-    _check_choice("missing_loss", settings["missing_loss"], MISSING_LOSS)
-    for name in _SWITCHES:
-        if not isinstance(settings[name], bool):
-            raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
-    if plain(settings)["state_dtype"] not in (None, *STATE_DTYPES):
-        raise ValueError(
-            "state_dtype must be None, torch.float32, torch.bfloat16 or 'int8', got "
-            f"{settings['state_dtype']!r}"
-        )
-    for name in ("foreach", "fused"):
-        if settings[name] is not None and not isinstance(settings[name], bool):
-            raise TypeError(f"{name} must be True, False or None, got {settings[name]!r}")
     if settings["foreach"] and settings["fused"]:
         raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
-
-
-def _check_number(name: str, value: Any, below: float = math.inf, least: float = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    try:
-        within = least <= float(value) < below
-    except OverflowError:  # a whole number beyond float64
-        within = False
-    if not within:
-        raise ValueError(f"{name} must be in [{least}, {below}), got {value!r}")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    if int(value) > MOST_STEPS:
-        raise ValueError(f"{name} must be at most {MOST_STEPS}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,7 +1,7 @@
 """`capturable=True`: the loss, the window and what follows from them never leave the device.
 
-What `Window` and `DWMGrad.step` do with Python's numbers is done here with tensors of one number,
-so that no step waits for the device, and a CUDA graph can contain it.
+The rule gets tensors of one number where it gets Python's numbers elsewhere, so that no step waits
+for the device, and a CUDA graph can contain it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import kernels
+from . import kernels, rule
 from .distributed import AgreedOnDevice, widest
 from .kernels.one_launch import Addresses
 from .plan import Moves
-from .progress import LEAST_EPS, NO_SHARE, momentum_scale
+from .progress import progress_of, window_of
 from .state import ZERO_SHARE, dithers, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
@@ -87,25 +87,26 @@ class DeviceWindow:
                 share.members -= 1
                 del self._shares[own]
 
-    def _after_step(self, cohorts: Moves, decay: Tensor, happens: Tensor) -> dict[_Share, Tensor]:
-        """Moves the shares on; returns, for each cohort's age, √(1 - share)."""
+    def _after_step(
+        self, cohorts: Moves, decay: Tensor | float, happens: Tensor
+    ) -> dict[_Share, Tensor]:
+        """Moves the shares on; returns, for each cohort's age, its share now."""
         self._fresh.clear()
         self.begins = False
         together: dict[_Share, list[dict[str, Any]]] = {}
         for cohort in chain.from_iterable(cohorts):
             together.setdefault(cohort.age, []).extend(cohort.states)
-        roots = {}
+        moved = {}
         for age, owns in together.items():
             share = age
             if len(owns) < age.members:  # some of them have no gradient: they part
                 age.members -= len(owns)
                 share = _Share(age.number.clone(), len(owns))
                 self._shares.update((id(own), (own, share)) for own in owns)
-            after = share.number * decay
-            after = torch.where(after > NO_SHARE, after, 0.0)
+            after = rule.share_after(share.number, decay)
             share.number.copy_(torch.where(happens, after, share.number))
-            roots[age] = (1 - share.number).sqrt()
-        return roots
+            moved[age] = share.number
+        return moved
 
     def check(self, params: Iterable[Tensor]) -> None:
         """Raises RuntimeError unless all parameters are on its device."""
@@ -130,50 +131,29 @@ class DeviceWindow:
             agreed: what the ranks make of the step.
             grad_scale: what a gradient scaler leaves to this step, if one does.
         """
-        last, mean, window, observations, increases, steps, count = self._numbers.unbind()
-        common, loss = groups[0], agreed.loss
-        happens, moves = loss < math.inf, loss.isfinite()
-        alike = (count == 0) | (count == agreed.micro_batches)  # else not to be compared
-        smoothed = _smoothed(common["loss_smoothing"], loss, torch.where(alike, mean, torch.nan))
-        grows = moves & alike & _grows(common["window_signal"], smoothed, mean)
-        shrinks = moves & alike & ~grows
-        window = window + grows.to(window.dtype) - shrinks.to(window.dtype)
-        window = window.clamp(1, common["max_window"])
-        last, mean = torch.where(moves, loss, last), torch.where(moves, smoothed, mean)
-        steps = steps + happens
-        fixed = common["second_moment_window"]
-        reach = window if fixed is None else torch.full_like(window, fixed)
-        decay = (reach - 1) / reach
-        roots = self._after_step(cohorts, decay, happens)
-        count = torch.where(moves, agreed.micro_batches, count)
-        observations, increases = observations + moves, increases + grows
-        self._numbers.copy_(
-            torch.stack([last, mean, window, observations, increases, steps, count])
-        )
-        self._skipped.logical_or_(loss.isnan())
+        happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
+        now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
+        steps, count = now["steps"] + happens, now["micro_batches"]
+        window = window_of({**groups[0], **now})
+        alike = (count == 0) | (count == agreed.micro_batches)
+        window.observe(agreed.loss, alike, counts)
+        count = torch.where(counts, agreed.micro_batches, count)
+        now |= {**progress_of(window), "micro_batches": count, "steps": steps}
+        self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))
+        self._skipped.logical_or_(agreed.loss.isnan())
+        shares = self._after_step(cohorts, window.decay(groups[0]["second_moment_window"]), happens)
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
         for group, own in zip(groups, cohorts, strict=True):
             lr = group["lr"]
             on_device = isinstance(lr, Tensor) and lr.device == self.device
             lr = lr.to(self._dtype) if on_device else float(lr)
-            momentum = group["momentum"] * window / group["max_window"]
-            step_size = -lr if group["maximize"] else lr
-            if group["normalize_momentum"]:
-                step_size = step_size * momentum_scale(group["momentum"], momentum)
             for cohort in own:
-                root = roots[cohort.age]
-                numbers = [
-                    step_size * root,
-                    decay,
-                    1 - decay,
-                    momentum,
-                    (group["eps"] * root).clamp(min=LEAST_EPS),
-                    lr * group["weight_decay"],
-                    inverse,
-                    happens,
-                    *halves,
-                ]
+                step_size, decay, momentum, eps, shrink = rule.coefficients(
+                    group, window, lr, shares[cohort.age]
+                )
+                numbers = [step_size, decay, 1 - decay, momentum, eps, shrink]
+                numbers += [inverse, happens, *halves]
                 kernels.run_on_device(
                     cohort.buckets,
                     torch.stack([self._number(each) for each in numbers]),
@@ -236,17 +216,3 @@ def takes_scale(optimizer: Optimizer, scaler: torch.amp.GradScaler) -> bool:
     scalers = (torch.amp.GradScaler, torch.cuda.amp.GradScaler, torch.cpu.amp.GradScaler)
     patched_by = getattr(vars(optimizer).get("step"), "__module__", "")
     return type(scaler) in scalers and not patched_by.startswith("accelerate")
-
-
-def _smoothed(smoothing: float, loss: Tensor, mean: Tensor) -> Tensor:
-    """The exponential mean with this loss; `mean` is NaN before the first one."""
-    if not smoothing:
-        return loss
-    return torch.where(mean.isnan(), loss, smoothing * mean + (1 - smoothing) * loss)
-
-
-def _grows(signal: str, loss: Tensor, last: Tensor) -> Tensor:
-    """Whether the signal is positive; `last` is NaN before the first loss."""
-    if signal == "loss":
-        return loss > 0
-    return loss > last.nan_to_num(0.0) if signal == "increase" else loss < last

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import arguments
 from .kernels import narrow
-from .presets import PAPER
 from .progress import PROGRESS, SCHEMA
+from .rule import PAPER
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 if TYPE_CHECKING:

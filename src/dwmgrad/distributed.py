@@ -75,6 +75,7 @@ class Agreed(NamedTuple):
         idle: whether no rank has a loss or a gradient.
         overflow: whether a gradient scaler of any rank gives the step up.
         lacks_gradient: whether a rank has no gradient.
+        makes_state: whether this is no step: it creates the state, which the other ranks may not.
     """
 
     loss: float | None
@@ -82,11 +83,17 @@ class Agreed(NamedTuple):
     idle: bool = False
     overflow: bool = False
     lacks_gradient: bool = False
+    makes_state: bool = False
 
     @property
     def is_refused(self) -> bool:
         """Whether the step is skipped because a loss is not finite."""
         return self.loss is not None and math.isnan(self.loss)
+
+    @property
+    def is_known_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.idle
 
 
 class AgreedOnDevice(NamedTuple):
@@ -102,6 +109,16 @@ class AgreedOnDevice(NamedTuple):
     loss: Tensor
     micro_batches: Tensor
     overflow: Tensor
+
+    @property
+    def is_refused(self) -> bool:
+        """Never: the device knows, and nobody waits for it."""
+        return False
+
+    @property
+    def is_known_idle(self) -> bool:
+        """Never, for the same reason."""
+        return False
 
 
 def agree(

@@ -104,6 +104,14 @@ class LossFeed:
         """Whether losses have come that no step has used yet."""
         return self.observation is not None and not self.observation.used
 
+    def of_this_step(self, groups: list[dict[str, Any]]) -> Observation | None:
+        """The observation, unless these groups were stepped with it: then it is of the step before.
+
+        DeepSpeed steps one parameter group, or a piece of one, after the other with one loss.
+        """
+        held = self.observation
+        return None if held is None or held.repeats(groups) else held
+
     def expect(self, route: str) -> None:
         """Makes ready for a loss on this route.
 

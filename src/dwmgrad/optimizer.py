@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import warnings
@@ -18,7 +19,7 @@ from torch.amp.grad_scaler import OptState
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, distributed, kernels, presets, progress, state
+from . import arguments, capturable, checkpoint, distributed, kernels, progress, rule, state
 from .cohorts import NewState, share_reader
 from .distributed import Agreed, AgreedOnDevice, Share
 from .loss_feed import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
@@ -57,12 +58,12 @@ class DWMGrad(Optimizer, Joinable):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        preset: None: the paper's rule. `"finetune"`: what `presets.PRESETS` has under this name
+        preset: None: the paper's rule. `"finetune"`: what `rule.PRESETS` has under this name
             for each of the arguments below that is not given; AdamW's learning rates suit it.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
-        window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.window.Window`.
+        window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.rule.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal
             reads, in [0, 1). 0, the default: it reads each loss as it is.
         bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
@@ -150,7 +151,7 @@ class DWMGrad(Optimizer, Joinable):
             "eps": eps,
             "weight_decay": weight_decay,
             "window_signal": window_signal,
-            **presets.resolve(
+            **rule.resolve(
                 preset,
                 {
                     "initial_window": initial_window,
@@ -307,24 +308,31 @@ class DWMGrad(Optimizer, Joinable):
 
         Whatever of these it raises, parameters, state and window are as before.
         """
+        feed, groups = self._feed, self.param_groups
+        with self._undone_if_it_raises(
+            brings_loss=closure is not None or loss is not None
+        ) as scaled:
+            loss = feed.take(closure, loss, scaled, groups)
+            self._check_learning_rates()
+            observation = feed.of_this_step(groups)
+            agreed = self._agreed_on(observation)
+            make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
+            if observation is not None:
+                observation.use(groups)
+        if agreed.is_refused:
+            self._say_once(_SKIPPED)
+        if make_step is not None:
+            make_step()
+        return loss
+
+    @contextlib.contextmanager
+    def _undone_if_it_raises(self, brings_loss: bool) -> Iterator[bool]:
+        """Around all before the first change; gives whether a gradient scaler makes the step."""
         feed = self._feed
         scaled, feed.step_tried, feed.refused = feed.step_tried, False, False
-        brings_loss = closure is not None or loss is not None
         pending = feed.observation
         try:
-            loss = feed.take(closure, loss, scaled, self.param_groups)
-            self._check_before_change()
-            observation = feed.observation
-            if observation is not None and observation.repeats(self.param_groups):
-                observation = None  # it belonged to the step before
-            only_makes_state = observation is None and self._creates_state()
-            # a rank may make state alone, so no all-reduce then
-            agreed = Agreed(None, 0) if only_makes_state else self._settle(observation)
-            skips = isinstance(agreed, Agreed) and (agreed.idle or agreed.is_refused)
-            # whatever can fail comes first: a step that raises has moved nothing
-            makes_step = None if skips else self._prepared(observation, agreed)
-            if observation is not None:
-                observation.use(self.param_groups)
+            yield scaled
         except BaseException:
             feed.undo(pending)
             feed.refused = not brings_loss  # the next loss belongs to another step
@@ -334,16 +342,13 @@ class DWMGrad(Optimizer, Joinable):
             raise
         finally:
             feed.ahead = self._scaler = None
-        if isinstance(agreed, Agreed) and agreed.is_refused:
-            self._say_once(_SKIPPED)
-        if makes_step is not None and not only_makes_state:
-            makes_step()
-        return loss
 
     def _prepared(
         self, observation: Observation | None, agreed: Agreed | AgreedOnDevice
-    ) -> Callable[[], None]:
+    ) -> Callable[[], None] | None:
         """Checks and readies all that a step needs; what it returns makes the step."""
+        if agreed.is_known_idle or agreed.is_refused:
+            return None
         groups = self.param_groups
         moving = [g for g in groups if observation is None or not observation.has_moved(g)]
         window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
@@ -361,17 +366,23 @@ class DWMGrad(Optimizer, Joinable):
             assert window is not None
             scale = self._of_scaler("grad_scale")
             return lambda: window.step(groups, moves, agreed, scale)
+        if agreed.makes_state:
+            return None
         numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
         changes = [(group, numbers) for group in moving]
+        window_now = progress.window_of({**groups[0], **numbers})
+        decay = window_now.decay(groups[0]["second_moment_window"])
         calls = []
         for group, own in zip(groups, moves, strict=True):
-            after = {**group, **numbers}
+            lr = float(group["lr"])
             for zero_share, states_of, buckets in own:
-                share = progress.share_after(zero_share, after)
+                share = rule.share_after(zero_share, decay)
                 if zero_share:
                     new = {state.ZERO_SHARE: state.share_of(share)}
                     changes += [(kept, new) for kept in states_of]
-                calls.append((buckets, progress.coefficients(after, share), group))
+                five = rule.coefficients(group, window_now, lr, share)
+                noise = numbers.get("steps", group["steps"])
+                calls.append((buckets, _coefficients(group, five, noise), group))
         return lambda: self._make_step(observation, moving, changes, calls)
 
     def _make_step(
@@ -393,9 +404,11 @@ class DWMGrad(Optimizer, Joinable):
         if self._held and all(isinstance(held, bool) for held in self._held):
             self._tell_of_held()
 
-    def _settle(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
+    def _agreed_on(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
         """What all ranks make of this step; asked of them once for one observation."""
         feed = self._feed
+        if observation is None and self._creates_state():
+            return Agreed(None, 0, makes_state=True)  # without the others: a rank may do so alone
         if observation is None:
             agreed = feed.ahead or self._agree(None, self._of_scaler("found_inf"))
         else:
@@ -551,7 +564,7 @@ class DWMGrad(Optimizer, Joinable):
             self._said.add(message)
             warnings.warn(message, stacklevel=4)
 
-    def _check_before_change(self) -> None:
+    def _check_learning_rates(self) -> None:
         for index, group in enumerate(self.param_groups):
             if capturable.reads_lr(group) and not 0 <= float(group["lr"]) < math.inf:
                 raise ValueError(
@@ -657,6 +670,12 @@ class DWMGrad(Optimizer, Joinable):
         self._plan = None
         self._said = set()
         self._scaler = None
+
+
+def _coefficients(
+    group: dict[str, Any], five: tuple[float, float, float, float, float], noise: int
+) -> kernels.Coefficients:
+    return kernels.Coefficients(*five, noise, state.dithers(group), group["stochastic_rounding"])
 
 
 _NOT_JOINED = (

@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
-from .. import arguments, presets
-from ..arguments import MISSING_LOSS
-from ..optimizer import DWMGrad
-from ..presets import PAPER, PRESETS
-from ..state import STATE_DTYPES
-from ..window import SIGNALS
+from .. import arguments, rule
+from ..arguments import ARGUMENTS
+from ..rule import PAPER
 from .names import preset_of
 
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return text.lower() == "true"
-
-
-def _optional_boolean(text: str) -> bool | None:
-    return None if text.lower() == "none" else _boolean(text)
-
-
 OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
-    "momentum": float,
-    "initial_window": int,
-    "max_window": int,
-    "window_signal": _choice(*SIGNALS),
-    "preset": _choice(*PRESETS),
-    "loss_smoothing": float,
-    "bias_correction": _boolean,
-    "normalize_momentum": _boolean,
-    "second_moment_window": int,
-    "missing_loss": _choice(*MISSING_LOSS),
-    "maximize": _boolean,
-    "foreach": _optional_boolean,
-    "fused": _optional_boolean,
-    "state_dtype": _choice(*STATE_DTYPES),
-    "stochastic_rounding": _boolean,
-    "capturable": _boolean,
+    name: argument.kind.parse
+    for name, argument in ARGUMENTS.items()
+    if argument.kind is not None and argument.option == "optim_args"
 }
 """What `--optim_args` may name, and how each value is read."""
 
 _HAS_ITS_OWN = {
-    "lr": "--learning_rate",
-    "learning_rate": "--learning_rate",
-    "eps": "--adam_epsilon",
-    "weight_decay": "--weight_decay",
-}
+    name: argument.option
+    for name, argument in ARGUMENTS.items()
+    if argument.option not in (None, "optim_args")
+} | {"learning_rate": "--learning_rate"}
 
 
 def parse_optim_args(text: str | None) -> dict[str, Any]:
@@ -129,15 +91,14 @@ def check(settings: dict[str, Any]) -> None:
     Raises:
         ValueError: the message names the argument, and how the Trainer calls it.
     """
-    signature = inspect.signature(DWMGrad).parameters
-    whole = {name: signature[name].default for name in signature if name != "params"}
+    whole = {name: None if name in PAPER else each.default for name, each in ARGUMENTS.items()}
     whole |= {
         name: value
         for name, value in settings.items()
         if name not in ("lr", "eps") or isinstance(value, Real)
     }
     try:
-        whole |= presets.resolve(whole.pop("preset"), {name: whole[name] for name in PAPER})
+        whole |= rule.resolve(whole.pop("preset"), {name: whole[name] for name in PAPER})
         arguments.check(whole)
     except (TypeError, ValueError) as error:
         name = str(error).split()[0]

@@ -12,9 +12,8 @@ from experiments.schedules import SCHEDULES, make_schedule
 from experiments.workloads import WORKLOADS, make_workload
 from glue.errors import UsageError
 
-from dwmgrad import progress
-from dwmgrad.presets import PRESETS
-from dwmgrad.window import SIGNALS
+from dwmgrad import rule
+from dwmgrad.rule import PRESETS, SIGNALS
 
 
 def needs(contender):
@@ -75,7 +74,7 @@ def test_a_rule_that_was_changed_makes_other_runs(tmp_path, monkeypatch):
     runs = [Run(work, name, {"lr": 0.1}, 0) for name in ("adamw", "dwmgrad-loss")]
     before = [run.path(tmp_path) for run in runs]
     assert before == [run.path(tmp_path) for run in runs]
-    monkeypatch.setattr(progress, "RULE_VERSION", progress.RULE_VERSION + 1)
+    monkeypatch.setattr(rule, "RULE_VERSION", rule.RULE_VERSION + 1)
     after = [run.path(tmp_path) for run in runs]
     assert after[0] == before[0] and after[1] != before[1]
 

@@ -19,7 +19,7 @@ from experiments.evidence.measures import Comparison
 from experiments.evidence.overall import Workload, ahead, goals, per_workload
 from glue.errors import UsageError
 
-from dwmgrad.presets import PRESETS
+from dwmgrad.rule import PRESETS
 
 from . import fake_results
 

@@ -13,7 +13,7 @@ from experiments.workloads.digits import SoundClassifier
 from experiments.workloads.language import whole_sentences
 from glue.errors import UsageError
 
-from dwmgrad.window import Window
+from dwmgrad.rule import Window
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (110, 1.7)])

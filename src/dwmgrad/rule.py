@@ -1,0 +1,238 @@
+"""The rule, once: for floats on the host, and for 0-dim tensors on a device (`capturable=True`).
+
+With the loss ℓ and the gradient g, one step is
+
+    ω ← min(ω + 1, δ) if the loss fell (the signal is positive), else max(ω − 1, 1)
+    s ← s (ω − 1)/ω + g²/ω
+    v ← (γ ω/δ) v + α g/(√s + ε)
+    θ ← (1 − α λ) θ − v
+
+`Window.observe` is the first line, `coefficients` what the others need of it, `move` the others.
+
+Source: Wang, Li, Zeng, "Dynamically Weighted Momentum with Adaptive Step Sizes for Efficient Deep
+Network Training", arXiv 2510.25042, Algorithm 1. Not the paper's: decoupled weight decay λ, as in
+AdamW, and what `PAPER` lists, which is off there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RULE_VERSION = 1
+"""Raised when the same losses and gradients give other numbers: such runs are other runs."""
+SIGNALS = ("decrease", "increase", "loss")
+LEAST_EPS = torch.finfo(torch.float32).tiny
+NO_SHARE = 2.0**-60
+"""A share below which 1 - share is 1."""
+
+PAPER: dict[str, Any] = {
+    "initial_window": 5,
+    "max_window": 10,
+    "loss_smoothing": 0.0,
+    "bias_correction": False,
+    "normalize_momentum": False,
+    "second_moment_window": None,
+}
+"""The arguments that a preset may set, with the paper's values, which hold without one."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "max_window": 100,
+        "loss_smoothing": 0.9,
+        "bias_correction": True,
+        "normalize_momentum": True,
+        "second_moment_window": 500,
+    },
+}
+"""Name: what it sets in place of the paper's values. docs/evidence.md compares it with AdamW."""
+
+Number = Any  # a number on the host, a 0-dim tensor on a device
+
+
+@dataclass
+class Window:
+    """How much history a step relies on: a whole number that follows the training loss.
+
+    Each observed loss moves the window by one: up when the signal is positive, else down, and
+    always within [1, max_size].
+
+    Args:
+        size: the present window ω, in steps.
+        max_size: its upper bound δ, in steps.
+        signal: what counts as a reason to grow. `"decrease"`: the loss fell (the paper's text; the
+            first loss only shrinks the window). `"increase"`: the loss rose, the first one compared
+            with 0 (the authors' CIFAR-10 and MNIST scripts). `"loss"`: the loss is positive
+            (Algorithm 1 as printed).
+        smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
+        last_loss: the loss observed last; None, or on a device NaN, before the first one.
+        mean_loss: the EMA; without smoothing the loss observed last.
+        observations: how many losses have been observed.
+        increases: how many of them had a positive signal.
+    """
+
+    size: Number = 5
+    max_size: int = 10
+    signal: str = "decrease"
+    smoothing: float = 0.0
+    last_loss: Number | None = None
+    mean_loss: Number | None = None
+    observations: Number = 0
+    increases: Number = 0
+
+    def observe(self, loss: Number, alike: Number = True, counts: Number = True) -> None:
+        """Moves the window by one step for one loss.
+
+        Args:
+            loss: the step's loss, finite where it counts.
+            alike: whether it was made as the one before was, so that the two can be compared. If
+                not, the window holds, and the comparison begins anew from this loss.
+            counts: False changes nothing.
+        """
+        known = _both(alike, _is_known(self.mean_loss))
+        past = _where(known, self.mean_loss, loss)
+        mean = loss
+        if self.smoothing:
+            mean = _where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
+        if self.signal == "loss":
+            grows = mean > 0
+        elif self.signal == "increase":
+            grows = mean > _where(known, past, 0.0)
+        else:
+            grows = mean < past
+        moves = _both(counts, alike)
+        grows = _both(moves, grows)
+        size = self.size + _where(moves, _where(grows, 1, -1), 0)
+        self.size = _within(1, size, self.max_size)
+        self.last_loss = _where(counts, loss, self.last_loss)
+        self.mean_loss = _where(counts, mean, self.mean_loss)
+        self.observations = self.observations + counts
+        self.increases = self.increases + grows
+
+    def decay(self, fixed: int | None = None) -> Number:
+        """What a step keeps of the mean squared gradient: (ω − 1)/ω; of a fixed window, its own."""
+        size = fixed or self.size
+        return (size - 1) / size
+
+    def momentum(self, base: float) -> Number:
+        """The effective momentum μ = γω/δ for the base momentum γ."""
+        return base * self.size / self.max_size
+
+
+def coefficients(
+    group: dict[str, Any], window: Window, lr: Number, zero_share: Number
+) -> tuple[Number, Number, Number, Number, Number]:
+    """What a step with this window is made of.
+
+    Args:
+        group: a parameter group, for its settings.
+        window: after it has observed the step's loss.
+        lr: the group's learning rate.
+        zero_share: of the parameters; see `share_after`.
+
+    Returns:
+        The step size, α, negative where the objective is maximized; the decay of the mean square,
+        (ω − 1)/ω; the effective momentum, γω/δ; ε; and the share of the parameter that weight decay
+        takes away, α λ. Where the mean square is corrected, α and ε have the correction in them.
+    """
+    momentum = window.momentum(group["momentum"])
+    step_size = -lr if group["maximize"] else lr
+    if group["normalize_momentum"]:
+        step_size = step_size * _normalizer(group["momentum"], momentum)
+    # α/(√(s/c) + ε) = α√c/(√s + ε√c) with c = 1 - zero_share
+    root = _root(1 - zero_share)
+    return (
+        step_size * root,
+        window.decay(group["second_moment_window"]),
+        momentum,
+        _within(LEAST_EPS, group["eps"] * root),
+        lr * group["weight_decay"],
+    )
+
+
+def share_after(share: Number, decay: Number) -> Number:
+    """The share that the zeros from which s began have in it after a step with this decay.
+
+    It is the product of the decays since the parameter's own beginning. Without one, 0, nothing is
+    corrected: the paper's rule.
+    """
+    share = share * decay
+    return _where(share > NO_SHARE, share, 0.0)
+
+
+def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:
+    """The three tensor lines, in place, for tensors of one shape and dtype; c: `Coefficients`."""
+    s.mul_(c.decay).addcmul_(grad, grad, value=1 - c.decay)
+    v.mul_(c.momentum).addcdiv_(grad, s.sqrt().add_(c.eps), value=c.step_size)
+    if c.shrink != 0:
+        # Not mul_(1 - shrink): that factor, rounded to float32, is off the same way at every step.
+        param.add_(param, alpha=-c.shrink)
+    param.sub_(v)
+
+
+def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of all arguments of `PAPER`: the given ones, then the preset's, then the paper's.
+
+    An initial window that is not given is `max_window`, where that is smaller.
+
+    Args:
+        preset: a name of `PRESETS`, or None.
+        given: the arguments; None stands for one that was not given.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f" did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"preset must be None or one of {', '.join(PRESETS)}; got {preset!r}{hint}"
+        )
+    chosen = {**PAPER, **PRESETS[preset]} if preset else PAPER
+    values = {name: value if value is not None else chosen[name] for name, value in given.items()}
+    if given["initial_window"] is None and isinstance(values["max_window"], Integral):
+        values["initial_window"] = min(values["initial_window"], values["max_window"])
+    return values
+
+
+def _normalizer(base: float, momentum: Number) -> Number:
+    """What `normalize_momentum` multiplies α by: (1 - m)√((1 - μ²)/(1 - m²)), m = γ/2.
+
+    m is the effective momentum at half the full window. Uncorrelated gradients of size 1 then give
+    steps whose mean square is α²(1 - m)/(1 + m) at any effective momentum μ.
+    """
+    middle = base / 2
+    return ((1 - middle) / (1 + middle) * (1 - momentum * momentum)) ** 0.5
+
+
+# ---- the same words for numbers and for tensors ----
+
+
+def _where(condition: Number, yes: Number, no: Number) -> Number:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def _both(one: Number, other: Number) -> Number:
+    return one & other
+
+
+def _is_known(loss: Number | None) -> Number:
+    return ~loss.isnan() if isinstance(loss, Tensor) else loss is not None
+
+
+def _within(least: float, number: Number, most: float = math.inf) -> Number:
+    if isinstance(number, Tensor):
+        return number.clamp(least, most)
+    return min(max(number, least), most)
+
+
+def _root(number: Number) -> Number:
+    return number.sqrt() if isinstance(number, Tensor) else math.sqrt(number)
