@@ -22,18 +22,15 @@ _WHOLE = ".whole"
 _PARTIAL = ".partial"
 """What one gets in its place that is written, but that no run can go on from."""
 
-_DEEPSPEED = ("global_step*", "pytorch_model")
+_DEEPSPEED = "global_step* pytorch_model"
 _NEEDED = {
-    "the weights": (
-        "*.safetensors", "adapter_model.bin", "pytorch_model*.bin", "pytorch_model_fsdp_*",
-        *_DEEPSPEED,
-    ),
-    "the optimizer's state": ("optimizer.pt", "optimizer*.bin", "optimizer_*", *_DEEPSPEED),
-    "the scheduler's state": ("scheduler.pt", "scheduler*.bin", "custom_checkpoint_*.pkl",
-                              *_DEEPSPEED),
-    "the random states": ("rng_state*.pth", "random_states_*.pkl"),
-    "trainer_state.json": ("trainer_state.json",),
-}  # fmt: skip
+    "the weights": "*.safetensors adapter_model.bin pytorch_model*.bin pytorch_model_fsdp_* "
+    + _DEEPSPEED,
+    "the optimizer's state": f"optimizer.pt optimizer*.bin optimizer_* {_DEEPSPEED}",
+    "the scheduler's state": f"scheduler.pt scheduler*.bin custom_checkpoint_*.pkl {_DEEPSPEED}",
+    "the random states": "rng_state*.pth random_states_*.pkl",
+    "trainer_state.json": "trainer_state.json",
+}
 """What a run needs to go on: the files or folders of the Trainer and of Accelerate, with FSDP and
 DeepSpeed. One of each must be there."""
 
@@ -155,10 +152,10 @@ class WholeCheckpointTrainer(Trainer):
 
 
 def _all(folder: Path) -> list[Path]:
-    """Named as the Trainer names them; checkpoint-007, say, is somebody's copy."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
-    return sorted((p for p in found if re.fullmatch("checkpoint-(0|[1-9][0-9]*)", p.name)),
-                  key=_step)  # fmt: skip
+    """Named as the Trainer names them; checkpoint-007 is somebody's copy."""
+    named = re.compile("checkpoint-(0|[1-9][0-9]*)").fullmatch
+    found = (p for p in folder.glob("checkpoint-*") if p.is_dir() and named(p.name))
+    return sorted(found, key=_step)
 
 
 def _step(checkpoint: Path) -> int:
@@ -175,7 +172,8 @@ def _forget(checkpoint: Path) -> None:
 
 
 def _has(folder: Path, need: str) -> bool:
-    return any(_has_content(path) for pattern in _NEEDED[need] for path in folder.glob(pattern))
+    found = (path for pattern in _NEEDED[need].split() for path in folder.glob(pattern))
+    return any(map(_has_content, found))
 
 
 def _has_content(path: Path) -> bool:
@@ -187,11 +185,9 @@ def _has_content(path: Path) -> bool:
 
 def _missing_shards(checkpoint: Path) -> list[str]:
     """Of weights in several files, those that the files' own names speak of."""
-    found = (re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", p.name) for p in checkpoint.iterdir())
-    wanted = {
-        f"{each[1]}-{number:05}-of-{each[2]}{each[3]}"
-        for each in found
-        if each
-        for number in range(1, min(int(each[2]), 10_000) + 1)
-    }
+    wanted = set()
+    for path in checkpoint.iterdir():
+        if each := re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", path.name):
+            numbers = range(1, min(int(each[2]), 10_000) + 1)
+            wanted |= {f"{each[1]}-{number:05}-of-{each[2]}{each[3]}" for number in numbers}
     return sorted(name for name in wanted if not (checkpoint / name).is_file())

@@ -163,21 +163,18 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_record(folder: Path, record: dict[str, Any], ended_after: int | None = None) -> None:
     """Leaves a run's identity in its folder, in one step; `ended_after`: its last one."""
-    write_json(folder / _RECORD, _record(record, ended_after))
+    end = {} if ended_after is None else {_ENDED: ended_after}
+    write_json(folder / _RECORD, {**record, **end})
 
 
 def is_complete(folder: Path, record: dict[str, Any], steps: int) -> bool:
     """Whether `folder` has all that this run's training leaves after so many steps."""
     files = [folder / name for name in ("trainer_state.json", "train_results.json")]
     return (
-        _read_record(folder) == _record(record, steps)
+        _read_record(folder) == {**record, _ENDED: steps}
         and all(path.is_file() for path in files)
         and has_weights(folder)
     )
-
-
-def _record(record: dict[str, Any], ended_after: int | None) -> dict[str, Any]:
-    return record if ended_after is None else {**record, _ENDED: ended_after}
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -188,18 +185,20 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / _RECORD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {found!r:.40}")
-        return found
-    except FileNotFoundError:
-        return None
+        return _read_object(path) if path.exists() else None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path}: the record of the run there cannot be read ({error or 'too deep'}); if the "
             "run is the same, remove this file and its checkpoints are gone on from; else give "
             "another --output_dir, or --overwrite_output_dir to train afresh"
         ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {found!r:.40}")
+    return found
 
 
 def remove_results(folder: Path) -> None:
@@ -210,14 +209,12 @@ def remove_results(folder: Path) -> None:
 
 def set_aside_damaged(folder: Path) -> None:
     """What a kill left half written is kept under another name: the Trainer adds to these files."""
-    for path in (folder / name for name in _RESULTS):
-        if path.is_file():
-            try:
-                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                    raise ValueError("it holds no figures by name")
-            except (ValueError, RecursionError) as error:
-                kept = path.replace(path.with_name(f"{path.name}.damaged"))
-                print(f"{path} is damaged ({error}); kept as {kept.name}")
+    for path in (folder / name for name in _RESULTS if (folder / name).is_file()):
+        try:
+            _read_object(path)
+        except (ValueError, RecursionError) as error:
+            kept = path.replace(path.with_name(f"{path.name}.damaged"))
+            print(f"{path} is damaged ({error}); kept as {kept.name}")
 
 
 def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | None:
