@@ -18,12 +18,12 @@ with needs("glue"):
     from glue.bare import is_of_bare_loop
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
-    from glue.metrics import compute_metrics, predictions_of
+    from glue.metrics import compute_metrics
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
     from glue.setup import Run, prepare
-    from glue.submission import write_submission
+    from glue.submission import write_submissions
     from glue.summary import report
     from transformers import Trainer, TrainerCallback
 
@@ -65,7 +65,13 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
     if training.do_eval:
         results.update(evaluate(trainer, run))
     if training.do_predict:
-        saved["submission"] = predict(trainer, run)
+        saved["submission"] = write_submissions(
+            run,
+            lambda split: (
+                trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
+            ),
+            trainer.is_world_process_zero(),
+        )
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
     return results
@@ -135,15 +141,6 @@ def evaluate(trainer: Trainer, run: Run) -> dict[str, float]:
         combined.update(metrics)
     trainer.save_metrics("eval", combined)
     return combined
-
-
-def predict(trainer: Trainer, run: Run) -> Path:
-    folder = run.folder / "submission"
-    for split, task, name in run.predictions():
-        outputs = trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
-        if trainer.is_world_process_zero():
-            write_submission(folder / name, task, run.in_task_order(predictions_of(outputs, task)))
-    return folder
 
 
 if __name__ == "__main__":

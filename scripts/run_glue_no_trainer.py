@@ -31,7 +31,7 @@ with needs("glue"):
     from glue.parsing import parse
     from glue.preprocess import collator
     from glue.setup import Run, prepare
-    from glue.submission import write_submission
+    from glue.submission import write_submissions
     from glue.summary import report
     from transformers import enable_full_determinism, get_scheduler
     from transformers.trainer_callback import (
@@ -90,7 +90,9 @@ class Loop:
         if self.training.do_eval:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
-            saved["submission"] = self.predict()
+            saved["submission"] = write_submissions(
+                self.job, lambda split: self.outputs(split)[0], self.accelerator.is_main_process
+            )
         path = self.folder / "all_results.json"
         if self.accelerator.is_main_process:
             write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **results})
@@ -130,8 +132,7 @@ class Loop:
             if not self.job.complete:
                 self.save_all()
             return {}
-        self.state.max_steps = total
-        self.state.compute_steps(training, total)
+        self.state.plan(total, training)
         self.state.is_local_process_zero = accelerator.is_local_main_process
         self.state.is_world_process_zero = accelerator.is_main_process
         first_step, start = self.state.global_step, time.perf_counter()
@@ -255,14 +256,6 @@ class Loop:
             values["samples_per_second"] = len(labels) / seconds
             results.update({f"eval_{name}{suffix}": value for name, value in values.items()})
         return results
-
-    def predict(self) -> Path:
-        folder = self.folder / "submission"
-        for split, task, name in self.job.predictions():
-            values = predictions_of(self.outputs(split)[0], task)
-            if self.accelerator.is_main_process:
-                write_submission(folder / name, task, self.job.in_task_order(values))
-        return folder
 
     def save_all(self) -> None:
         """What training leaves beside its figures."""

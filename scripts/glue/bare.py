@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,17 @@ def loader(
 class State(TrainerState):
     """The Trainer's state, with the losses that its logs are the means of."""
 
+    epoch: float = 0.0
     loss_since_log: float = 0.0
     steps_since_log: int = 0
     loss_total: float = 0.0
+
+    def plan(self, total: int, training: TrainingArguments) -> None:
+        """Set the number of steps, and when to log, evaluate and save: below 1 a share of all."""
+        self.max_steps = total
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if steps := getattr(training, name):
+                setattr(self, name, math.ceil(total * steps) if steps < 1 else int(steps))
 
     def log(self, **values: Any) -> dict[str, Any]:
         """Add an entry, with the epoch and the step."""

@@ -103,6 +103,36 @@ def test_every_config_parses():
             assert args.lora.enabled == (path.parent.name == "glue_lora")
 
 
+def test_a_file_wins_over_its_base(tmp_path):
+    write(tmp_path / "base.yaml", "seed: 3\nlearning_rate: 1e-5\noutput_dir: out\n")
+    (tmp_path / "more").mkdir()
+    path = write(tmp_path / "more" / "a.yaml", "base: ../base.yaml\nlearning_rate: 2e-5\n")
+    args = parse([path, "--use_cpu"])
+    assert (args.training.seed, args.training.learning_rate) == (3, 2e-5)
+    assert {"seed", "learning_rate", "output_dir"} <= args.given and "base" not in args.given
+    for text, message in (("base: none.yaml\n", "cannot read .*none.yaml"),
+                          ("base: a.yaml\n", "unknown argument 'base'")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            parse([write(tmp_path / "a.yaml", text), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 1.5", "--seed: invalid int value: '1.5'"),
+        ("seed: true", "--seed: invalid int value: 'True'"),
+        ("seed: [1, 2]", "seed .*: expected one value"),
+        ("do_train: perhaps", "--do_train.*perhaps"),
+        ("log_level: loud", "log_level loud: expected one of"),
+        ("save_strategy: sometimes", "sometimes"),
+        ("help: true", "unknown argument 'help'"),
+    ],
+)
+def test_values_of_files_are_checked_as_on_the_command_line(tmp_path, line, message):
+    with pytest.raises(UsageError, match=message):
+        parse([write(tmp_path / "a.yaml", f"{line}\noutput_dir: o\nuse_cpu: true\n")])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")))
 def test_accelerate_reads_its_configs(path):
     from accelerate.commands.config.config_args import load_config_from_file

@@ -122,3 +122,23 @@ def test_pad_to_max_length_and_truncation(script, argv):
          "--pad_to_max_length", "--max_seq_length", "16"]
     )  # fmt: skip
     assert results["eval_samples"] == 9
+
+
+def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
+    """The second run reads what the first one left, from the disk."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*argv, "--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
+    words += ["--cache_dir", str(tmp_path / "cache")]
+    first = script(words)
+    [kept] = (tmp_path / "cache" / "dwmgrad-glue").glob("*.arrow")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", None)
+    assert script(words)["eval_loss"] == first["eval_loss"]
+    with pytest.raises(TypeError):
+        script([*words, "--max_seq_length", "16"])
+    assert kept.exists()
+
+
+def test_without_a_place_for_tokenized_data(script, argv):
+    words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
+    assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
