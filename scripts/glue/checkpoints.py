@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 _WHOLE = ".whole"
 """The empty file that a checkpoint gets last; appearing is one step, writing would be many."""
 
-_PARTIAL = ".partial"
-"""What one gets in its place that is written, but that no run can go on from."""
-
 _DEEPSPEED = "global_step* pytorch_model"
 _NEEDED = {
     "the weights": "*.safetensors adapter_model.bin pytorch_model*.bin pytorch_model_fsdp_* "
@@ -37,13 +34,13 @@ DeepSpeed. One of each must be there."""
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole `checkpoint-STEP` folders that a run can go on from, by step."""
-    return [path for path in _all(folder) if (path / _WHOLE).is_file() and not lacks(path)]
+    return [path for path in written(folder) if not lacks(path)]
 
 
 def written(folder: Path) -> list[Path]:
     """The `checkpoint-STEP` folders that every rank has written, by step: also those without the
     optimizer's state, as --save_only_model makes them."""
-    return [p for p in _all(folder) if (p / _WHOLE).is_file() or (p / _PARTIAL).is_file()]
+    return [path for path in _all(folder) if (path / _WHOLE).is_file()]
 
 
 def lacks(checkpoint: Path) -> list[str]:
@@ -123,7 +120,7 @@ def finish(
         logger.warning(
             "%s: no run can go on from it, as it lacks %s", checkpoint, ", ".join(missing)
         )
-    (checkpoint / (_PARTIAL if missing else _WHOLE)).touch()
+    (checkpoint / _WHOLE).touch()
     stays = {checkpoint.resolve(), *([best.resolve()] if best else [])}
     found = written(checkpoint.parent)
     surplus = len(found) - max(keep, len(stays)) if keep else 0
@@ -166,9 +163,8 @@ def _forget(checkpoint: Path) -> None:
     """It no longer counts; of a link to a folder elsewhere the link goes, and no more."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
-        return
-    for marker in (_WHOLE, _PARTIAL):
-        (checkpoint / marker).unlink(missing_ok=True)
+    else:
+        (checkpoint / _WHOLE).unlink(missing_ok=True)
 
 
 def _has(folder: Path, need: str) -> bool:
