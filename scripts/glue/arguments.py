@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.hf_argparser import HfArg
+
+
+def _argument(default: Any, text: str) -> Any:
+    """A field with its default and what --help says of it."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -14,29 +18,23 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = HfArg(
-        default=None, help="A pretrained model: a name on the hub, or a folder."
+    model_name_or_path: str | None = _argument(
+        None, "A pretrained model: a name on the hub, or a folder."
     )
-    config_name: str | None = HfArg(
-        default=None,
-        help="A configuration, where it is not the model's own. Without --model_name_or_path a "
+    config_name: str | None = _argument(
+        None,
+        "A configuration, where it is not the model's own. Without --model_name_or_path a "
         "model with random weights is built from it.",
     )
-    tokenizer_name: str | None = HfArg(
-        default=None, help="A tokenizer, where it is not the model's own."
+    tokenizer_name: str | None = _argument(None, "A tokenizer, where it is not the model's own.")
+    cache_dir: str | None = _argument(
+        None, "Where downloads from the hub and tokenized data are kept."
     )
-    cache_dir: str | None = HfArg(
-        default=None, help="Where downloads from the hub and tokenized data are kept."
-    )
-    model_revision: str = HfArg(
-        default="main", help="A branch, tag or commit of the model on the hub."
-    )
-    token: str | None = HfArg(
-        default=None, help="The hub's access token for models that are not public."
-    )
-    trust_remote_code: bool = HfArg(default=False, help="Run model code that comes from the hub.")
-    ignore_mismatched_sizes: bool = HfArg(
-        default=False, help="Start a new head where the model's has another number of labels."
+    model_revision: str = _argument("main", "A branch, tag or commit of the model on the hub.")
+    token: str | None = _argument(None, "The hub's access token for models that are not public.")
+    trust_remote_code: bool = _argument(False, "Run model code that comes from the hub.")
+    ignore_mismatched_sizes: bool = _argument(
+        False, "Start a new head where the model's has another number of labels."
     )
 
 
@@ -46,31 +44,29 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    task_name: str | None = HfArg(
-        default=None, help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."
+    task_name: str | None = _argument(
+        None, "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."
     )
-    data_dir: str | None = HfArg(
-        default=None,
-        help="A folder with one folder per task, or the task's own: train, validation and test as "
+    data_dir: str | None = _argument(
+        None,
+        "A folder with one folder per task, or the task's own: train, validation and test as "
         ".parquet, .csv, .tsv, .jsonl or .json. Default: nyu-mll/glue on the hub.",
     )
-    use_sample: bool = HfArg(
-        default=False,
-        help="Use the real SST-2 sample inside the package (no network). Without a model argument "
+    use_sample: bool = _argument(
+        False,
+        "Use the real SST-2 sample inside the package (no network). Without a model argument "
         "also the small RoBERTa, with random weights, and the tokenizer there.",
     )
-    max_seq_length: int = HfArg(default=128, help="Longer inputs are cut to this number of tokens.")
-    pad_to_max_length: bool = HfArg(
-        default=False, help="Pad every input to --max_seq_length, not to the batch's longest."
+    max_seq_length: int = _argument(128, "Longer inputs are cut to this number of tokens.")
+    pad_to_max_length: bool = _argument(
+        False, "Pad every input to --max_seq_length, not to the batch's longest."
     )
-    max_train_samples: int | None = HfArg(
-        default=None, help="Use only the first N training examples."
+    max_train_samples: int | None = _argument(None, "Use only the first N training examples.")
+    max_eval_samples: int | None = _argument(
+        None, "Use only the first N examples of a validation split."
     )
-    max_eval_samples: int | None = HfArg(
-        default=None, help="Use only the first N examples of a validation split."
-    )
-    max_predict_samples: int | None = HfArg(
-        default=None, help="Use only the first N examples of a test split."
+    max_predict_samples: int | None = _argument(
+        None, "Use only the first N examples of a test split."
     )
 
 
@@ -80,20 +76,17 @@ class LoraArguments:
 
     _argument_group_name = "LoRA"
 
-    lora_r: int | None = HfArg(default=None, help="The adapter's rank; giving it switches LoRA on.")
-    lora_alpha: int = HfArg(default=16, help="The adapter's scale: its output times alpha / r.")
-    lora_dropout: float = HfArg(default=0.0, help="Dropout before the adapter.")
-    lora_target_modules: list[str] | None = HfArg(
-        default=None,
-        help="Modules that get an adapter. Default: peft's (RoBERTa: query, value).",
+    lora_r: int | None = _argument(None, "The adapter's rank; giving it switches LoRA on.")
+    lora_alpha: int = _argument(16, "The adapter's scale: its output times alpha / r.")
+    lora_dropout: float = _argument(0.0, "Dropout before the adapter.")
+    lora_target_modules: list[str] | None = _argument(
+        None, "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."
     )
-    use_dora: bool = HfArg(default=False, help="DoRA in place of plain LoRA.")
-    adapter_name_or_path: str | None = HfArg(
-        default=None, help="A saved adapter to start from, or to evaluate."
+    use_dora: bool = _argument(False, "DoRA in place of plain LoRA.")
+    adapter_name_or_path: str | None = _argument(
+        None, "A saved adapter to start from, or to evaluate."
     )
-    merge_adapter: bool = HfArg(
-        default=False, help="Also write the merged full model to OUTPUT_DIR/merged."
-    )
+    merge_adapter: bool = _argument(False, "Also write the merged full model to OUTPUT_DIR/merged.")
 
     @property
     def enabled(self) -> bool:
@@ -106,12 +99,12 @@ class ReportArguments:
 
     _argument_group_name = "report"
 
-    plot: bool = HfArg(
-        default=True, help="Draw loss, learning rate, window and momentum as a PNG at the end."
+    plot: bool = _argument(
+        True, "Draw loss, learning rate, window and momentum as a PNG at the end."
     )
-    check_ranks_steps: int | None = HfArg(
-        default=None,
-        help="Check every N optimizer steps that all ranks have one window and, bit by bit, one "
+    check_ranks_steps: int | None = _argument(
+        None,
+        "Check every N optimizer steps that all ranks have one window and, bit by bit, one "
         "set of weights, and end with an error if not.",
     )
 
@@ -128,7 +121,7 @@ _PORTABLE = {
     "group_by_length": (bool, False, "Batches of similar length: less padding, less work."),
 }
 _LACKING = [
-    (name, kind, HfArg(default=default, help=text))
+    (name, kind, _argument(default, text))
     for name, (kind, default, text) in _PORTABLE.items()
     if name not in {f.name for f in dataclasses.fields(TrainingArguments)}
 ]
