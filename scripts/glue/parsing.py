@@ -58,10 +58,10 @@ class _Parser(HfArgumentParser):
         values = read_settings(path)
         if "base" in values:
             values = {**read_settings(Path(path).parent / str(values.pop("base"))), **values}
-        actions = {action.dest: action for action in reversed(self._actions)}
+        actions = {a.dest: a for a in reversed(self._actions) if a.dest not in _ASKED}
         for name, value in values.items():
-            if name not in actions or name in _ASKED:
-                raise UsageError(_unknown(str(name), self.names(), path))
+            if name not in actions:
+                raise UsageError(_unknown(str(name), sorted(actions), path))
             if value is not None:
                 actions[name].required = False
                 self.set_defaults(**{name: _word(actions[name], value, path)})
@@ -130,16 +130,16 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     return Arguments(model, data, lora, report, training, frozenset(given | options))
 
 
-_PATHS = {
-    "data_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
-    "adapter_name_or_path", "resume_from_checkpoint",
-}  # fmt: skip
+_PATHS = """
+    data_dir model_name_or_path config_name tokenizer_name cache_dir adapter_name_or_path
+    resume_from_checkpoint
+""".split()
 
 
 def _settle_paths(arguments: Any) -> None:
     """An empty one is refused, which would count as not given; `~` is the home folder, which a
     shell leaves as it is after "=" and in quotation marks."""
-    for name in sorted(_PATHS & vars(arguments).keys()):
+    for name in sorted(vars(arguments).keys() & _PATHS):
         value = getattr(arguments, name)
         if value == "":
             raise UsageError(f"--{name} '': give a value, or leave it out")
