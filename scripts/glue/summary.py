@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glue.errors import INSTALL
+from dwmgrad.report import plot_run
 from glue.tasks import Task
 
 
 def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
     """Print the run's table, with its plot if one was asked for."""
     if args.training.do_train and args.report.plot:
-        saved["plot"] = plot(run.folder)
+        try:
+            saved["plot"] = plot_run(run.folder)
+        except (ImportError, OSError, ValueError) as error:  # it must not cost the results
+            saved["plot"] = f"none: {error}"
     optimizer = getattr(args.training.optim, "value", args.training.optim)
     print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
 
@@ -43,17 +46,3 @@ def summary(
     lines = [f"{name:<{left}}  {value}" for name, value in rows.items()]
     rule = "-" * min(100, max(map(len, [title, *lines])))
     return "\n".join(["", title, rule, *lines, rule])
-
-
-def plot(folder: Path) -> Path | str:
-    """The plot's path, or why there is none."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return f"none: it needs matplotlib: {INSTALL.format('glue')}"
-    from dwmgrad.report import plot_run
-
-    try:
-        return plot_run(folder)
-    except (OSError, ValueError) as error:  # a picture that fails must not cost the results
-        return f"none: {error}"
