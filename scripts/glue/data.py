@@ -99,7 +99,7 @@ def _load(
         if task.name == "ax" and folder.name.lower() == "mnli":
             raise UsageError(f"--data_dir {folder}: no ax data there")
         first, *more = find_split(folder, split)
-        columns = read_columns(first)
+        columns: dict[str, Sequence[Any]] = {**read_columns(first)}
         for path in more:
             shard = read_columns(path)
             if shard.keys() != columns.keys():
@@ -107,7 +107,7 @@ def _load(
                     f"{path}: has the columns {', '.join(shard)}, and {first.name} has "
                     f"{', '.join(columns)}; give shards of one set"
                 )
-            columns = {name: values + shard[name] for name, values in columns.items()}
+            columns = {name: [*values, *shard[name]] for name, values in columns.items()}
         return columns, str(first)
     try:
         data = load_dataset(HUB, task.name, split=split, cache_dir=cache_dir)

@@ -96,8 +96,9 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         UsageError: an unknown name, or a value that does not parse.
     """
     ours: Any = (ModelArguments, DataArguments, LoraArguments, ReportArguments)
+    theirs: Any = (PortableArguments, TrainingArguments)
     parser = _Parser(
-        (*ours, PortableArguments, TrainingArguments),
+        (*ours, *theirs),
         description=description,
         formatter_class=_Help,
         usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
