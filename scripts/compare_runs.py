@@ -28,7 +28,7 @@ with needs("glue"):
 WINDOW = "max_window=100"
 CONTENDERS: dict[str, dict[str, list[str]]] = {
     "optimizer": {
-        f"DWMGrad, {WINDOW}": ["--optim", "dwmgrad", "--optim_args", WINDOW],
+        "DWMGrad, preset finetune": ["--optim", "dwmgrad_finetune", "--optim_args", ""],
         "AdamW (fused)": ["--optim", "adamw_torch_fused", "--optim_args", ""],
     },
     "state": {f"{name}, {WINDOW}": ["--optim", name, "--optim_args", WINDOW] for name in NAMES},

@@ -3,7 +3,7 @@
 Needs Python and nothing else: it makes a virtual environment first. Arguments go to
 scripts/run_glue.py; this does the same work with AdamW:
 
-  python3 scripts/demo.py --optim adamw_torch_fused --optim_args "" --output_dir runs/demo-adamw
+  python3 scripts/demo.py --optim adamw_torch_fused --output_dir runs/demo-adamw
 """
 
 import sys

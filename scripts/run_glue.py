@@ -3,7 +3,7 @@
     python scripts/run_glue.py configs/demo.yaml
     python scripts/run_glue.py configs/glue/mrpc.yaml --model_name_or_path roberta-base
     python scripts/run_glue.py --task_name mrpc --model_name_or_path roberta-base \\
-        --do_train --do_eval --optim dwmgrad --optim_args max_window=100 --output_dir out
+        --do_train --do_eval --optim dwmgrad_finetune --output_dir out
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("glue"):
+    from glue.bare import is_of_bare_loop
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
-    from glue.metrics import compute_metrics, predictions_of
+    from glue.metrics import compute_metrics
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
     from glue.setup import Run, prepare
-    from glue.submission import write_submission
-    from glue.summary import plot, summary
+    from glue.submission import write_submissions
+    from glue.summary import report
     from transformers import Trainer, TrainerCallback
 
     import dwmgrad
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 def work(args: Arguments, run: Run) -> dict[str, float]:
     training = args.training
+    every = args.report.check_ranks_steps
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
@@ -51,7 +53,7 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
         compute_metrics=compute_metrics(run.task),
         data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
         processing_class=run.tokenizer,
-        callbacks=callbacks(args, run),
+        callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
     )
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
@@ -63,7 +65,13 @@ def work(args: Arguments, run: Run) -> dict[str, float]:
     if training.do_eval:
         results.update(evaluate(trainer, run))
     if training.do_predict:
-        saved["submission"] = predict(trainer, run)
+        saved["submission"] = write_submissions(
+            run,
+            lambda split: (
+                trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
+            ),
+            trainer.is_world_process_zero(),
+        )
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
     return results
@@ -84,16 +92,9 @@ class Begin(TrainerCallback):
             raise AtItsEnd  # the Trainer looks only after a step whether it was the last
 
 
-def callbacks(args: Arguments, run: Run) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [Begin(run)]
-    if args.report.check_ranks_steps:
-        found.append(RanksAgreeCallback(args.report.check_ranks_steps))
-    return found
-
-
 def train(trainer: Trainer, run: Run) -> dict[str, float]:
     steps_done(run.checkpoint)  # it is a checkpoint
-    if run.checkpoint and "batches_done" in (run.checkpoint / "trainer_state.json").read_text():
+    if run.checkpoint and is_of_bare_loop(run.checkpoint):
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     try:
         checkpoint = str(run.checkpoint) if run.checkpoint else None
@@ -140,25 +141,6 @@ def evaluate(trainer: Trainer, run: Run) -> dict[str, float]:
         combined.update(metrics)
     trainer.save_metrics("eval", combined)
     return combined
-
-
-def predict(trainer: Trainer, run: Run) -> Path:
-    folder = run.folder / "submission"
-    for split, task, name in run.predictions():
-        outputs = trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
-        if trainer.is_world_process_zero():
-            write_submission(folder / name, task, run.in_task_order(predictions_of(outputs, task)))
-    return folder
-
-
-def report(
-    args: Arguments, run: Run, results: dict[str, float], saved: dict[str, Path | str]
-) -> None:
-    training = args.training
-    if training.do_train and args.report.plot:
-        saved["plot"] = plot(run.folder)
-    optimizer = getattr(training.optim, "value", training.optim)
-    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,28 @@ with needs("glue"):
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from glue.bare import (
-        Every,
-        State,
-        check_honoured,
-        check_ranks,
-        loader,
-        train_sampler,
-        window_of,
-    )
+    from glue.bare import State, check_honoured, loader, train_sampler
     from glue.checkpoints import begin, finish, unusable
     from glue.lora import save_merged
-    from glue.metrics import load_metric, mean_loss, predictions_of, score
+    from glue.metrics import mean_loss, predictions_of, score
     from glue.optim import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors, write_json
     from glue.parsing import parse
     from glue.preprocess import collator
     from glue.setup import Run, prepare
-    from glue.submission import write_submission
-    from glue.summary import plot, summary
-    from tqdm.auto import tqdm
+    from glue.submission import write_submissions
+    from glue.summary import report
     from transformers import enable_full_determinism, get_scheduler
+    from transformers.trainer_callback import (
+        CallbackHandler,
+        DefaultFlowCallback,
+        PrinterCallback,
+        ProgressCallback,
+        TrainerControl,
+    )
 
     import dwmgrad
+    from dwmgrad.integrations.callback import DWMGradCallback, RanksAgreeCallback
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -65,17 +64,16 @@ class Loop:
         self.job, self.args, self.training = run, args, args.training
         self.folder = run.folder
         self.collate = collator(run.tokenizer, args.data.pad_to_max_length, self.training.fp16)
+        precision = [name for name in ("bf16", "fp16") if getattr(self.training, name)]
         self.accelerator = Accelerator(
             cpu=self.training.use_cpu,
-            mixed_precision={(True, False): "bf16", (False, True): "fp16"}.get(
-                (self.training.bf16, self.training.fp16)
-            ),
+            mixed_precision=precision[0] if precision else None,
             gradient_accumulation_steps=self.training.gradient_accumulation_steps,
         )
-        self.metric = load_metric(run.task)
-        self.state = State()
+        self.state, self.control = State(), TrainerControl()
         self.loaders: dict[str, Any] = {}  # of the splits to evaluate or predict
         self.model: Any = run.model
+        self.norm: Any = None  # of the last gradients, where they were clipped
         if self.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
 
@@ -92,32 +90,29 @@ class Loop:
         if self.training.do_eval:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
-            saved["submission"] = self.predict()
+            saved["submission"] = write_submissions(
+                self.job, lambda split: self.outputs(split)[0], self.accelerator.is_main_process
+            )
         path = self.folder / "all_results.json"
         if self.accelerator.is_main_process:
             write_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **results})
-            if self.training.do_train and self.args.report.plot:
-                saved["plot"] = plot(self.folder)
-            optimizer = getattr(self.training.optim, "value", self.training.optim)
-            title = f"{self.job.task.name}, optimizer {optimizer}"
-            print(summary(title, self.job.task, results, saved))
+            report(self.args, self.job, results, saved)
         # not end_training(): gloo may hang where the group goes before the DDP model (torch 2.5)
         self.accelerator.wait_for_everyone()
         return results
 
     def train(self) -> dict[str, float]:
-        training, accelerator, state = self.training, self.accelerator, self.state
-        data = self.job.train
-        sampler = train_sampler(data, training, accelerator.num_processes)
-        self.model, self.optimizer, batches = accelerator.prepare(
+        training, accelerator, data = self.training, self.accelerator, self.job.train
+        self.sampler = train_sampler(data, training, accelerator.num_processes)
+        self.model, self.optimizer, self.batches = accelerator.prepare(
             self.model,
             build_optimizer(self.model, training),
-            loader(data, training, self.collate, sampler),
+            loader(data, training, self.collate, self.sampler),
         )
-        per_epoch = math.ceil(len(batches) / training.gradient_accumulation_steps)
+        self.per_epoch = math.ceil(len(self.batches) / training.gradient_accumulation_steps)
         total = training.max_steps
         if total <= 0:
-            total = math.ceil(training.num_train_epochs * per_epoch)
+            total = math.ceil(training.num_train_epochs * self.per_epoch)
         self.scheduler = get_scheduler(
             training.lr_scheduler_type,
             self.optimizer,
@@ -126,11 +121,8 @@ class Loop:
             scheduler_specific_kwargs=training.lr_scheduler_kwargs or {},
         )
         accelerator.register_for_checkpointing(self.scheduler)
-        self.logs = Every(training.logging_strategy, training.logging_steps, total)
-        self.evaluates = Every(training.eval_strategy, training.eval_steps, total)
-        self.saves = Every(training.save_strategy, training.save_steps, total)
         if self.job.checkpoint is not None:
-            state = self.state = State.load(self.job.checkpoint)
+            self.state = State.load(self.job.checkpoint)
             try:
                 accelerator.load_state(str(self.job.checkpoint))
             except Exception as error:
@@ -140,105 +132,98 @@ class Loop:
             if not self.job.complete:
                 self.save_all()
             return {}
-        state.max_steps = total
-        first_step, start = state.global_step, time.perf_counter()
-        bar = tqdm(
-            total=total,
-            initial=first_step,
-            disable=training.disable_tqdm or not accelerator.is_main_process,
-        )
-        for loss, norm, epoch_ended in self.steps(batches, sampler, per_epoch, total):
-            bar.update()
-            self.after_step(loss, norm, epoch_ended, bar)
-        bar.close()
-        seconds, steps = time.perf_counter() - start, state.global_step - first_step
-        examples = steps / per_epoch * len(data)
+        self.state.plan(total, training)
+        self.state.is_local_process_zero = accelerator.is_local_main_process
+        self.state.is_world_process_zero = accelerator.is_main_process
+        first_step, start = self.state.global_step, time.perf_counter()
+        self.steps()
+        seconds, steps = time.perf_counter() - start, self.state.global_step - first_step
         metrics = {
-            "epoch": state.epoch,
-            "train_loss": state.loss_total / max(state.global_step, 1),
+            "train_loss": self.state.loss_total / max(self.state.global_step, 1),
             "train_runtime": seconds,
             "train_samples": len(data),
-            "train_samples_per_second": examples / seconds,
+            "train_samples_per_second": steps / self.per_epoch * len(data) / seconds,
             "train_steps_per_second": steps / seconds,
         }
-        state.log(**{name: value for name, value in metrics.items() if name != "epoch"})
+        self.state.log(**metrics)
+        metrics["epoch"] = self.state.epoch
         self.save_metrics("train", metrics)
         self.save_all()
         return metrics
 
-    def steps(
-        self, batches: Any, sampler: Any, per_epoch: int, total: int
-    ) -> Iterator[tuple[torch.Tensor, Any, bool]]:
-        """Optimizer steps: their mean loss, the gradient's norm, and whether an epoch ended."""
-        accelerator, state, training = self.accelerator, self.state, self.training
-        while state.global_step < total:
-            sampler.epoch = state.epoch_index
-            rest = batches
-            if state.batches_done:
-                rest = accelerator.skip_first_batches(batches, state.batches_done)
+    def steps(self) -> None:
+        """All optimizer steps that are left; the Trainer's callbacks say what comes after each."""
+        training, state, accelerator = self.training, self.state, self.accelerator
+        every = self.args.report.check_ranks_steps
+        shown = PrinterCallback if training.disable_tqdm else ProgressCallback
+        callbacks = [DefaultFlowCallback(), DWMGradCallback(), shown()]
+        callbacks += [RanksAgreeCallback(every)] if every else []
+        self.flow = CallbackHandler(
+            callbacks, self.model, self.job.tokenizer, self.optimizer, self.scheduler
+        )
+        self.flow.on_train_begin(training, state, self.control)
+        seed = training.seed if training.data_seed is None else training.data_seed
+        while state.global_step < state.max_steps:
+            epoch, first = divmod(state.global_step, self.per_epoch)
+            if hasattr(self.sampler, "generator"):
+                self.sampler.generator.manual_seed(seed * 1_000_003 + epoch)
+            first *= training.gradient_accumulation_steps
+            rest = accelerator.skip_first_batches(self.batches, first) if first else self.batches
             losses: list[torch.Tensor] = []
-            for batch in rest:
-                self.model.train()
-                with accelerator.accumulate(self.model):
-                    loss = self.model(**batch).loss
-                    accelerator.backward(loss)
-                    norm = None
-                    if accelerator.sync_gradients and training.max_grad_norm > 0:
-                        norm = accelerator.clip_grad_norm_(
-                            self.model.parameters(), training.max_grad_norm
-                        )
-                    self.optimizer.step()
-                    if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-                        self.scheduler.step()
-                    self.optimizer.zero_grad()
-                losses.append(loss.detach().float())
-                state.batches_done += 1
-                if not accelerator.sync_gradients:
-                    continue
-                state.global_step += 1
-                ended = state.batches_done >= len(batches)
-                done = state.batches_done / len(batches)
-                state.epoch = state.epoch_index + done
-                if ended:
-                    state.epoch_index, state.batches_done = state.epoch_index + 1, 0
-                yield torch.stack(losses).mean(), norm, ended
-                losses = []
-                if state.global_step >= total:
-                    return
+            for done, batch in enumerate(rest, first + 1):
+                losses.append(self.forward_backward(batch))
+                if accelerator.sync_gradients:
+                    state.global_step += 1
+                    state.epoch = epoch + done / len(self.batches)
+                    self.after_step(torch.stack(losses).mean(), done == len(self.batches))
+                    losses = []
+                if state.global_step >= state.max_steps:
+                    break
+        self.flow.on_train_end(training, state, self.control)
 
-    def after_step(self, loss: torch.Tensor, norm: Any, epoch_ended: bool, bar: Any) -> None:
+    def forward_backward(self, batch: Any) -> torch.Tensor:
+        """One batch, with an optimizer step if its gradients are the last to be accumulated."""
+        accelerator, limit = self.accelerator, self.training.max_grad_norm
+        self.model.train()
+        with accelerator.accumulate(self.model):
+            loss = self.model(**batch).loss
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and limit > 0:
+                self.norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            self.optimizer.step()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+            self.optimizer.zero_grad()
+        return loss.detach().float()
+
+    def after_step(self, loss: torch.Tensor, epoch_ended: bool) -> None:
         """Log, evaluate and save where it is time to."""
         accelerator, state, training = self.accelerator, self.state, self.training
-        check_ranks(self.optimizer, state.global_step, self.args.report.check_ranks_steps)
         mean = accelerator.reduce(loss, "mean").item()
         state.loss_since_log += mean
         state.loss_total += mean
         state.steps_since_log += 1
-        step, last = state.global_step, state.global_step == state.max_steps
-        if self.logs(step, epoch_ended) or (training.logging_first_step and step == 1):
-            entry = {
-                "loss": state.loss_since_log / state.steps_since_log,
-                "learning_rate": self.scheduler.get_last_lr()[0],
-                **({"grad_norm": float(norm)} if norm is not None else {}),
-                **window_of(self.optimizer),
-            }
+        self.flow.on_step_begin(training, state, self.control)  # forgets the last step's
+        self.flow.on_step_end(training, state, self.control)
+        if epoch_ended or self.control.should_training_stop:
+            self.flow.on_epoch_end(training, state, self.control)
+        if self.control.should_log:
+            entry = {"loss": state.loss_since_log / state.steps_since_log}
+            entry["learning_rate"] = self.scheduler.get_last_lr()[0]
+            if self.norm is not None:
+                entry["grad_norm"] = float(self.norm)
             state.loss_since_log, state.steps_since_log = 0.0, 0
-            self.show(bar, state.log(**entry))
-        if self.training.do_eval and self.evaluates(step, epoch_ended or last):
-            self.show(bar, state.log(**self.evaluate(first_only=True)))
-        if self.saves(step, epoch_ended) or (last and self.saves.strategy != "no"):
-            folder = self.folder / f"checkpoint-{step}"
+            self.flow.on_log(training, state, self.control, state.log(**entry))
+        if self.control.should_evaluate and training.do_eval:
+            entry = self.evaluate(first_only=True)
+            self.flow.on_log(training, state, self.control, state.log(**entry))
+        if self.control.should_save:
+            folder = self.folder / f"checkpoint-{state.global_step}"
             begin(folder)
             accelerator.save_state(str(folder))
             if accelerator.is_main_process:
                 state.save(folder)
             finish(folder, training.save_total_limit)
-
-    def show(self, bar: Any, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            bar.write(
-                str({k: round(v, 5) if isinstance(v, float) else v for k, v in entry.items()})
-            )
 
     def outputs(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The logits and labels (none in a test split) of a whole split, nothing counted twice."""
@@ -264,21 +249,13 @@ class Loop:
         for split, suffix in self.job.evaluations()[: 1 if first_only else None]:
             start = time.perf_counter()
             logits, labels = self.outputs(split)
-            values = score(self.metric, predictions_of(logits, task), labels)
+            values = score(task, predictions_of(logits, task), labels)
             values["loss"] = mean_loss(logits, labels)
             seconds = time.perf_counter() - start
             values.update(runtime=seconds, samples=len(labels))
             values["samples_per_second"] = len(labels) / seconds
             results.update({f"eval_{name}{suffix}": value for name, value in values.items()})
         return results
-
-    def predict(self) -> Path:
-        folder = self.folder / "submission"
-        for split, task, name in self.job.predictions():
-            values = predictions_of(self.outputs(split)[0], task)
-            if self.accelerator.is_main_process:
-                write_submission(folder / name, task, self.job.in_task_order(values))
-        return folder
 
     def save_all(self) -> None:
         """What training leaves beside its figures."""

@@ -1,10 +1,15 @@
 """The arguments that the GLUE scripts add to transformers' `TrainingArguments`."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
+
+
+def _argument(default: Any, text: str) -> Any:
+    """A field with its default and what --help says of it."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -13,37 +18,23 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "A pretrained model: a name on the hub, or a folder."},
+    model_name_or_path: str | None = _argument(
+        None, "A pretrained model: a name on the hub, or a folder."
     )
-    config_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "A configuration, where it is not the model's own. Without "
-            "--model_name_or_path a model with random weights is built from it."
-        },
+    config_name: str | None = _argument(
+        None,
+        "A configuration, where it is not the model's own. Without --model_name_or_path a "
+        "model with random weights is built from it.",
     )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "A tokenizer, where it is not the model's own."}
+    tokenizer_name: str | None = _argument(None, "A tokenizer, where it is not the model's own.")
+    cache_dir: str | None = _argument(
+        None, "Where downloads from the hub and tokenized data are kept."
     )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where downloads from the hub are kept."}
-    )
-    model_revision: str = field(
-        default="main",
-        metadata={"help": "A branch, tag or commit of the model on the hub."},
-    )
-    token: str | None = field(
-        default=None,
-        metadata={"help": "The hub's access token for models that are not public."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that comes from the hub."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Start a new head where the model's has another number of labels."},
+    model_revision: str = _argument("main", "A branch, tag or commit of the model on the hub.")
+    token: str | None = _argument(None, "The hub's access token for models that are not public.")
+    trust_remote_code: bool = _argument(False, "Run model code that comes from the hub.")
+    ignore_mismatched_sizes: bool = _argument(
+        False, "Start a new head where the model's has another number of labels."
     )
 
 
@@ -53,42 +44,29 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    task_name: str | None = field(
-        default=None,
-        metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."},
+    task_name: str | None = _argument(
+        None, "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli or ax."
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder with one folder per task, or the task's own: train, validation "
-            "and test as .parquet, .csv, .tsv, .jsonl or .json. Default: nyu-mll/glue on the hub."
-        },
+    data_dir: str | None = _argument(
+        None,
+        "A folder with one folder per task, or the task's own: train, validation and test as "
+        ".parquet, .csv, .tsv, .jsonl or .json. Default: nyu-mll/glue on the hub.",
     )
-    use_sample: bool = field(
-        default=False,
-        metadata={
-            "help": "Use the real SST-2 sample inside the package (no network). Without a model "
-            "argument also the small RoBERTa, with random weights, and the tokenizer there."
-        },
+    use_sample: bool = _argument(
+        False,
+        "Use the real SST-2 sample inside the package (no network). Without a model argument "
+        "also the small RoBERTa, with random weights, and the tokenizer there.",
     )
-    max_seq_length: int = field(
-        default=128,
-        metadata={"help": "Longer inputs are cut to this number of tokens."},
+    max_seq_length: int = _argument(128, "Longer inputs are cut to this number of tokens.")
+    pad_to_max_length: bool = _argument(
+        False, "Pad every input to --max_seq_length, not to the batch's longest."
     )
-    pad_to_max_length: bool = field(
-        default=False,
-        metadata={"help": "Pad every input to --max_seq_length, not to the batch's longest."},
+    max_train_samples: int | None = _argument(None, "Use only the first N training examples.")
+    max_eval_samples: int | None = _argument(
+        None, "Use only the first N examples of a validation split."
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first N training examples."}
-    )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Use only the first N examples of a validation split."},
-    )
-    max_predict_samples: int | None = field(
-        default=None,
-        metadata={"help": "Use only the first N examples of a test split."},
+    max_predict_samples: int | None = _argument(
+        None, "Use only the first N examples of a test split."
     )
 
 
@@ -98,28 +76,17 @@ class LoraArguments:
 
     _argument_group_name = "LoRA"
 
-    lora_r: int | None = field(
-        default=None,
-        metadata={"help": "The adapter's rank; giving it switches LoRA on."},
+    lora_r: int | None = _argument(None, "The adapter's rank; giving it switches LoRA on.")
+    lora_alpha: int = _argument(16, "The adapter's scale: its output times alpha / r.")
+    lora_dropout: float = _argument(0.0, "Dropout before the adapter.")
+    lora_target_modules: list[str] | None = _argument(
+        None, "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."
     )
-    lora_alpha: int = field(
-        default=16,
-        metadata={"help": "The adapter's scale: its output times alpha / r."},
+    use_dora: bool = _argument(False, "DoRA in place of plain LoRA.")
+    adapter_name_or_path: str | None = _argument(
+        None, "A saved adapter to start from, or to evaluate."
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."},
-    )
-    use_dora: bool = field(default=False, metadata={"help": "DoRA in place of plain LoRA."})
-    adapter_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "A saved adapter to start from, or to evaluate."},
-    )
-    merge_adapter: bool = field(
-        default=False,
-        metadata={"help": "Also write the merged full model to OUTPUT_DIR/merged."},
-    )
+    merge_adapter: bool = _argument(False, "Also write the merged full model to OUTPUT_DIR/merged.")
 
     @property
     def enabled(self) -> bool:
@@ -132,40 +99,29 @@ class ReportArguments:
 
     _argument_group_name = "report"
 
-    plot: bool = field(
-        default=True,
-        metadata={"help": "Draw loss, learning rate, window and momentum as a PNG at the end."},
+    plot: bool = _argument(
+        True, "Draw loss, learning rate, window and momentum as a PNG at the end."
     )
-    check_ranks_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Check every N optimizer steps that all ranks have one window and, bit by "
-            "bit, one set of weights, and end with an error if not."
-        },
+    check_ranks_steps: int | None = _argument(
+        None,
+        "Check every N optimizer steps that all ranks have one window and, bit by bit, one "
+        "set of weights, and end with an error if not.",
     )
 
 
 # Arguments that some supported transformers versions have and others have not: (type, default,
 # help). Where TrainingArguments lacks one, our parser has it and `apply_portable` carries it over.
 _PORTABLE = {
-    "overwrite_output_dir": (
-        bool,
-        False,
-        "Train from the start in a folder that is not empty.",
-    ),
+    "overwrite_output_dir": (bool, False, "Train from the start in a folder that is not empty."),
     "warmup_ratio": (
         float | None,
         None,
         "The share of all steps during which the learning rate rises from 0.",
     ),
-    "group_by_length": (
-        bool,
-        False,
-        "Batches of similar length: less padding, less work.",
-    ),
+    "group_by_length": (bool, False, "Batches of similar length: less padding, less work."),
 }
 _LACKING = [
-    (name, kind, field(default=default, metadata={"help": text}))
+    (name, kind, _argument(default, text))
     for name, (kind, default, text) in _PORTABLE.items()
     if name not in {f.name for f in dataclasses.fields(TrainingArguments)}
 ]

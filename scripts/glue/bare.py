@@ -3,77 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from dwmgrad import DWMGrad
-from dwmgrad.distributed import assert_ranks_agree
-from dwmgrad.integrations.accelerate import innermost
 from glue.checkpoints import steps_done, unusable
 from glue.errors import UsageError
 from glue.output import write_json
 
-# Every other name of TrainingArguments is refused when the user set it.
 HONOURED = frozenset(
-    (
-        "output_dir",
-        "overwrite_output_dir",
-        "do_train",
-        "do_eval",
-        "do_predict",
-        "eval_strategy",
-        "eval_steps",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "optim",
-        "optim_args",
-        "max_grad_norm",
-        "num_train_epochs",
-        "max_steps",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_ratio",
-        "warmup_steps",
-        "logging_strategy",
-        "logging_steps",
-        "logging_first_step",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "seed",
-        "data_seed",
-        "bf16",
-        "fp16",
-        "use_cpu",
-        "no_cuda",
-        "ddp_backend",
-        "local_rank",
-        "resume_from_checkpoint",
-        "group_by_length",
-        "train_sampling_strategy",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_drop_last",
-        "disable_tqdm",
-        "gradient_checkpointing",
-        "full_determinism",
-        "log_level",
-    )
+    """
+    output_dir overwrite_output_dir do_train do_eval do_predict eval_strategy eval_steps
+    per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps learning_rate
+    weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args max_grad_norm num_train_epochs
+    max_steps lr_scheduler_type lr_scheduler_kwargs warmup_ratio warmup_steps logging_strategy
+    logging_steps logging_first_step save_strategy save_steps save_total_limit seed data_seed bf16
+    fp16 use_cpu no_cuda ddp_backend local_rank resume_from_checkpoint group_by_length
+    train_sampling_strategy dataloader_num_workers dataloader_pin_memory dataloader_drop_last
+    disable_tqdm gradient_checkpointing full_determinism log_level
+    """.split()
 )
+"""Every other name of TrainingArguments is refused when the user set it."""
 
 
 def check_honoured(training: TrainingArguments, given: frozenset[str]) -> None:
@@ -93,7 +49,7 @@ def check_honoured(training: TrainingArguments, given: frozenset[str]) -> None:
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(getattr(training, name), "value", None) == "best":
             unable.append(f"{name} best")
-    if str(getattr(training, "train_sampling_strategy", "random")) == "batch_rebalance":
+    if _sampling(training) == "batch_rebalance":
         unable.append("train_sampling_strategy batch_rebalance")
     if unable:
         raise UsageError(
@@ -102,53 +58,28 @@ def check_honoured(training: TrainingArguments, given: frozenset[str]) -> None:
         )
 
 
-class EpochSampler(Sampler[int]):
-    """The same order for the same (seed, epoch), on every rank and after every resume.
+def train_sampler(data: Any, training: TrainingArguments, ranks: int) -> Sampler[int]:
+    """The order that --group_by_length and --train_sampling_strategy ask for.
 
-    With `lengths`, examples of similar length come together, in batches of `batch_size`. The loop
-    sets `epoch`; a method `set_epoch` would let Accelerate count, from 0 again after a resume.
+    Seed its `generator` before each epoch: the order is then the same on every rank and after every
+    resume.
     """
-
-    def __init__(
-        self, size: int, seed: int, *, lengths: list[int] | None = None, batch_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:  # fmt: skip
-        self.size, self.seed, self.epoch = size, seed, 0
-        self.lengths, self.batch_size, self.shuffle = lengths, batch_size, shuffle
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.size))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.lengths is not None:
-            return iter(
-                get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-            )
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+    strategy, generator = _sampling(training), torch.Generator()
+    if getattr(training, "group_by_length", False) or strategy == "group_by_length":
+        size = training.per_device_train_batch_size * ranks
+        lengths = [len(ids) for ids in data["input_ids"]]
+        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
+    if strategy == "sequential":
+        return SequentialSampler(data)
+    return RandomSampler(data, generator=generator)
 
 
-def train_sampler(data: Dataset, training: TrainingArguments, ranks: int) -> EpochSampler:
-    """The order that --group_by_length, --train_sampling_strategy and the seeds ask for."""
-    strategy = str(getattr(training, "train_sampling_strategy", "random"))
-    grouped = getattr(training, "group_by_length", False) or strategy == "group_by_length"
-    lengths = [len(ids) for ids in data["input_ids"]] if grouped else None  # type: ignore[index]
-    return EpochSampler(
-        len(data),  # type: ignore[arg-type]
-        training.seed if training.data_seed is None else training.data_seed,
-        lengths=lengths,
-        batch_size=training.per_device_train_batch_size * ranks,
-        shuffle=strategy != "sequential",
-    )
+def _sampling(training: TrainingArguments) -> str:
+    return str(getattr(training, "train_sampling_strategy", "random"))
 
 
 def loader(
-    data: Dataset,
-    training: TrainingArguments,
-    collate: Any,
-    sampler: EpochSampler | None = None,
+    data: Dataset, training: TrainingArguments, collate: Any, sampler: Sampler[int] | None = None
 ) -> DataLoader:
     """Batches for training (with a sampler) or for evaluation, in order.
 
@@ -170,33 +101,21 @@ def loader(
     )
 
 
-class Every:
-    """Is it time, at this step, for logging, evaluation or a checkpoint?"""
+@dataclass
+class State(TrainerState):
+    """The Trainer's state, with the losses that its logs are the means of."""
 
-    def __init__(self, strategy: Any, steps: float | None, total: int) -> None:
-        self.strategy = getattr(strategy, "value", strategy)
-        # below 1 it is a share of all steps, as in the Trainer
-        self.steps = max(1, math.ceil(total * steps) if steps and steps < 1 else int(steps or 1))
-
-    def __call__(self, step: int, epoch_ended: bool) -> bool:
-        if self.strategy == "epoch":
-            return epoch_ended
-        return self.strategy == "steps" and step % self.steps == 0
-
-
-@dataclasses.dataclass
-class State:
-    """Where training is, in the form of the Trainer's trainer_state.json, which it is saved as."""
-
-    global_step: int = 0
-    max_steps: int = 0
     epoch: float = 0.0
-    epoch_index: int = 0
-    batches_done: int = 0  # of this epoch, per rank
     loss_since_log: float = 0.0
     steps_since_log: int = 0
     loss_total: float = 0.0
-    log_history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def plan(self, total: int, training: TrainingArguments) -> None:
+        """Set the number of steps, and when to log, evaluate and save: below 1 a share of all."""
+        self.max_steps = total
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if steps := getattr(training, name):
+                setattr(self, name, math.ceil(total * steps) if steps < 1 else int(steps))
 
     def log(self, **values: Any) -> dict[str, Any]:
         """Add an entry, with the epoch and the step."""
@@ -211,30 +130,18 @@ class State:
     def load(cls, folder: Path) -> State:
         """Raises UsageError where `folder` is not a checkpoint of this loop."""
         steps_done(folder)
-        try:
-            state = cls(**json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")))
-        except TypeError as error:  # other names than ours
+        if not is_of_bare_loop(folder):
             raise unusable(
                 folder,
-                f"not a checkpoint of run_glue_no_trainer.py: {error}; the two scripts do not read "
-                "each other's",
-            ) from error
-        for name, value in vars(cls()).items():
-            kind = (int, float) if isinstance(value, float) else type(value)
-            if not isinstance(getattr(state, name), kind):
-                raise unusable(folder, f"trainer_state.json: {name} {getattr(state, name)!r:.40}")
-        return state
+                "not a checkpoint of run_glue_no_trainer.py; the two scripts do not read each "
+                "other's",
+            )
+        try:
+            return cls.load_from_json(str(folder / "trainer_state.json"))
+        except TypeError as error:  # of another version
+            raise unusable(folder, error) from error
 
 
-def check_ranks(optimizer: Any, step: int, every: int | None) -> None:
-    """Every `every` steps, if asked: raises RuntimeError where ranks of a DWMGrad differ."""
-    if every and step % every == 0 and isinstance(innermost(optimizer), DWMGrad):
-        assert_ranks_agree(optimizer)
-
-
-def window_of(optimizer: Any) -> dict[str, float]:
-    """DWMGrad's window and momentum, where that is the (wrapped) optimizer; else nothing."""
-    inner = innermost(optimizer)
-    if not isinstance(inner, DWMGrad):
-        return {}
-    return {"window": inner.window, "effective_momentum": inner.effective_momentum}
+def is_of_bare_loop(checkpoint: Path) -> bool:
+    """Whether run_glue_no_trainer.py wrote it, not the Trainer."""
+    return "loss_since_log" in (checkpoint / "trainer_state.json").read_text(encoding="utf-8")

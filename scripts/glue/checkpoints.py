@@ -19,34 +19,28 @@ logger = logging.getLogger(__name__)
 _WHOLE = ".whole"
 """The empty file that a checkpoint gets last; appearing is one step, writing would be many."""
 
-_PARTIAL = ".partial"
-"""What one gets in its place that is written, but that no run can go on from."""
-
-_DEEPSPEED = ("global_step*", "pytorch_model")
+_DEEPSPEED = "global_step* pytorch_model"
 _NEEDED = {
-    "the weights": (
-        "*.safetensors", "adapter_model.bin", "pytorch_model*.bin", "pytorch_model_fsdp_*",
-        *_DEEPSPEED,
-    ),
-    "the optimizer's state": ("optimizer.pt", "optimizer*.bin", "optimizer_*", *_DEEPSPEED),
-    "the scheduler's state": ("scheduler.pt", "scheduler*.bin", "custom_checkpoint_*.pkl",
-                              *_DEEPSPEED),
-    "the random states": ("rng_state*.pth", "random_states_*.pkl"),
-    "trainer_state.json": ("trainer_state.json",),
-}  # fmt: skip
+    "the weights": "*.safetensors adapter_model.bin pytorch_model*.bin pytorch_model_fsdp_* "
+    + _DEEPSPEED,
+    "the optimizer's state": f"optimizer.pt optimizer*.bin optimizer_* {_DEEPSPEED}",
+    "the scheduler's state": f"scheduler.pt scheduler*.bin custom_checkpoint_*.pkl {_DEEPSPEED}",
+    "the random states": "rng_state*.pth random_states_*.pkl",
+    "trainer_state.json": "trainer_state.json",
+}
 """What a run needs to go on: the files or folders of the Trainer and of Accelerate, with FSDP and
 DeepSpeed. One of each must be there."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole `checkpoint-STEP` folders that a run can go on from, by step."""
-    return [path for path in _all(folder) if (path / _WHOLE).is_file() and not lacks(path)]
+    return [path for path in written(folder) if not lacks(path)]
 
 
 def written(folder: Path) -> list[Path]:
     """The `checkpoint-STEP` folders that every rank has written, by step: also those without the
     optimizer's state, as --save_only_model makes them."""
-    return [p for p in _all(folder) if (p / _WHOLE).is_file() or (p / _PARTIAL).is_file()]
+    return [path for path in _all(folder) if (path / _WHOLE).is_file()]
 
 
 def lacks(checkpoint: Path) -> list[str]:
@@ -126,7 +120,7 @@ def finish(
         logger.warning(
             "%s: no run can go on from it, as it lacks %s", checkpoint, ", ".join(missing)
         )
-    (checkpoint / (_PARTIAL if missing else _WHOLE)).touch()
+    (checkpoint / _WHOLE).touch()
     stays = {checkpoint.resolve(), *([best.resolve()] if best else [])}
     found = written(checkpoint.parent)
     surplus = len(found) - max(keep, len(stays)) if keep else 0
@@ -155,10 +149,10 @@ class WholeCheckpointTrainer(Trainer):
 
 
 def _all(folder: Path) -> list[Path]:
-    """Named as the Trainer names them; checkpoint-007, say, is somebody's copy."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir()]
-    return sorted((p for p in found if re.fullmatch("checkpoint-(0|[1-9][0-9]*)", p.name)),
-                  key=_step)  # fmt: skip
+    """Named as the Trainer names them; checkpoint-007 is somebody's copy."""
+    named = re.compile("checkpoint-(0|[1-9][0-9]*)").fullmatch
+    found = (p for p in folder.glob("checkpoint-*") if p.is_dir() and named(p.name))
+    return sorted(found, key=_step)
 
 
 def _step(checkpoint: Path) -> int:
@@ -169,13 +163,13 @@ def _forget(checkpoint: Path) -> None:
     """It no longer counts; of a link to a folder elsewhere the link goes, and no more."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
-        return
-    for marker in (_WHOLE, _PARTIAL):
-        (checkpoint / marker).unlink(missing_ok=True)
+    else:
+        (checkpoint / _WHOLE).unlink(missing_ok=True)
 
 
 def _has(folder: Path, need: str) -> bool:
-    return any(_has_content(path) for pattern in _NEEDED[need] for path in folder.glob(pattern))
+    found = (path for pattern in _NEEDED[need].split() for path in folder.glob(pattern))
+    return any(map(_has_content, found))
 
 
 def _has_content(path: Path) -> bool:
@@ -187,11 +181,9 @@ def _has_content(path: Path) -> bool:
 
 def _missing_shards(checkpoint: Path) -> list[str]:
     """Of weights in several files, those that the files' own names speak of."""
-    found = (re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", p.name) for p in checkpoint.iterdir())
-    wanted = {
-        f"{each[1]}-{number:05}-of-{each[2]}{each[3]}"
-        for each in found
-        if each
-        for number in range(1, min(int(each[2]), 10_000) + 1)
-    }
+    wanted = set()
+    for path in checkpoint.iterdir():
+        if each := re.fullmatch(r"(.+)-\d+-of-(\d+)(\.\w+)", path.name):
+            numbers = range(1, min(int(each[2]), 10_000) + 1)
+            wanted |= {f"{each[1]}-{number:05}-of-{each[2]}{each[3]}" for number in numbers}
     return sorted(name for name in wanted if not (checkpoint / name).is_file())

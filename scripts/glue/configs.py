@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,11 @@ def read_settings(path: str | Path) -> dict[Any, Any]:
     return values
 
 
-def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json: an object's values by name.
+def no_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Values by name.
 
     Raises:
-        ValueError: a name is there twice, of which json would keep the last.
+        ValueError: a name is there twice, of which a dict would keep the last.
     """
     if double := first_double([name for name, _ in pairs]):
         raise ValueError(f"{double[0]!r} is there twice")
@@ -54,12 +55,7 @@ def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def first_double(names: Iterable[Any]) -> list[Any]:
     """The first name that was there before, alone in a list; an empty list without one."""
-    seen = set()
-    for name in names:
-        if name in seen:
-            return [name]
-        seen.add(name)
-    return []
+    return [name for name, count in Counter(names).items() if count > 1][:1]
 
 
 def _yaml(text: str) -> Any:
@@ -79,24 +75,14 @@ def _yaml(text: str) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 event = self.peek_event()
-                raise yaml.MarkedYAMLError(
-                    problem=f"*{event.anchor} repeats another part, which is not taken; write it "
-                    "out",
-                    problem_mark=event.start_mark,
-                )
+                problem = f"*{event.anchor} repeats another part, which is not taken; write it out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            values = super().construct_mapping(node, deep)
-            if len(values) < len(node.value):
-                names = (self.construct_object(name, deep=True) for name, _ in node.value)
-                raise yaml.MarkedYAMLError(
-                    problem=f"{first_double(names)[0]!r} is there twice",
-                    problem_mark=node.start_mark,
-                )
-            return values
+            return no_doubles(self.construct_pairs(node, deep))
 
     try:
         return yaml.load(text, Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
         raise ValueError(str(error)) from error

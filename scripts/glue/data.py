@@ -34,22 +34,21 @@ def load_splits(
     Raises:
         UsageError: a split, a column or a label is missing or wrong.
     """
-    wanted: list[tuple[str, int | None]] = []
-    if train:
-        if task.train is None:
-            raise UsageError(
-                f"--do_train --task_name {task.name}: it has a test split only. Train on mnli, "
-                f"then --task_name {task.name} --do_predict with --model_name_or_path OUTPUT_DIR"
-            )
-        wanted.append((task.train, arguments.max_train_samples))
+    if train and task.train is None:
+        raise UsageError(
+            f"--do_train --task_name {task.name}: it has a test split only. Train on mnli, "
+            f"then --task_name {task.name} --do_predict with --model_name_or_path OUTPUT_DIR"
+        )
+    wanted = {task.train: arguments.max_train_samples} if train else {}
     if validation:
-        wanted += [(split, arguments.max_eval_samples) for split in task.validation]
+        wanted |= dict.fromkeys(task.validation, arguments.max_eval_samples)
     if test:
-        wanted += [(split, arguments.max_predict_samples) for split in task.test]
+        wanted |= dict.fromkeys(task.test, arguments.max_predict_samples)
     result = {}
-    for split, limit in wanted:
-        columns, source = _load(task, split, arguments, cache_dir, limit)
-        result[split] = _checked(columns, task, source, labelled=split not in task.test)
+    for split, limit in wanted.items():
+        columns, source = _load(task, str(split), arguments, cache_dir)
+        columns = {name: values[:limit] for name, values in columns.items()}
+        result[str(split)] = _checked(columns, task, source, labelled=split not in task.test)
     return result
 
 
@@ -84,9 +83,9 @@ def task_folder(data_dir: str, task: Task) -> Path:
 
 
 def _load(
-    task: Task, split: str, arguments: DataArguments, cache_dir: str | None, limit: int | None
+    task: Task, split: str, arguments: DataArguments, cache_dir: str | None
 ) -> tuple[dict[str, Sequence[Any]], str]:
-    """The split's columns, their first `limit` rows, and, for messages, where it came from."""
+    """The split's columns and, for messages, where they came from."""
     if arguments.use_sample:
         if task.name != "sst2":
             raise UsageError(
@@ -97,20 +96,19 @@ def _load(
             raise UsageError(f"--use_sample: the sample has no {split} split; use --data_dir")
     if arguments.use_sample or arguments.data_dir:
         folder = SAMPLE if arguments.use_sample else task_folder(arguments.data_dir or "", task)
-        if task.name == "ax" and folder.name.lower() in ("mnli",):
+        if task.name == "ax" and folder.name.lower() == "mnli":
             raise UsageError(f"--data_dir {folder}: no ax data there")
-        paths = find_split(folder, split)
-        columns = read_columns(paths[0])
-        for path in paths[1:]:
-            more = read_columns(path)
-            if more.keys() != columns.keys():
+        first, *more = find_split(folder, split)
+        columns: dict[str, Sequence[Any]] = {**read_columns(first)}
+        for path in more:
+            shard = read_columns(path)
+            if shard.keys() != columns.keys():
                 raise UsageError(
-                    f"{path}: has the columns {', '.join(more)}, and {paths[0].name} has "
+                    f"{path}: has the columns {', '.join(shard)}, and {first.name} has "
                     f"{', '.join(columns)}; give shards of one set"
                 )
-            for name, values in more.items():
-                columns[name] += values
-        return {name: values[:limit] for name, values in columns.items()}, str(paths[0])
+            columns = {name: [*values, *shard[name]] for name, values in columns.items()}
+        return columns, str(first)
     try:
         data = load_dataset(HUB, task.name, split=split, cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises a dozen kinds, none of them in common
@@ -119,8 +117,6 @@ def _load(
             f"{str(error).splitlines()[0] if str(error) else ''}. Without a network give the files "
             "by --data_dir FOLDER, or try --task_name sst2 --use_sample"
         ) from error
-    if limit is not None:
-        data = data.select(range(min(limit, len(data))))
     return {name: data[name] for name in data.column_names}, f"{HUB}/{task.name}/{split}"
 
 
@@ -137,13 +133,9 @@ def _checked(
         )
     if len(data[needed[0]]) == 0:
         raise UsageError(f"{source}: no examples")
-    columns: dict[str, list[Any]] = {
-        name: _texts(data[name], name, source) for name in task.columns
-    }
+    columns: dict[str, list[Any]] = {n: _texts(data[n], n, source) for n in task.columns}
     if labelled:
-        columns["label"] = [
-            _label(value, row, task, source) for row, value in enumerate(data["label"])
-        ]
+        columns["label"] = [_label(each, n, task, source) for n, each in enumerate(data["label"])]
     return Dataset.from_dict(columns)
 
 
@@ -169,14 +161,13 @@ def _label(value: Any, row: int, task: Task, source: str) -> int | float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if task.is_regression:
-        if not math.isfinite(number):
-            raise UsageError(f"{where} is not a number; {task.name} needs scores from 0 to 5")
-        if not 0 <= number <= 5:
-            raise UsageError(f"{where} is out of range; {task.name} needs scores from 0 to 5")
-        return number
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(task.labels))
-    if not number.is_integer():
-        raise UsageError(f"{where} is not an integer; {task.name} has {names}")
-    if not 0 <= number < task.num_labels:
-        raise UsageError(f"{where} is out of range; {task.name} has {names}")
-    return int(number)
+        wrong, wanted = not math.isfinite(number), "a number"
+        most, names = 5, "scores from 0 to 5"
+    else:
+        wrong, wanted = not number.is_integer(), "an integer"
+        most, names = task.num_labels - 1, ", ".join(f"{i} {n}" for i, n in enumerate(task.labels))
+    if wrong or not 0 <= number <= most:
+        verb = "needs" if task.is_regression else "has"
+        problem = f"not {wanted}" if wrong else "out of range"
+        raise UsageError(f"{where} is {problem}; {task.name} {verb} {names}")
+    return number if task.is_regression else int(number)

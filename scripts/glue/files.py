@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,8 @@ def find_split(folder: Path, split: str) -> list[Path]:
         UsageError: there is none, and the message lists what the folder holds; or a shard is
             missing.
     """
-    names = [split]
-    if split.startswith("validation"):
-        names += [
-            split.replace("validation", "dev"),
-            split.replace("validation", "val"),
-        ]
+    short = [split.replace("validation", name) for name in ("dev", "val")]
+    names = dict.fromkeys([split, *short])
     for name in names:
         for suffix in SUFFIXES:
             path = folder / f"{name}{suffix}"
@@ -46,11 +41,9 @@ def find_split(folder: Path, split: str) -> list[Path]:
 def _shards(folder: Path, name: str) -> list[Path]:
     """NAME-00000-of-00003.parquet and so on, of which none may be missing."""
     found = sorted(folder.glob(f"{name}-*-of-*.parquet"))
-    counts = [re.fullmatch(r".*-(\d+)-of-(\d+)\.parquet", path.name) for path in found]
-    numbers = [(int(each[1]), int(each[2])) for each in counts if each]
-    if found and (
-        len(numbers) < len(found) or sorted(numbers) != [(i, len(found)) for i in range(len(found))]
-    ):
+    numbers = [re.findall(r"\d+", path.stem.removeprefix(name)) for path in found]
+    places = sorted([int(number) for number in each] for each in numbers)
+    if places != [[number, len(found)] for number in range(len(found))]:
         raise UsageError(
             f"--data_dir: {folder} has {', '.join(path.name for path in found)}: give all shards "
             "of one set"
@@ -101,44 +94,36 @@ def _read_table(text: str, suffix: str) -> dict[str, list[str]]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"line {line} has a NUL character: it is damaged, or not UTF-8 text")
-    rows = _csv_rows(text) if suffix == ".csv" else _tsv_rows(text)
-    header = next(row for _, row in rows if row)
+    lines = _csv_rows(text) if suffix == ".csv" else _tsv_rows(text)
+    (first, header), *rows = [(line, row) for line, row in lines if row]
     _no_double(header)
-    columns: list[list[str]] = [[] for _ in header]
-    empty = 0
+    if len(header) == 1 and rows:  # an empty text, perhaps: then all others would move up
+        for line, row in lines:
+            if not row and first < line < rows[-1][0]:
+                raise ValueError(f'line {line} is empty: remove it, or write "" in a csv file')
     for line, row in rows:
-        if not row:
-            empty = empty or line
-            continue
-        if empty and len(header) == 1:  # an empty text, perhaps: then all others would move up
-            raise ValueError(f'line {empty} is empty: remove it, or write "" in a csv file')
         if len(row) != len(header):
-            kind, remedy = (
-                ("commas", 'put "quotation marks" around a field with a comma in it')
-                if suffix == ".csv"
-                else ("tabs", "no field can have a tab or a line break in it")
-            )
+            remedy = "tabs that are missing or too many; no field can have a tab or a line break"
+            if suffix == ".csv":
+                remedy = 'commas that are missing or too many; put "quotation marks" around them'
             raise ValueError(
                 f"line {line} has {len(row)} fields and the header {len(header)} "
-                f"({', '.join(header)}): look for {kind} that are missing or too many; {remedy}"
+                f"({', '.join(header)}): look for {remedy} in it"
             )
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    return dict(zip(header, columns, strict=True))
+    return {name: [row[place] for _, row in rows] for place, name in enumerate(header)}
 
 
-def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+def _tsv_rows(text: str) -> list[tuple[int, list[str]]]:
     """GLUE's tab-separated files quote nothing: a quotation mark there is text."""
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
-        yield number, line.split("\t") if line else []
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return [(number, line.split("\t") if line else []) for number, line in enumerate(lines, 1)]
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(text: str) -> list[tuple[int, list[str]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # one for all of the process
     rows, line = [], 1
-    limit = csv.field_size_limit(len(text))  # one for all of the process
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         for row in reader:
             rows.append((line, row))
             line = reader.line_num + 1
@@ -146,9 +131,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(
             f'line {line}: {error}; write a quotation mark inside a field twice ("")'
         ) from error
-    finally:
-        csv.field_size_limit(limit)
-    return iter(rows)
+    return rows
 
 
 def _read_json(text: str) -> dict[str, list[Any]]:

@@ -71,22 +71,21 @@ def _take(folder: Path, launch: str) -> tuple[int | None, str | None]:
                 holder = _holder(file)
                 os.close(file)
                 if error.errno in _TAKEN:
-                    return None, None if holder.get("launch") == launch else _refusal(
-                        folder, holder
-                    )
+                    same = holder.get("launch") == launch
+                    return None, None if same else _refusal(folder, holder)
                 if error.errno in _UNABLE:
-                    logger.warning(
-                        "%s: its file system cannot lock (%s): see yourself that no other run "
-                        "writes there", folder, error.strerror,
-                    )  # fmt: skip
+                    text = (
+                        "%s: its file system cannot lock (%s): see that no other run writes there"
+                    )
+                    logger.warning(text, folder, error.strerror)
                     return None, None
                 raise
             if _still_there(file, path):
                 break
             os.close(file)  # its last holder has just removed it
         _held.add(file)
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "launch": launch,
-               "since": datetime.datetime.now().isoformat(" ", "seconds")}  # fmt: skip
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "launch": launch}
+        who["since"] = datetime.datetime.now().isoformat(" ", "seconds")
         path.write_text(json.dumps(who), encoding="utf-8")
         return file, None
     except OSError as error:

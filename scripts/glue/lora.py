@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,7 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
         UsageError: a value is out of range, or an option needs LoRA and LoRA is off.
     """
     if not arguments.enabled:
-        wants = {
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target_modules",
-            "use_dora",
-            "merge_adapter",
-        }
+        wants = {"lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "merge_adapter"}
         for name in sorted(wants & given):
             if getattr(arguments, name) is not False:
                 raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
@@ -68,12 +63,9 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         )
         return get_peft_model(model, config)
     except (OSError, ValueError, RuntimeError) as error:
-        name = (
-            f"--adapter_name_or_path {arguments.adapter_name_or_path}"
-            if arguments.adapter_name_or_path
-            else f"--lora_target_modules {arguments.lora_target_modules}"
-        )
-        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
+        name = "adapter_name_or_path" if arguments.adapter_name_or_path else "lora_target_modules"
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--{name} {getattr(arguments, name)}: {reason}") from error
 
 
 def print_trainable(model: nn.Module) -> None:
@@ -86,8 +78,6 @@ def print_trainable(model: nn.Module) -> None:
 
 def save_merged(model: Any, tokenizer: Any, output_dir: Path) -> Path:
     """Write the model with its adapter merged in to `output_dir`/merged; `model` stays as it is."""
-    import copy
-
     folder = output_dir / "merged"
     merged = copy.deepcopy(model).merge_and_unload()
     merged.save_pretrained(folder)

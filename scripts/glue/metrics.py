@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from glue.errors import INSTALL, UsageError
 from glue.tasks import Task
 
-METRIC_MODULE = Path(__file__).with_name("glue_metric.py")
-
-
-def load_metric(task: Task) -> evaluate.Metric:
-    """The task's metric, safe beside other processes: all in memory, an id of its own."""
-    folder = tempfile.TemporaryDirectory()
-    options: dict[str, Any] = {
-        "config_name": task.name,
-        "keep_in_memory": True,
-        "experiment_id": uuid.uuid4().hex,
-        "cache_dir": folder.name,
-    }
-    try:
-        metric = evaluate.load(str(METRIC_MODULE), **options)
-    except ImportError as error:  # evaluate's own, with names that pip does not have
-        raise UsageError(
-            f"the metrics need scikit-learn and scipy: {INSTALL.format('glue')}"
-        ) from error
-    except OSError:  # evaluate copies the module to the user's cache, which may be read-only
-        from glue.glue_metric import GlueMetric
-
-        metric = GlueMetric(**options)
-    metric._folder = folder  # lives as long as the metric does
-    return metric
+_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "matthews_correlation": matthews_corrcoef,
+    "pearson": lambda labels, predictions: pearsonr(predictions, labels)[0],
+    "spearmanr": lambda labels, predictions: spearmanr(predictions, labels)[0],
+}
 
 
 def predictions_of(outputs: Any, task: Task) -> np.ndarray:
@@ -47,9 +27,9 @@ def predictions_of(outputs: Any, task: Task) -> np.ndarray:
     return np.squeeze(logits, axis=-1) if task.is_regression else np.argmax(logits, axis=-1)
 
 
-def score(metric: evaluate.Metric, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The metric's values; where there are two, also their mean as `combined_score`."""
-    values = metric.compute(predictions=predictions, references=labels)
+def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics by their official names; with two, also their mean: `combined_score`."""
+    values = {name: float(_METRICS[name](labels, predictions)) for name in task.metrics}
     if len(values) > 1:
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
@@ -57,8 +37,7 @@ def score(metric: evaluate.Metric, predictions: np.ndarray, labels: np.ndarray) 
 
 def compute_metrics(task: Task) -> Callable[[Any], dict[str, float]]:
     """The Trainer's `compute_metrics` for a task."""
-    metric = load_metric(task)
-    return lambda p: score(metric, predictions_of(p.predictions, task), p.label_ids)
+    return lambda p: score(task, predictions_of(p.predictions, task), p.label_ids)
 
 
 def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from transformers import (
@@ -19,18 +18,13 @@ from glue.data import SAMPLE
 from glue.errors import UsageError
 from glue.tasks import Task
 
-logger = logging.getLogger(__name__)
-
 
 def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedTokenizerBase:
     """The fast tokenizer that belongs to the model (or --tokenizer_name)."""
-    source = model.tokenizer_name or model.model_name_or_path or model.config_name
-    if source is None:
-        source = _sample_or_error(data)
-    names = ("tokenizer_name", "model_name_or_path", "config_name")
-    argument = next((f"--{name}" for name in names if getattr(model, name)), "--use_sample")
-    return _load(argument, source, AutoTokenizer.from_pretrained, use_fast=True,
-                 **_hub(model))  # fmt: skip
+    for name in ("tokenizer_name", "model_name_or_path", "config_name"):
+        if source := getattr(model, name):
+            return _load(name, source, AutoTokenizer.from_pretrained, model, use_fast=True)
+    return _load("use_sample", _sample_or_error(data), AutoTokenizer.from_pretrained, model)
 
 
 def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTrainedModel:
@@ -40,8 +34,8 @@ def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTra
         UsageError: nothing to load, or it cannot be loaded.
     """
     source = model.config_name or model.model_name_or_path or _sample_or_error(data)
-    config = _load("--config_name" if model.config_name else "--model_name_or_path", source,
-                   AutoConfig.from_pretrained, **_hub(model))  # fmt: skip
+    name = "config_name" if model.config_name else "model_name_or_path"
+    config = _load(name, source, AutoConfig.from_pretrained, model)
     _set_labels(config, task, model)
     if model.model_name_or_path is None:
         print(f"Building {config.model_type} with random weights from {source}")
@@ -49,12 +43,12 @@ def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTra
             config, trust_remote_code=model.trust_remote_code
         )
     return _load(
-        "--model_name_or_path",
+        "model_name_or_path",
         model.model_name_or_path,
         AutoModelForSequenceClassification.from_pretrained,
+        model,
         config=config,
         ignore_mismatched_sizes=model.ignore_mismatched_sizes,
-        **_hub(model),
     )
 
 
@@ -96,21 +90,14 @@ def _sample_or_error(data: DataArguments) -> str:
     )
 
 
-def _hub(model: ModelArguments) -> dict[str, Any]:
-    return {
-        "cache_dir": model.cache_dir,
-        "revision": model.model_revision,
-        "token": model.token,
-        "trust_remote_code": model.trust_remote_code,
-    }
-
-
-def _load(argument: str, source: str, load: Any, **options: Any) -> Any:
+def _load(name: str, source: str, load: Any, model: ModelArguments, **options: Any) -> Any:
+    options |= {"cache_dir": model.cache_dir, "revision": model.model_revision}
+    options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
     try:
         return load(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
-            f"{argument} {source}: cannot be loaded: {reason[0]} Give a folder that "
+            f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "
             "save_pretrained() wrote, or a name on the hub (which needs a network)"
         ) from error

@@ -24,10 +24,8 @@ def check_optimizer(training: TrainingArguments) -> None:
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-            group = {
-                "params": [nn.Parameter(torch.zeros(1))],
-                "weight_decay": training.weight_decay,
-            }
+            number = nn.Parameter(torch.zeros(1))
+            group = {"params": [number], "weight_decay": training.weight_decay}
             kind([group], **options)
     except (ValueError, TypeError, ImportError) as error:
         name = getattr(training.optim, "value", training.optim)
@@ -41,20 +39,13 @@ def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Opti
     Raises:
         UsageError: an optimizer that only the Trainer can build.
     """
-    kind, options = _kind_and_options(model, training)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
         raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
     trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [
-        {
-            "params": [p for p in trained if p.ndim >= 2],
-            "weight_decay": training.weight_decay,
-        },
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return kind(groups, **options)
-
-
-def _kind_and_options(model: Any, training: TrainingArguments) -> tuple[Any, dict[str, Any]]:
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
-    return kind, dict(options)

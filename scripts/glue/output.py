@@ -39,7 +39,7 @@ def check_output(folder: str | None) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path, prefix=".write-test") as file:
-            file.write(bytes(2**16))  # on a full disk, an empty file can still be made
+            file.write(bytes(2**20))  # on a full disk, an empty file can still be made
             file.flush()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
@@ -72,27 +72,26 @@ def clear_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
-
-
 def _is_about_writing(error: Exception, folder: Path) -> bool:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in _DISK:
         name = error.filename
-        inside = name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
-        return inside and error.errno in _NUMBERS
-    text = str(error)  # torch and safetensors have their own errors
-    ours = ("inline_container.cc", "PytorchStreamWriter")
-    return any(part in text for part in (*ours, *(f"os error {each})" for each in _NUMBERS)))
+        return name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
+    try:  # torch's and safetensors' own errors have no number: can a file be written now?
+        check_output(str(folder))
+    except UsageError:
+        return True
+    return False
 
 
-_DECIDES = (
-    "optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs",
-    "warmup_steps", "warmup_ratio", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "dataloader_drop_last", "group_by_length",
-    "train_sampling_strategy", "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed",
-    "world_size",
-)  # fmt: skip
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+
+_DECIDES = """
+    optim optim_args optim_target_modules learning_rate weight_decay adam_beta1 adam_beta2
+    adam_epsilon max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio
+    num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
+    dataloader_drop_last group_by_length train_sampling_strategy label_smoothing_factor
+    neftune_noise_alpha seed data_seed world_size
+""".split()
 """Of TrainingArguments: what decides which weights come out. Not: what is logged, saved, evaluated
 and where; how gradients are computed (checkpointing, compilation, sharding)."""
 
@@ -164,21 +163,18 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_record(folder: Path, record: dict[str, Any], ended_after: int | None = None) -> None:
     """Leaves a run's identity in its folder, in one step; `ended_after`: its last one."""
-    write_json(folder / _RECORD, _record(record, ended_after))
+    end = {} if ended_after is None else {_ENDED: ended_after}
+    write_json(folder / _RECORD, {**record, **end})
 
 
 def is_complete(folder: Path, record: dict[str, Any], steps: int) -> bool:
     """Whether `folder` has all that this run's training leaves after so many steps."""
     files = [folder / name for name in ("trainer_state.json", "train_results.json")]
     return (
-        _read_record(folder) == _record(record, steps)
+        _read_record(folder) == {**record, _ENDED: steps}
         and all(path.is_file() for path in files)
         and has_weights(folder)
     )
-
-
-def _record(record: dict[str, Any], ended_after: int | None) -> dict[str, Any]:
-    return record if ended_after is None else {**record, _ENDED: ended_after}
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -189,18 +185,20 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / _RECORD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {found!r:.40}")
-        return found
-    except FileNotFoundError:
-        return None
+        return _read_object(path) if path.exists() else None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path}: the record of the run there cannot be read ({error or 'too deep'}); if the "
             "run is the same, remove this file and its checkpoints are gone on from; else give "
             "another --output_dir, or --overwrite_output_dir to train afresh"
         ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {found!r:.40}")
+    return found
 
 
 def remove_results(folder: Path) -> None:
@@ -211,35 +209,12 @@ def remove_results(folder: Path) -> None:
 
 def set_aside_damaged(folder: Path) -> None:
     """What a kill left half written is kept under another name: the Trainer adds to these files."""
-    for path in (folder / name for name in _RESULTS):
-        if path.is_file():
-            try:
-                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                    raise ValueError("it holds no figures by name")
-            except (ValueError, RecursionError) as error:
-                kept = path.replace(path.with_name(f"{path.name}.damaged"))
-                print(f"{path} is damaged ({error}); kept as {kept.name}")
-
-
-def check_same_run(training: TrainingArguments, folder: Path, record: dict[str, Any]) -> None:
-    """A run goes on, by itself, from its own checkpoints alone.
-
-    Raises:
-        UsageError: the folder's run has another `identity`.
-    """
-    if not _goes_on_by_itself(training):
-        return
-    there = _read_record(folder)
-    last = next(reversed(checkpoints(folder)), None)
-    if there is None or (last is None and _has_ended(folder)):
-        return
-    changed = [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
-    if changed:
-        raise UsageError(
-            f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}); "
-            "give another folder, or --overwrite_output_dir to train afresh, or "
-            f"--resume_from_checkpoint {last or 'FOLDER'} to go on from one all the same"
-        )
+    for path in (folder / name for name in _RESULTS if (folder / name).is_file()):
+        try:
+            _read_object(path)
+        except (ValueError, RecursionError) as error:
+            kept = path.replace(path.with_name(f"{path.name}.damaged"))
+            print(f"{path} is damaged ({error}); kept as {kept.name}")
 
 
 def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | None:
@@ -251,43 +226,69 @@ def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | No
     """
     given = training.resume_from_checkpoint
     if _is_path(given):
-        if not training.do_train:
-            raise UsageError(
-                f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give "
-                "it as --model_name_or_path"
-            )
-        path = Path(str(given))
-        if not path.is_dir():
-            raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
-        if missing := lacks(path):
-            raise unusable(path, f"it lacks {', '.join(missing)}")
-        return path
+        return _checkpoint_at(str(given), training)
     if not _goes_on_by_itself(training):
         return None
-    checkpoint = next(reversed(checkpoints(folder)), None)
     if training.process_index == 0:
         for path in written(folder):
             if missing := lacks(path):
                 print(f"Not gone on from: {path}, as it lacks {', '.join(missing)}")
-    if checkpoint is not None:
-        return checkpoint
+    if found := checkpoints(folder):
+        return found[-1]
     if given and str(given).lower() != "false":
         raise UsageError(f"--resume_from_checkpoint {given}: no whole checkpoint-* in {folder}")
-    there = _read_record(folder)
-    # killed before its first checkpoint was whole: there is nothing to lose
-    just_begun = there is not None and not _has_ended(folder)
-    if not just_begun and training.process_index == 0:
-        # files that begin with a dot may be another rank's write test
-        files = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        if files:
-            holds = f"not empty ({', '.join(files[:3])} ...)"
-            if there is not None:
-                holds = "its run has ended"
-            raise UsageError(
-                f"--output_dir {folder}: {holds} and without a checkpoint; give "
-                "--overwrite_output_dir to train afresh, or another folder"
-            )
+    if training.process_index == 0:
+        _refuse_what_would_be_lost(folder)
     return None
+
+
+def _checkpoint_at(given: str, training: TrainingArguments) -> Path:
+    if not training.do_train:
+        raise UsageError(
+            f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give it "
+            "as --model_name_or_path"
+        )
+    if not Path(given).is_dir():
+        raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
+    if missing := lacks(Path(given)):
+        raise unusable(Path(given), f"it lacks {', '.join(missing)}")
+    return Path(given)
+
+
+def _refuse_what_would_be_lost(folder: Path) -> None:
+    """Nothing is where a run was killed before its first checkpoint was whole."""
+    there = _read_record(folder)
+    if there is not None and not _has_ended(folder):
+        return
+    # files that begin with a dot may be another rank's write test
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if files:
+        holds = "its run has ended" if there else f"not empty ({', '.join(files[:3])} ...)"
+        raise UsageError(
+            f"--output_dir {folder}: {holds} and without a checkpoint; give "
+            "--overwrite_output_dir to train afresh, or another folder"
+        )
+
+
+def check_same_run(training: TrainingArguments, folder: Path, record: dict[str, Any]) -> None:
+    """A run goes on, by itself, from its own checkpoints alone.
+
+    Raises:
+        UsageError: the folder's run has another `identity`.
+    """
+    if not _goes_on_by_itself(training):
+        return
+    there, found = _read_record(folder), checkpoints(folder)
+    if there is None or (not found and _has_ended(folder)):
+        return
+    changed = [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
+    if changed:
+        raise UsageError(
+            f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}); "
+            "give another folder, or --overwrite_output_dir to train afresh, or "
+            f"--resume_from_checkpoint {found[-1] if found else 'FOLDER'} to go on from one all "
+            "the same"
+        )
 
 
 def _is_path(given: Any) -> bool:

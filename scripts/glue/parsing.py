@@ -6,8 +6,9 @@ import difflib
 import json
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -50,14 +51,46 @@ class _Parser(HfArgumentParser):
 
     def names(self) -> list[str]:
         words = {word for action in self._actions for word in action.option_strings}
-        return sorted({_name(word) for word in words if word.startswith("--")} - _ASKED)
+        return sorted({word[2:].replace("-", "_") for word in words if word[:2] == "--"} - _ASKED)
+
+    def take_file(self, path: str) -> set[str]:
+        """Makes the values of a file the defaults, parsed as on the command line; their names."""
+        values = read_settings(path)
+        if "base" in values:
+            values = {**read_settings(Path(path).parent / str(values.pop("base"))), **values}
+        actions = {a.dest: a for a in reversed(self._actions) if a.dest not in _ASKED}
+        for name, value in values.items():
+            if name not in actions:
+                raise UsageError(_unknown(str(name), sorted(actions), path))
+            if value is not None:
+                actions[name].required = False
+                self.set_defaults(**{name: _word(actions[name], value, path)})
+        return {name for name, value in values.items() if value is not None}
+
+
+def _word(action: Action, value: Any, path: str) -> str | list[str]:
+    """A value of a file as the command line would give it; argparse itself checks its type."""
+    name, several = action.dest, action.nargs in ("+", "*")
+    if value is False and name.endswith("_strategy"):
+        value = "no"  # which YAML reads as false
+    try:
+        if isinstance(value, list) and several:
+            return [str(each) for each in value]
+        word = json.dumps(value) if isinstance(value, dict) else str(value)
+    except (TypeError, ValueError) as error:  # a date inside, a number of 10,000 digits
+        raise UsageError(f"{path}: {name}: no argument has such a value ({error})") from error
+    if isinstance(value, list) or (action.choices and word not in map(str, action.choices)):
+        wanted = f"one of {', '.join(map(str, action.choices))}" if action.choices else "one value"
+        raise UsageError(f"{path}: {name} {word:.80}: expected {wanted}")
+    return [word] if several else word
 
 
 def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments:
     """Parse `argv` (default: the command line).
 
     Arguments that end in .yaml, .yml or .json and stand before the first option are files of
-    `name: value`. Later files win over earlier ones, options win over files.
+    `name: value`. Later files win over earlier ones, options win over files. A file's `base: FILE`
+    names one that it wins over, by its place beside it.
 
     Raises:
         UsageError: an unknown name, or a value that does not parse.
@@ -73,16 +106,15 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     )
     add_version(parser)
     words = list(sys.argv[1:] if argv is None else argv)
-    tokens: list[str] = []
+    given: set[str] = set()
     while words and words[0].lower().endswith(_FILES):
-        tokens += _tokens_of_file(words.pop(0), parser.names())
-    tokens += words
-    given = frozenset(_name(word) for word in tokens if word.startswith("--"))
-    for name in sorted(given - {*parser.names(), *_ASKED}):
+        given |= parser.take_file(words.pop(0))
+    options = {word[2:].split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
+    for name in sorted(options - {*parser.names(), *_ASKED}):
         raise UsageError(_unknown(name, parser.names(), "the command line"))
     try:
         *parts, rest = parser.parse_args_into_dataclasses(
-            tokens, return_remaining_strings=True, look_for_args_file=False
+            words, return_remaining_strings=True, look_for_args_file=False
         )
     except UsageError:
         raise
@@ -96,19 +128,19 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     apply_portable(training, portable)
     for each in (model, data, lora, training):
         _settle_paths(each)
-    return Arguments(model, data, lora, report, training, given)
+    return Arguments(model, data, lora, report, training, frozenset(given | options))
 
 
-_PATHS = {
-    "data_dir", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
-    "adapter_name_or_path", "resume_from_checkpoint",
-}  # fmt: skip
+_PATHS = """
+    data_dir model_name_or_path config_name tokenizer_name cache_dir adapter_name_or_path
+    resume_from_checkpoint
+""".split()
 
 
 def _settle_paths(arguments: Any) -> None:
     """An empty one is refused, which would count as not given; `~` is the home folder, which a
     shell leaves as it is after "=" and in quotation marks."""
-    for name in sorted(_PATHS & vars(arguments).keys()):
+    for name in sorted(vars(arguments).keys() & _PATHS):
         value = getattr(arguments, name)
         if value == "":
             raise UsageError(f"--{name} '': give a value, or leave it out")
@@ -116,34 +148,7 @@ def _settle_paths(arguments: Any) -> None:
             setattr(arguments, name, os.path.expanduser(value))
 
 
-def _name(word: str) -> str:
-    """`--some-name=value` is `some_name`."""
-    return word[2:].split("=")[0].replace("-", "_")
-
-
 def _unknown(name: str, names: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(name, names, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
     return f"unknown argument {name!r} in {where}{hint}"
-
-
-def _tokens_of_file(path: str, names: Sequence[str]) -> list[str]:
-    """The file's `name: value` lines as command-line words, so that both are parsed alike."""
-    values = read_settings(path)
-    tokens: list[str] = []
-    for name, value in values.items():
-        if name not in names:
-            raise UsageError(_unknown(str(name), names, path))
-        if value is None:
-            continue
-        if value is False and name.endswith("_strategy"):
-            value = "no"  # which YAML reads as false
-        try:
-            if isinstance(value, (list, tuple)):
-                tokens += [f"--{name}", *map(str, value)]
-            else:  # "=" keeps a value that begins with a dash one word
-                text = json.dumps(value) if isinstance(value, dict) else str(value)
-                tokens.append(f"--{name}={text}")
-        except (TypeError, ValueError) as error:  # a date inside, a number of 10,000 digits
-            raise UsageError(f"{path}: {name}: no argument has such a value ({error})") from error
-    return tokens

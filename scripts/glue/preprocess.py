@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import datasets
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from datasets.fingerprint import Hasher
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from glue.arguments import DataArguments
 from glue.errors import UsageError
@@ -26,43 +27,56 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     arguments: DataArguments,
     label_order: tuple[int, ...] | None = None,
+    cache_dir: str | None = None,
 ) -> dict[str, Dataset]:
     """Every split as `input_ids`, `attention_mask`, `labels`, cut to `max_seq_length` tokens.
 
+    The result is made once per machine and read from `cache_dir` after that.
     `label_order[i]` is the model's number of the task's class i, where they differ.
     """
     length = arguments.max_seq_length
     if length < 1:
         raise UsageError(f"--max_seq_length {length}: must be at least 1")
     if length > tokenizer.model_max_length:
-        logger.warning(
-            "--max_seq_length %d is more than the model's %d; using that",
-            length,
-            tokenizer.model_max_length,
-        )
         length = tokenizer.model_max_length
+        logger.warning("--max_seq_length is more than the model's %d; using that", length)
+    padding = "max_length" if arguments.pad_to_max_length else False
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        result = tokenizer(
-            *(batch[name] for name in task.columns),
-            padding="max_length" if arguments.pad_to_max_length else False,
-            max_length=length,
-            truncation=True,
-        )
+        texts = [batch[name] for name in task.columns]
+        result = tokenizer(*texts, padding=padding, max_length=length, truncation=True)
         if "label" in batch:
             labels = batch["label"]
             result["labels"] = [label_order[i] for i in labels] if label_order else labels
         return result
 
-    return {
-        name: data.map(
-            encode,
-            batched=True,
-            remove_columns=data.column_names,
-            desc=f"Tokenizing {name}",
-        )
-        for name, data in splits.items()
-    }
+    cache = _cache(cache_dir)
+    made_from = [repr(tokenizer), tokenizer.get_vocab(), task.columns, padding, length, label_order]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    made_from.append(backend.to_str() if backend else type(tokenizer).__name__)
+    with PartialState().local_main_process_first():
+        return {
+            name: data.map(
+                encode,
+                batched=True,
+                remove_columns=data.column_names,
+                desc=f"Tokenizing {name}",
+                cache_file_name=cache
+                and str(cache / f"{Hasher.hash([data._fingerprint, made_from])}.arrow"),
+            )
+            for name, data in splits.items()
+        }
+
+
+def _cache(cache_dir: str | None) -> Path | None:
+    """Where tokenized data is kept; None, for in memory, where nothing can be written."""
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "dwmgrad-glue"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return None
+    return folder
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool, fp16: bool) -> Any:

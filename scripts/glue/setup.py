@@ -112,10 +112,8 @@ class Run(contextlib.AbstractContextManager):
 
     def predictions(self) -> list[tuple[str, Task, str]]:
         """(split, its task, its submission file)."""
-        files = [
-            (split, self.task, name)
-            for split, name in zip(self.task.test, self.task.submission, strict=True)
-        ]
+        names = zip(self.task.test, self.task.submission, strict=True)
+        files = [(split, self.task, name) for split, name in names]
         if "ax" in self.splits:
             files.append(("ax", get_task("ax"), get_task("ax").submission[0]))
         return files
@@ -134,23 +132,8 @@ def prepare(args: Arguments, script: str) -> Run:
     Raises:
         UsageError: the first thing that is wrong.
     """
-    training, data = args.training, args.data
-    if not (training.do_train or training.do_eval or training.do_predict):
-        raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if data.task_name is None:
-        raise UsageError("--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ...")
-    task = get_task(data.task_name)
-    counts = {
-        f"max_{n}_samples": getattr(data, f"max_{n}_samples") for n in ("train", "eval", "predict")
-    }
-    for name, value in {**counts, "check_ranks_steps": args.report.check_ranks_steps}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 1")
-    if data.use_sample and data.data_dir:
-        raise UsageError("--use_sample and --data_dir exclude each other")
-    if training.do_eval and not task.validation and not training.do_train:
-        raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
-    check_lora(args.lora, args.given)
+    training = args.training
+    task = _checked_task(args)
     folder = check_output(training.output_dir)
     training.process_index  # noqa: B018 - reading it is what starts the process group
     with contextlib.ExitStack() as holds:
@@ -170,6 +153,25 @@ def prepare(args: Arguments, script: str) -> Run:
     return run
 
 
+def _checked_task(args: Arguments) -> Task:
+    training, data = args.training, args.data
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if data.task_name is None:
+        raise UsageError("--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ...")
+    task = get_task(data.task_name)
+    numbers = {k: v for k, v in vars(data).items() if k.endswith("_samples")}
+    for name, value in {**numbers, "check_ranks_steps": args.report.check_ranks_steps}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}: must be at least 1")
+    if data.use_sample and data.data_dir:
+        raise UsageError("--use_sample and --data_dir exclude each other")
+    if training.do_eval and not task.validation and not training.do_train:
+        raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
+    check_lora(args.lora, args.given)
+    return task
+
+
 def _load(
     args: Arguments, task: Task, checkpoint: Path | None, folder: Path, record: dict[str, Any]
 ) -> Run:
@@ -186,12 +188,11 @@ def _load(
     )
     if training.do_predict and task.name == "mnli":
         ax = ax_of(data, args.model.cache_dir)
-        if ax is not None:
-            raw["ax"] = ax
+        raw |= {"ax": ax} if ax is not None else {}
     set_seed(training.seed)  # the new head's weights, or all of them
     model: Any = load_model(args.model, data, task)
     order = label_order(model.config, task)
-    splits = tokenize(raw, task, tokenizer, data, order)
+    splits = tokenize(raw, task, tokenizer, data, order, args.model.cache_dir)
     if args.lora.enabled:
         model = add_lora(model, args.lora)
     if training.process_index == 0:

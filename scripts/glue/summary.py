@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from glue.errors import INSTALL
+from dwmgrad.report import plot_run
 from glue.tasks import Task
 
 
+def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
+    """Print the run's table, with its plot if one was asked for."""
+    if args.training.do_train and args.report.plot:
+        try:
+            saved["plot"] = plot_run(run.folder)
+        except (ImportError, OSError, ValueError) as error:  # it must not cost the results
+            saved["plot"] = f"none: {error}"
+    optimizer = getattr(args.training.optim, "value", args.training.optim)
+    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
+
+
 def summary(
-    title: str,
-    task: Task,
-    results: Mapping[str, float],
-    saved: Mapping[str, Path | str],
+    title: str, task: Task, results: Mapping[str, float], saved: Mapping[str, Path | str]
 ) -> str:
     """A table: each metric's name and value, the time, the speed, and where things lie.
 
     `results` has the names of all_results.json; a metric of the mismatched set ends in `_mm`.
     """
-    rows: list[tuple[str, str]] = []
-    for suffix, where in (("", ""), ("_mm", " (mismatched)")):
-        for name in (*task.metrics, "combined_score", "loss"):
-            value = results.get(f"eval_{name}{suffix}")
-            if value is not None:
-                rows.append((f"{name}{where}", f"{value:.4f}"))
-    for name, key, form in (
-        ("evaluation examples", "eval_samples", "{:,.0f}"),
-        ("training time", "train_runtime", "{:,.1f} s"),
-        ("training examples / s", "train_samples_per_second", "{:,.1f}"),
-        ("evaluation examples / s", "eval_samples_per_second", "{:,.1f}"),
-    ):
-        if key in results:
-            rows.append((name, form.format(results[key])))
-    rows += [(name, str(path)) for name, path in saved.items()]
-    return _table(title, rows)
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    left = max((len(name) for name, _ in rows), default=0)
-    width = max([len(title), *(left + 2 + len(value) for _, value in rows)])
-    lines = [f"{name:<{left}}  {value}" for name, value in rows]
-    rule = "-" * min(width, 100)
+    shown = {
+        f"{name}{where}": (f"eval_{name}{suffix}", "{:.4f}")
+        for suffix, where in (("", ""), ("_mm", " (mismatched)"))
+        for name in (*task.metrics, "combined_score", "loss")
+    } | {
+        "evaluation examples": ("eval_samples", "{:,.0f}"),
+        "training time": ("train_runtime", "{:,.1f} s"),
+        "training examples / s": ("train_samples_per_second", "{:,.1f}"),
+        "evaluation examples / s": ("eval_samples_per_second", "{:,.1f}"),
+    }
+    rows = {
+        name: form.format(results[key]) for name, (key, form) in shown.items() if key in results
+    }
+    rows |= {name: str(path) for name, path in saved.items()}
+    left = max(map(len, rows), default=0)
+    lines = [f"{name:<{left}}  {value}" for name, value in rows.items()]
+    rule = "-" * min(100, max(map(len, [title, *lines])))
     return "\n".join(["", title, rule, *lines, rule])
-
-
-def plot(folder: Path) -> Path | str:
-    """The plot's path, or why there is none."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return f"none: it needs matplotlib: {INSTALL.format('glue')}"
-    from dwmgrad.report import plot_run
-
-    try:
-        return plot_run(folder)
-    except (OSError, ValueError) as error:  # a picture that fails must not cost the results
-        return f"none: {error}"

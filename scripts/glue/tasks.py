@@ -16,19 +16,20 @@ class Task:
         name: the task's short name.
         columns: one or two text columns.
         labels: the class names in the order of their numbers; empty for regression.
-        metrics: the metric names, the main one first.
         submission: one GLUE submission file per test split.
+        metrics: the metric names, the main one first.
+        train, validation, test: the splits' names.
         write_names: whether GLUE wants class names (not numbers) in the submission.
     """
 
     name: str
     columns: tuple[str, ...]
     labels: tuple[str, ...]
+    submission: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     train: str | None = "train"
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
-    submission: tuple[str, ...] = ()
     write_names: bool = False
 
     @property
@@ -45,67 +46,34 @@ class Task:
         return self.metrics[0]
 
 
+_ONE, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_PREMISE = ("premise", "hypothesis")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("entailment", "neutral", "contradiction")
-_PAIR = ("sentence1", "sentence2")
+_F1, _MATTHEWS = ("accuracy", "f1"), ("matthews_correlation",)
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "cola",
-            ("sentence",),
-            ("unacceptable", "acceptable"),
-            ("matthews_correlation",),
-            submission=("CoLA.tsv",),
-        ),
-        Task("sst2", ("sentence",), ("negative", "positive"), submission=("SST-2.tsv",)),
-        Task(
-            "mrpc",
-            _PAIR,
-            ("not_equivalent", "equivalent"),
-            ("accuracy", "f1"),
-            submission=("MRPC.tsv",),
-        ),
-        Task("stsb", _PAIR, (), ("pearson", "spearmanr"), submission=("STS-B.tsv",)),
-        Task(
-            "qqp",
-            ("question1", "question2"),
-            ("not_duplicate", "duplicate"),
-            ("accuracy", "f1"),
-            submission=("QQP.tsv",),
-        ),
-        Task(
-            "mnli",
-            ("premise", "hypothesis"),
-            _MNLI,
-            validation=("validation_matched", "validation_mismatched"),
-            test=("test_matched", "test_mismatched"),
-            submission=("MNLI-m.tsv", "MNLI-mm.tsv"),
-            write_names=True,
-        ),
-        Task(
-            "qnli",
-            ("question", "sentence"),
-            _ENTAILMENT,
-            submission=("QNLI.tsv",),
-            write_names=True,
-        ),
-        Task("rte", _PAIR, _ENTAILMENT, submission=("RTE.tsv",), write_names=True),
-        Task("wnli", _PAIR, ("not_entailment", "entailment"), submission=("WNLI.tsv",)),
-        # MNLI's diagnostic: no training or validation data; predict it with a model tuned on MNLI.
-        Task(
-            "ax",
-            ("premise", "hypothesis"),
-            _MNLI,
-            ("matthews_correlation",),
-            train=None,
-            validation=(),
-            submission=("AX.tsv",),
-            write_names=True,
-        ),
-    )
-}
+_ALL = (
+    Task("cola", _ONE, ("unacceptable", "acceptable"), ("CoLA.tsv",), _MATTHEWS),
+    Task("sst2", _ONE, ("negative", "positive"), ("SST-2.tsv",)),
+    Task("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("MRPC.tsv",), _F1),
+    Task("stsb", _PAIR, (), ("STS-B.tsv",), ("pearson", "spearmanr")),
+    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("QQP.tsv",), _F1),
+    Task(
+        "mnli",
+        _PREMISE,
+        _MNLI,
+        ("MNLI-m.tsv", "MNLI-mm.tsv"),
+        validation=("validation_matched", "validation_mismatched"),
+        test=("test_matched", "test_mismatched"),
+        write_names=True,
+    ),
+    Task("qnli", ("question", "sentence"), _ENTAILMENT, ("QNLI.tsv",), write_names=True),
+    Task("rte", _PAIR, _ENTAILMENT, ("RTE.tsv",), write_names=True),
+    Task("wnli", _PAIR, ("not_entailment", "entailment"), ("WNLI.tsv",)),
+    # MNLI's diagnostic: no training or validation data; predict it with a model tuned on MNLI.
+    Task("ax", _PREMISE, _MNLI, ("AX.tsv",), _MATTHEWS, None, (), write_names=True),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str | None) -> Task:

@@ -75,7 +75,7 @@ def stay_at_home() -> None:
     import datasets
     import evaluate
 
-    metric = Path(__file__).parents[2] / "scripts" / "glue" / "glue_metric.py"
+    metric = Path(__file__).with_name("glue_metric.py")
     words = ["one", "two", "three", "four", "five", "six"]
     choose = random.Random(0)
 

@@ -56,11 +56,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def pretrained(tiny, tmp_path_factory) -> Path:
     """The same with weights: what `--model_name_or_path` takes."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)

@@ -39,11 +39,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path)
     assert (args.data.task_name, args.training.seed) == ("rte", 4)
     assert args.training.learning_rate == 2e-5 and args.training.optim_args == "max_window=7"
     assert args.lora.lora_r == 8 and args.lora.lora_target_modules == ["query", "key"]
-    assert {
-        "seed",
-        "learning_rate",
-        "lora_r",
-    } <= args.given and "max_steps" not in args.given
+    assert {"seed", "learning_rate", "lora_r"} <= args.given and "max_steps" not in args.given
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -99,11 +95,42 @@ def test_every_config_parses():
     assert len(files) == 19
     for path in files:
         args = parse([str(path), "--use_cpu"])
-        assert args.training.optim == "dwmgrad" and args.training.do_train
+        assert args.training.optim == "dwmgrad_finetune" and not args.training.optim_args
+        assert args.training.do_train
         if path.parent.name.startswith("glue"):
             assert args.data.task_name == path.stem in TASKS
             assert args.training.get_warmup_steps(1000) == 60
             assert args.lora.enabled == (path.parent.name == "glue_lora")
+
+
+def test_a_file_wins_over_its_base(tmp_path):
+    write(tmp_path / "base.yaml", "seed: 3\nlearning_rate: 1e-5\noutput_dir: out\n")
+    (tmp_path / "more").mkdir()
+    path = write(tmp_path / "more" / "a.yaml", "base: ../base.yaml\nlearning_rate: 2e-5\n")
+    args = parse([path, "--use_cpu"])
+    assert (args.training.seed, args.training.learning_rate) == (3, 2e-5)
+    assert {"seed", "learning_rate", "output_dir"} <= args.given and "base" not in args.given
+    for text, message in (("base: none.yaml\n", "cannot read .*none.yaml"),
+                          ("base: a.yaml\n", "unknown argument 'base'")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            parse([write(tmp_path / "a.yaml", text), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 1.5", "--seed: invalid int value: '1.5'"),
+        ("seed: true", "--seed: invalid int value: 'True'"),
+        ("seed: [1, 2]", "seed .*: expected one value"),
+        ("do_train: perhaps", "--do_train.*perhaps"),
+        ("log_level: loud", "log_level loud: expected one of"),
+        ("save_strategy: sometimes", "sometimes"),
+        ("help: true", "unknown argument 'help'"),
+    ],
+)
+def test_values_of_files_are_checked_as_on_the_command_line(tmp_path, line, message):
+    with pytest.raises(UsageError, match=message):
+        parse([write(tmp_path / "a.yaml", f"{line}\noutput_dir: o\nuse_cpu: true\n")])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")))
@@ -126,14 +153,7 @@ def test_help(script, capsys):
 @pytest.mark.parametrize("name", ["run_glue", "run_glue_no_trainer"])
 def test_one_line_errors(name, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py")]
-    words = [
-        "--task_name",
-        "sts2",
-        "--output_dir",
-        str(tmp_path),
-        "--do_eval",
-        "--use_cpu",
-    ]
+    words = ["--task_name", "sts2", "--output_dir", str(tmp_path), "--do_eval", "--use_cpu"]
     wrong = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert f"{name}.py: error: --task_name sts2" in wrong.stderr

@@ -63,39 +63,15 @@ def test_quotation_marks_and_null_are_text_in_tsv(run, tmp_path):
 @pytest.mark.parametrize(
     ("task", "rows", "message"),
     [
-        (
-            "sst2",
-            {"text": ["a"], "label": [1]},
-            r"train\.parquet.*missing sentence.*found text",
-        ),
+        ("sst2", {"text": ["a"], "label": [1]}, r"train\.parquet.*missing sentence.*found text"),
         ("sst2", {"sentence": ["a"]}, "missing label"),
         ("mrpc", GOOD, "needs the columns sentence1, sentence2, label"),
-        (
-            "sst2",
-            {"sentence": ["a", "b"], "label": [1, 2]},
-            "label 2 in row 1 is out of range",
-        ),
-        (
-            "sst2",
-            {"sentence": ["a", "b"], "label": [-1, 0]},
-            "label -1 in row 0 is out of range",
-        ),
-        (
-            "sst2",
-            {"sentence": ["a"], "label": [0.5]},
-            "label 0.5 in row 0 is not an integer",
-        ),
-        (
-            "sst2",
-            {"sentence": ["a"], "label": ["x"]},
-            "label 'x' in row 0 is not an integer",
-        ),
+        ("sst2", {"sentence": ["a", "b"], "label": [1, 2]}, "label 2 in row 1 is out of range"),
+        ("sst2", {"sentence": ["a", "b"], "label": [-1, 0]}, "label -1 in row 0 is out of range"),
+        ("sst2", {"sentence": ["a"], "label": [0.5]}, "label 0.5 in row 0 is not an integer"),
+        ("sst2", {"sentence": ["a"], "label": ["x"]}, "label 'x' in row 0 is not an integer"),
         ("sst2", {"sentence": ["a"], "label": [None]}, "label None in row 0"),
-        (
-            "sst2",
-            {"sentence": [7], "label": [1]},
-            "sentence in row 0 is 7, expected text",
-        ),
+        ("sst2", {"sentence": [7], "label": [1]}, "sentence in row 0 is 7, expected text"),
         (
             "stsb",
             {"sentence1": ["a"], "sentence2": ["b"], "label": ["high"]},
@@ -106,11 +82,7 @@ def test_quotation_marks_and_null_are_text_in_tsv(run, tmp_path):
             {"sentence1": ["a"], "sentence2": ["b"], "label": [7.0]},
             "7.0 in row 0 is out of range",
         ),
-        (
-            "sst2",
-            {"sentence": pa.array([], pa.string()), "label": pa.array([])},
-            "no examples",
-        ),
+        ("sst2", {"sentence": pa.array([], pa.string()), "label": pa.array([])}, "no examples"),
     ],
 )
 def test_bad_rows(run, tmp_path, task, rows, message):
@@ -197,14 +169,7 @@ def test_bad_arguments(script, argv, tmp_path, words, message):
 
 def test_no_model(run, argv, tmp_path, glue_dir):
     main = load_script("run_glue").main
-    words = [
-        "--task_name",
-        "sst2",
-        "--data_dir",
-        str(glue_dir),
-        "--do_eval",
-        "--use_cpu",
-    ]
+    words = ["--task_name", "sst2", "--data_dir", str(glue_dir), "--do_eval", "--use_cpu"]
     with pytest.raises(UsageError, match="--model_name_or_path is missing"):
         main([*words, "--output_dir", str(tmp_path / "out")])
 
@@ -228,15 +193,7 @@ def test_an_output_folder_that_is_a_file_or_cannot_be_written(script, argv, tmp_
 def test_an_output_folder_in_use(script, argv, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
-    words = [
-        *argv,
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--do_train",
-        "--max_train_samples",
-        "4",
-    ]
+    words = [*argv, "--task_name", "sst2", "--use_sample", "--do_train", "--max_train_samples", "4"]
     with pytest.raises(UsageError, match="not empty .thesis.tex.*--overwrite_output_dir"):
         script(words)
     script([*words, "--overwrite_output_dir"])
@@ -246,13 +203,7 @@ def test_an_output_folder_in_use(script, argv, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        [
-            "--load_best_model_at_end",
-            "--eval_strategy",
-            "epoch",
-            "--save_strategy",
-            "epoch",
-        ],
+        ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"],
         ["--label_smoothing_factor", "0.1"],
         ["--report_to", "tensorboard"],
         ["--neftune_noise_alpha", "5"],
@@ -262,13 +213,5 @@ def test_the_bare_loop_says_what_it_cannot_honour(argv, words):
     name = words[0].lstrip("-")
     with pytest.raises(UsageError, match=f"cannot honour --.*{name}"):
         load_script("run_glue_no_trainer").main(
-            [
-                *argv,
-                "--task_name",
-                "sst2",
-                "--use_sample",
-                "--do_train",
-                "--do_eval",
-                *words,
-            ]
+            [*argv, "--task_name", "sst2", "--use_sample", "--do_train", "--do_eval", *words]
         )

@@ -64,7 +64,7 @@ def test_without_the_extra(name, bare_site):
 @pytest.mark.parametrize(
     ("missing", "more", "message"),
     [
-        (["sklearn", "scikit-learn"], [], "need scikit-learn and scipy: pip install"),
+        (["sklearn", "scikit-learn"], [], "No module named 'sklearn': pip install"),
         (["peft"], ["--lora_r", "2"], "LoRA needs peft: pip install"),
         (["accelerate"], [], "No module named 'accelerate': pip install"),
         (["yaml", "pyyaml"], [], "No module named 'yaml': pip install"),

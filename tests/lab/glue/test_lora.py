@@ -52,17 +52,7 @@ def test_save_load_merge(script, words, pretrained, tmp_path, capsys, kind):
 def test_only_adapter_and_head_change(script, words, pretrained, tmp_path):
     from safetensors.torch import load_file
 
-    script(
-        [
-            *words,
-            "--do_train",
-            "--lora_r",
-            "2",
-            "--lora_target_modules",
-            "query",
-            "value",
-        ]
-    )
+    script([*words, "--do_train", "--lora_r", "2", "--lora_target_modules", "query", "value"])
     names = load_file(tmp_path / "out" / "adapter_model.safetensors").keys()
     assert all("lora_" in name or "classifier" in name for name in names)
     assert any("query.lora_A" in name for name in names)
@@ -79,13 +69,4 @@ def test_train_on_from_an_adapter(script, words, tmp_path):
 
 def test_an_adapter_brings_its_own_rank(script, words, tmp_path):
     with pytest.raises(UsageError, match="brings its own rank"):
-        script(
-            [
-                *words,
-                "--do_train",
-                "--lora_r",
-                "2",
-                "--adapter_name_or_path",
-                str(tmp_path),
-            ]
-        )
+        script([*words, "--do_train", "--lora_r", "2", "--adapter_name_or_path", str(tmp_path)])

@@ -77,13 +77,7 @@ def test_the_trainer_on_two_ranks(argv, glue_dir, tmp_path):
 
 @pytest.mark.slow
 def test_lora_on_two_ranks(argv, glue_dir, tmp_path, pretrained):
-    words = [
-        *argv,
-        "--model_name_or_path",
-        str(pretrained),
-        "--config_name",
-        str(pretrained),
-    ]
+    words = [*argv, "--model_name_or_path", str(pretrained), "--config_name", str(pretrained)]
     words += ["--data_dir", str(glue_dir), "--task_name", "mnli", "--lora_r", "2"]
     words += ["--ignore_mismatched_sizes"]  # two labels in the model, three in the task
     launch("run_glue_no_trainer", [*words, "--do_train", "--do_eval"], 2, tmp_path)

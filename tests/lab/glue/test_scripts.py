@@ -53,15 +53,7 @@ def test_train_evaluate_predict(script, name, argv, glue_dir, tmp_path, capsys):
 
 def test_log_history_has_what_the_plot_draws(script, argv, tmp_path):
     script(
-        [
-            *argv,
-            "--task_name",
-            "sst2",
-            "--use_sample",
-            "--max_train_samples",
-            "16",
-            "--do_train",
-        ]
+        [*argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "16", "--do_train"]
     )
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
     steps = [entry for entry in history if "loss" in entry]
@@ -96,11 +88,7 @@ def test_both_scripts_walk_the_same_way(argv, tmp_path):
 
 def test_ax_with_a_model_of_another_label_order(script, argv, glue_dir, tiny, tmp_path):
     """A published MNLI model may number the classes its own way."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     config = AutoConfig.from_pretrained(tiny, num_labels=3)
     config.id2label = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
@@ -110,12 +98,7 @@ def test_ax_with_a_model_of_another_label_order(script, argv, glue_dir, tiny, tm
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "model")
     words = [w for w in argv if w not in ("--config_name", str(tiny))]
-    words += [
-        "--model_name_or_path",
-        str(tmp_path / "model"),
-        "--data_dir",
-        str(glue_dir),
-    ]
+    words += ["--model_name_or_path", str(tmp_path / "model"), "--data_dir", str(glue_dir)]
     script([*words, "--task_name", "ax", "--do_predict"])
     lines = (tmp_path / "out" / "submission" / "AX.tsv").read_text().splitlines()[1:]
     assert {line.split("\t")[1] for line in lines} == {"entailment"}
@@ -139,3 +122,23 @@ def test_pad_to_max_length_and_truncation(script, argv):
          "--pad_to_max_length", "--max_seq_length", "16"]
     )  # fmt: skip
     assert results["eval_samples"] == 9
+
+
+def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
+    """The second run reads what the first one left, from the disk."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*argv, "--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
+    words += ["--cache_dir", str(tmp_path / "cache")]
+    first = script(words)
+    [kept] = (tmp_path / "cache" / "dwmgrad-glue").glob("*.arrow")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", None)
+    assert script(words)["eval_loss"] == first["eval_loss"]
+    with pytest.raises(TypeError):
+        script([*words, "--max_seq_length", "16"])
+    assert kept.exists()
+
+
+def test_without_a_place_for_tokenized_data(script, argv):
+    words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
+    assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
