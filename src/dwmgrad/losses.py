@@ -298,21 +298,13 @@ def brought(
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if only or alone:
             optimizer._feed.expect(route)
+    if steps_inside:
+        with _used_inside(optimizers, loss, value, route):
+            yield
+        return
     before = [marks(optimizer.param_groups) for optimizer in optimizers]
-    pending = [optimizer._feed.observation for optimizer in optimizers]
-    for optimizer in optimizers:
-        if steps_inside and value is not None:
-            optimizer._feed.say_if_coarse(loss)
-            optimizer._feed.add(value, route)
-    try:
-        yield
-    except BaseException:
-        if steps_inside:
-            for optimizer, earlier in zip(optimizers, pending, strict=True):
-                if optimizer._feed.is_open:
-                    optimizer._feed.observation = earlier
-        raise
-    if steps_inside or value is None:
+    yield
+    if value is None:
         return
     for optimizer, own in zip(optimizers, before, strict=True):
         if alone or are_changed(optimizer.param_groups, own):
@@ -322,6 +314,25 @@ def brought(
             feed.add(value, route)
             feed.trace(optimizer.param_groups, own)
             feed.local = is_local(optimizer)
+
+
+@contextlib.contextmanager
+def _used_inside(
+    optimizers: list[Any], loss: Any, value: Tensor | None, route: str
+) -> Iterator[None]:
+    """Around a backward pass that makes the step itself: the loss is there before it."""
+    pending = [optimizer._feed.observation for optimizer in optimizers]
+    for optimizer in optimizers:
+        if value is not None:
+            optimizer._feed.say_if_coarse(loss)
+            optimizer._feed.add(value, route)
+    try:
+        yield
+    except BaseException:
+        for optimizer, earlier in zip(optimizers, pending, strict=True):
+            if optimizer._feed.is_open:
+                optimizer._feed.observation = earlier
+        raise
 
 
 def _refuse_limit(optimizers: list[Any]) -> None:
