@@ -22,7 +22,7 @@ with needs("glue"):
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
-    from glue.setup import Run, prepare
+    from glue.setup import PreparedRun, prepare
     from glue.submission import write_submissions
     from glue.summary import report
     from transformers import Trainer, TrainerCallback
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return work(args, run)
 
 
-def work(args: Arguments, run: Run) -> dict[str, float]:
+def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     training = args.training
     every = args.report.check_ranks_steps
     first = run.task.validation[0] if training.do_eval else None
@@ -84,7 +84,7 @@ class AtItsEnd(Exception):
 class Begin(TrainerCallback):
     """Leaves the run's record once its model, and its checkpoint if any, are loaded."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: PreparedRun) -> None:
         self.run = run
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class Begin(TrainerCallback):
             raise AtItsEnd  # the Trainer looks only after a step whether it was the last
 
 
-def train(trainer: Trainer, run: Run) -> dict[str, float]:
+def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     steps_done(run.checkpoint)  # it is a checkpoint
     if run.checkpoint and is_of_bare_loop(run.checkpoint):
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
@@ -116,7 +116,7 @@ def train(trainer: Trainer, run: Run) -> dict[str, float]:
     return metrics
 
 
-def at_its_end(trainer: Trainer, run: Run) -> dict[str, float]:
+def at_its_end(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     """What is left of training where no step is: the best weights, and what a kill kept back."""
     print(NOTHING_LEFT)
     trainer.is_in_train = False
@@ -130,7 +130,7 @@ def at_its_end(trainer: Trainer, run: Run) -> dict[str, float]:
     return {}
 
 
-def evaluate(trainer: Trainer, run: Run) -> dict[str, float]:
+def evaluate(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     """Every validation split; MNLI's mismatched metrics get `_mm`, all go into one file."""
     combined: dict[str, float] = {}
     for split, suffix in run.evaluations():

@@ -30,7 +30,7 @@ with needs("glue"):
     from glue.output import NOTHING_LEFT, clear_write_errors, write_json
     from glue.parsing import parse
     from glue.preprocess import collator
-    from glue.setup import Run, prepare
+    from glue.setup import PreparedRun, prepare
     from glue.submission import write_submissions
     from glue.summary import report
     from transformers import enable_full_determinism, get_scheduler
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 class Loop:
     """One run: the accelerator, the model on it, and what has been reached so far."""
 
-    def __init__(self, run: Run, args: Any) -> None:
+    def __init__(self, run: PreparedRun, args: Any) -> None:
         self.job, self.args, self.training = run, args, args.training
         self.folder = run.folder
         self.collate = collator(run.tokenizer, args.data.pad_to_max_length, self.training.fp16)

@@ -1,4 +1,4 @@
-"""A comparison's YAML file: which optimizers, how each one's learning rate is sought, the seeds."""
+"""A comparison's YAML file: the optimizers, how each learning rate is searched, the seeds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def tuning(self) -> dict[str, Any]:
-        """How a learning rate is sought."""
+        """How a learning rate is searched."""
         return self.values["tuning"]
 
     @property
@@ -120,7 +120,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         options: other values for fields of the workload.
         title: as in reports.
         contenders: names of `contenders.CONTENDERS`; all where it is absent.
-        tuning: how a learning rate is sought, the same work for every contender: `trials` (runs of
+        tuning: how a learning rate is searched, alike for every contender: `trials` (runs of
             each), `grid` (how many of them, the first, are spread evenly over the logarithm of its
             range, from end to end; Optuna proposes the others' rates), `seed` (of each of these
             runs, and of Optuna), `by` (`score`, or what else among a run's metrics decides).

@@ -17,7 +17,7 @@ from experiments.workload import Workload
 from experiments.workloads import make_workload
 
 
-class Kind(NamedTuple):
+class KindOfValue(NamedTuple):
     """A value's kind: what a message says, and whether a value is of it."""
 
     expected: str
@@ -34,20 +34,20 @@ def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     )
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-LINES = Kind("lines of `name: value`", lambda value: isinstance(value, Mapping))
-NAMES = Kind("a list of different names", _list_of(TEXT.fits))
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind("a number", _number)
-RATE = Kind("a positive number", lambda value: _number(value) and value > 0)
-RATES = Kind("a list of rates", _list_of(RATE.fits))
-WHOLE = Kind("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
-COUNT = Kind("a whole number from 1 on", lambda value: type(value) is int and value > 0)
-SEEDS = Kind("different whole numbers from 0 on", _list_of(WHOLE.fits))
+TEXT = KindOfValue("text", lambda value: isinstance(value, str))
+LINES = KindOfValue("lines of `name: value`", lambda value: isinstance(value, Mapping))
+NAMES = KindOfValue("a list of different names", _list_of(TEXT.fits))
+SWITCH = KindOfValue("true or false", lambda value: isinstance(value, bool))
+NUMBER = KindOfValue("a number", _number)
+RATE = KindOfValue("a positive number", lambda value: _number(value) and value > 0)
+RATES = KindOfValue("a list of rates", _list_of(RATE.fits))
+WHOLE = KindOfValue("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
+COUNT = KindOfValue("a whole number from 1 on", lambda value: type(value) is int and value > 0)
+SEEDS = KindOfValue("different whole numbers from 0 on", _list_of(WHOLE.fits))
 
 
 REQUIRED = object()
-Keys = Mapping[str, tuple[Kind, Any]]
+Keys = Mapping[str, tuple[KindOfValue, Any]]
 """What a part of a file may have: each name's kind and default, or `REQUIRED`."""
 
 
@@ -118,7 +118,7 @@ KINDS = ("experiment", "ablation")
 _KEYS: Keys = {
     "workload": (TEXT, REQUIRED),
     "title": (TEXT, None),
-    "kind": (Kind(" or ".join(KINDS), lambda value: value in KINDS), KINDS[0]),
+    "kind": (KindOfValue(" or ".join(KINDS), lambda value: value in KINDS), KINDS[0]),
     "options": (LINES, {}),
     "data_dir": (TEXT, None),
     "output_dir": (TEXT, None),

@@ -1,4 +1,4 @@
-"""The optimizers that are compared: how each is built, scheduled, and where its rate is sought."""
+"""The optimizers that are compared: how each is built, scheduled, and its search range."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def identity(args: Arguments, script: str) -> dict[str, Any]:
     """What must be equal for a run to go on from another's checkpoint by itself.
 
     Folders of this machine count by what they hold: a job may be given copies in another place.
-    The examples themselves are added by `Run`, once they are tokenized.
+    The examples themselves are added by `PreparedRun`, once they are tokenized.
     """
     training, model, data = args.training, args.model, args.data
     precision = next((name for name in ("bf16", "fp16") if getattr(training, name)), None)

@@ -38,7 +38,7 @@ from glue.tasks import Task, get_task
 
 
 @dataclass
-class Run(contextlib.AbstractContextManager):
+class PreparedRun(contextlib.AbstractContextManager):
     """A task with its tokenized splits, model and tokenizer, ready to train.
 
     As a context it holds its folder for itself; no other run gets it before the end.
@@ -123,7 +123,7 @@ class Run(contextlib.AbstractContextManager):
         return predictions if self.order is None else np.argsort(self.order)[predictions]
 
 
-def prepare(args: Arguments, script: str) -> Run:
+def prepare(args: Arguments, script: str) -> PreparedRun:
     """Check everything that needs no model, then load data, tokenizer and model.
 
     `script` is the name of the one that trains: the two do not read each other's checkpoints. The
@@ -174,7 +174,7 @@ def _checked_task(args: Arguments) -> Task:
 
 def _load(
     args: Arguments, task: Task, checkpoint: Path | None, folder: Path, record: dict[str, Any]
-) -> Run:
+) -> PreparedRun:
     training, data = args.training, args.data
     check_optimizer(training)
     tokenizer = load_tokenizer(args.model, data)
@@ -198,4 +198,4 @@ def _load(
     if training.process_index == 0:
         print_trainable(model)
     nothing = contextlib.ExitStack()
-    return Run(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)
+    return PreparedRun(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)

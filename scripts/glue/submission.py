@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from glue.metrics import predictions_of
-from glue.setup import Run
+from glue.setup import PreparedRun
 from glue.tasks import Task
 
 
-def write_submissions(run: Run, outputs: Callable[[str], Any], writes: bool) -> Path:
+def write_submissions(run: PreparedRun, outputs: Callable[[str], Any], writes: bool) -> Path:
     """Every test split's file; `outputs(SPLIT)` gives the model's, on every rank, one `writes`."""
     folder = run.folder / "submission"
     for split, task, name in run.predictions():

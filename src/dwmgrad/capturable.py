@@ -57,8 +57,8 @@ class DeviceWindow:
         self._dtype = widest(device)
         numbers = [math.nan if groups[0][name] is None else groups[0][name] for name in _NUMBERS]
         self._numbers = torch.tensor(numbers, dtype=self._dtype, device=device)
-        self._held = torch.zeros((), dtype=torch.int32, device=device)
-        self._skipped = torch.zeros((), dtype=torch.int32, device=device)
+        self._skipped_elements = torch.zeros((), dtype=torch.int32, device=device)
+        self._skipped_steps = torch.zeros((), dtype=torch.int32, device=device)
         self._at_floor = torch.zeros((), dtype=torch.int32, device=device)
         self._addresses = Addresses()
         self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
@@ -162,7 +162,7 @@ class DeviceWindow:
         now |= progress_of(window)
         now |= {"micro_batches": count, "steps": steps, "step_limit": limit}
         self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))
-        self._skipped.logical_or_(agreed.loss.isnan())
+        self._skipped_steps.logical_or_(agreed.loss.isnan())
         if groups[0]["loss_limit"] is None:
             limit = 1.0
         for group, buckets, (step_size, decay, momentum, eps, shrink) in calls:
@@ -171,7 +171,7 @@ class DeviceWindow:
             kernels.run_on_device(
                 buckets,
                 torch.stack([self._number(each) for each in numbers]),
-                self._held,
+                self._skipped_elements,
                 self._addresses,
                 stochastic_state=stochastic_state(group),
                 stochastic_params=group["stochastic_rounding"],
@@ -204,7 +204,7 @@ class DeviceWindow:
         """Writes the numbers into the parameter groups. Waits for the device.
 
         Returns:
-            Whether, since the last call, an element was held, a step skipped for its loss, and a
+            Whether, since the last call, an element was skipped, a step skipped for its loss, and a
             loss at `loss_floor` or below it.
         """
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
@@ -221,11 +221,11 @@ class DeviceWindow:
             for own, share in self._shares.values():
                 if ZERO_SHARE in own:
                     own[ZERO_SHARE] = now[id(share)]
-        marks = (self._held, self._skipped, self._at_floor)
-        held, skipped, at_floor = (bool(mark) for mark in marks)
+        marks = (self._skipped_elements, self._skipped_steps, self._at_floor)
+        elements, steps, at_floor = (bool(mark) for mark in marks)
         for mark in marks:
             mark.zero_()
-        return held, skipped, at_floor
+        return elements, steps, at_floor
 
 
 def _refuse_capture(device: torch.device) -> None:

@@ -118,7 +118,7 @@ class DWMGrad(Optimizer, Joinable):
     loss_group: Any
     _device_window: capturable.DeviceWindow | None
     _feed: LossFeed
-    _held: list[bool | Tensor]
+    _skipped: list[bool | Tensor]
     _overlaps: kernels.Overlaps
     _plan: Plan | None
     _said: set[str]
@@ -213,11 +213,11 @@ class DWMGrad(Optimizer, Joinable):
     def _read_device(self) -> None:
         """With `capturable`, brings the numbers of the parameter groups up to date."""
         if self._device_window is not None:
-            held, skipped, at_floor = self._device_window.write(self.param_groups)
-            if held:
-                self._say_once(_HELD)
-            if skipped:
-                self._say_once(_SKIPPED)
+            elements, steps, at_floor = self._device_window.write(self.param_groups)
+            if elements:
+                self._say_once(_ELEMENTS_SKIPPED)
+            if steps:
+                self._say_once(_STEP_SKIPPED)
             if at_floor:
                 self._say_at_floor()
 
@@ -332,7 +332,7 @@ class DWMGrad(Optimizer, Joinable):
             if observation is not None:
                 observation.use(groups)
         if agreed.is_refused:
-            self._say_once(_SKIPPED)
+            self._say_once(_STEP_SKIPPED)
         if make_step is not None:
             make_step()
         return loss
@@ -449,11 +449,11 @@ class DWMGrad(Optimizer, Joinable):
         # or all after it.
         deque(starmap(dict.update, changes), maxlen=0)
         for buckets, coefficients, group in calls:
-            self._held += kernels.run(
+            self._skipped += kernels.run(
                 buckets, coefficients, use_foreach=group["foreach"], use_fused=group["fused"]
             )
-        if self._held and all(isinstance(held, bool) for held in self._held):
-            self._tell_of_held()
+        if self._skipped and all(isinstance(each, bool) for each in self._skipped):
+            self._warn_of_skipped_elements()
 
     def _agreed_on(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
         """What all ranks make of this step; asked of them once for one observation."""
@@ -476,7 +476,7 @@ class DWMGrad(Optimizer, Joinable):
             lacks_loss = observation is None and self._has_gradient()
         if lacks_loss and not ranks.joined_without(self):
             self._go_without_loss()
-        self._tell_of_held()
+        self._warn_of_skipped_elements()
         return agreed
 
     # ---- the ranks ----
@@ -578,11 +578,12 @@ class DWMGrad(Optimizer, Joinable):
         ranks.watch()
         DWMGrad.live.add(self)
 
-    def _tell_of_held(self) -> None:
-        """Warns once if elements were held; what an accelerator says is read with the next loss."""
-        if self._held and _HELD not in self._said and bool(sum(self._held)):  # one host sync
-            self._say_once(_HELD)
-        self._held.clear()
+    def _warn_of_skipped_elements(self) -> None:
+        """Warns once if elements were skipped; an accelerator is asked with the next loss."""
+        if self._skipped and _ELEMENTS_SKIPPED not in self._said:
+            if bool(sum(self._skipped)):  # one host sync
+                self._say_once(_ELEMENTS_SKIPPED)
+        self._skipped.clear()
 
     def _of_scaler(self, name: str) -> Tensor | None:
         found = getattr(self, name, None)  # there while a gradient scaler leaves its work to step()
@@ -729,7 +730,7 @@ class DWMGrad(Optimizer, Joinable):
     def _forget_losses(self) -> None:
         self._device_window = None
         self._feed = LossFeed()
-        self._held = []
+        self._skipped = []
         self._overlaps = kernels.Overlaps()
         self._plan = None
         self._said = set()
@@ -758,12 +759,12 @@ _NOT_JOINED = (
     "Join([model, optimizer]), or accelerator.join_uneven_inputs([model, optimizer.optimizer]) "
     "with what accelerator.prepare() returned"
 )
-_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
+_STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
 _AT_FLOOR = (
     "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
     "step_limit holds. Set loss_floor to a number that the loss cannot reach"
 )
-_HELD = (
+_ELEMENTS_SKIPPED = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "
     "parameters and of the state stay as they were, the others have moved"
 )
