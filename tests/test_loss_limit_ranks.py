@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run
+from torch.distributed.algorithms import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -105,3 +106,25 @@ def alone_then_together(rank: int) -> list[float]:
 def test_a_rank_alone_has_a_limit_of_its_own(tmp_path: Path) -> None:
     one, other = run(alone_then_together, tmp_path)
     assert one[:2] != other[:2]
+
+
+def uneven_inputs(rank: int, capturable: bool) -> tuple[list[float], list[torch.Tensor]]:
+    """Rank 1 has two steps more than rank 0, which shadows them."""
+    model = DistributedDataParallel(model_of())
+    optimizer = DWMGrad(model.parameters(), capturable=capturable, **SETTINGS)
+    with Join([model, optimizer]):
+        for step in range(3 + 2 * rank):
+            optimizer.zero_grad()
+            rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * step + rank))
+            loss = model(rows).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+    group = optimizer.state_dict()["param_groups"][0]
+    return [group["step_limit"], group["window"]], [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "capturable"])
+def test_uneven_inputs_end_with_one_limit(capturable: bool, tmp_path: Path) -> None:
+    one, other = run(partial(uneven_inputs, capturable=capturable), tmp_path)
+    assert one[0] == other[0] and 0 < one[0][0] < 1
+    assert all(map(torch.equal, one[1], other[1]))
