@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .cohorts import NewState, share_reader
 from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
-from .plan import Age, Plan, moves_of
+from .plan import Age, Moves, Plan, moves_of
 from .ranks import Agreed, AgreedOnDevice, Share
 
 if TYPE_CHECKING:
@@ -364,43 +364,64 @@ class DWMGrad(Optimizer, Joinable):
         groups = self.param_groups
         moving = [g for g in groups if observation is None or not observation.has_moved(g)]
         window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
-        begins = window.begins if window else groups[0]["steps"] == (0 if moving else 1)
-        states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
+        moves = self._moves(window, begins=groups[0]["steps"] == (0 if moving else 1))
+        if isinstance(agreed, AgreedOnDevice):
+            assert window is not None
+            scale = self._of_scaler("grad_scale")
+            is_sum = groups[0]["loss_limit"] is not None and not self._steps_alone()
+            among = self._among_ranks() if is_sum else ()
+            return lambda: window.step(groups, moves, agreed, scale, *among)
+        if agreed.makes_state:
+            return None
+        numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
+        changes, calls = self._on_host(moves, numbers, agreed.loss)
+        changes = [*((group, numbers) for group in moving), *changes]
+        return lambda: self._make_step(observation, moving, changes, calls)
+
+    def _moves(self, window: capturable.DeviceWindow | None, begins: bool) -> Moves:
+        """What the step moves, by age; of what the step before moved only the news is checked."""
+        groups = self.param_groups
+        begins = begins if window is None else window.begins
         age: Age = share_reader() if window is None else window.age
         moves = self._plan.renew(groups, self.state, age) if self._plan else None
         if moves is None:
             self._plan = None
             if window is not None:
                 window.keep_only(self.state.values())
+            states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
             moves = moves_of(groups, states, age, self._overlaps)
             self._plan = Plan(groups, self.state, moves, self._overlaps)
-        if isinstance(agreed, AgreedOnDevice):
-            assert window is not None
-            scale = self._of_scaler("grad_scale")
-            among = () if self._steps_alone() else self._among_ranks()
-            return lambda: window.step(groups, moves, agreed, scale, *among)
-        if agreed.makes_state:
-            return None
-        numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
-        window_now = progress.window_of({**groups[0], **numbers})
-        changes = [(group, numbers) for group in moving]
-        decay = window_now.decay(groups[0]["second_moment_window"])
+        return moves
+
+    def _on_host(
+        self, moves: Moves, numbers: dict[str, Any], loss: float | None
+    ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[_Call]]:
+        """What becomes of the parameters' ages, and the calls of the kernels.
+
+        Args:
+            moves: what is to move.
+            numbers: the groups' after the step; gets `step_limit` here.
+            loss: of the step, the mean over the ranks.
+        """
+        common = self.param_groups[0]
+        window = progress.window_of({**common, **numbers})
+        decay = window.decay(common["second_moment_window"])
+        changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         calls: list[_Call] = []
-        for group, own in zip(groups, moves, strict=True):
+        for group, own in zip(self.param_groups, moves, strict=True):
             lr = float(group["lr"])
             for zero_share, states_of, buckets in own:
                 share = rule.share_after(zero_share, decay)
                 if zero_share:
                     new = {state.ZERO_SHARE: state.share_of(share)}
                     changes += [(kept, new) for kept in states_of]
-                five = rule.coefficients(group, window_now, lr, share)
+                five = rule.coefficients(group, window, lr, share)
                 noise = numbers.get("steps", group["steps"])
                 calls.append((buckets, _coefficients(group, five, noise), group))
-        if groups[0]["loss_limit"] is not None:
-            limit = self._step_limit(calls, window_now, agreed.loss)
+        if common["loss_limit"] is not None:
+            numbers["step_limit"] = limit = self._step_limit(calls, window, loss)
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
-            numbers["step_limit"] = limit
-        return lambda: self._make_step(observation, moving, changes, calls)
+        return changes, calls
 
     def _step_limit(self, calls: list[_Call], window: rule.Window, loss: float | None) -> float:
         """What the loss makes of the step that the calls would be."""
