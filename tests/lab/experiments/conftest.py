@@ -28,10 +28,14 @@ def a_graph() -> dict[str, np.ndarray]:
     masks["train"][:KNOWN] = masks["val"][KNOWN : KNOWN + 500] = True
     masks["test"][-TESTED:] = True
     return {
-        "x_data": x.data, "x_indices": x.indices, "x_indptr": x.indptr,
-        "x_shape": np.array(x.shape), "y": y, "edge_index": np.array(sorted(edges)).T,
+        "x_data": x.data,
+        "x_indices": x.indices,
+        "x_indptr": x.indptr,
+        "x_shape": np.array(x.shape),
+        "y": y,
+        "edge_index": np.array(sorted(edges)).T,
         **{f"{name}_mask": mask for name, mask in masks.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +77,13 @@ def digits_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     waves = [tone(row % 10, 8000, 1000 + 250 * row) for row in range(40)]
     np.savez(
-        folder / "fsdd.npz", audio=np.concatenate(waves), label=np.arange(40) % 10,
-        offsets=np.cumsum([0, *map(len, waves)]), is_test=np.arange(40) >= 30, sample_rate=8000,
-    )  # fmt: skip
+        folder / "fsdd.npz",
+        audio=np.concatenate(waves),
+        label=np.arange(40) % 10,
+        offsets=np.cumsum([0, *map(len, waves)]),
+        is_test=np.arange(40) >= 30,
+        sample_rate=8000,
+    )
     return folder
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from experiments.contenders import CONTENDERS
 
-MACHINE = {
-    "processor": "Fake 1", "system": "Linux", "cores": 2, "threads": 1, "accelerator": None
-}  # fmt: skip
+MACHINE = {"processor": "Fake 1", "system": "Linux", "cores": 2, "threads": 1, "accelerator": None}
 VERSIONS = {"python": "3.11", "dwmgrad": "0.1.0", "torch": "2.13"}
 SKILL = {
-    "adamw": 0.0, "adam": -0.01, "dwmgrad-finetune": 0.03, "dwmgrad-decrease": -0.02, "sgd": -0.1
-}  # fmt: skip
+    "adamw": 0.0,
+    "adam": -0.01,
+    "dwmgrad-finetune": 0.03,
+    "dwmgrad-decrease": -0.02,
+    "sgd": -0.1,
+}
 """By how much a contender's score is above AdamW's."""
 
 
@@ -32,20 +34,29 @@ def a_run(
     shares = quality * (1 - np.exp(-scored / 40))
     scores = shares if higher else 100 * np.exp(2 * (0.8 - shares))
     return {
-        "lr": lr, "seed": seed, "score": float(scores[-1]), "diverged": False,
-        "train_loss": float(losses[-(steps // 40) :].mean()), "steps": steps,
+        "lr": lr,
+        "seed": seed,
+        "score": float(scores[-1]),
+        "diverged": False,
+        "train_loss": float(losses[-(steps // 40) :].mean()),
+        "steps": steps,
         "seconds": float(rng.uniform(5, 9)),
         "losses": [[int(s), float(f"{x:.5g}")] for s, x in zip(recorded, losses, strict=True)],
         "scores": [[int(s), float(x)] for s, x in zip(scored, scores, strict=True)],
-    }  # fmt: skip
+    }
 
 
 def diverged(run: dict[str, Any]) -> dict[str, Any]:
     """The same run, ended early."""
     return {
-        **run, "score": None, "diverged": True, "train_loss": None, "steps": 40,
-        "losses": [point for point in run["losses"] if point[0] <= 40], "scores": [],
-    }  # fmt: skip
+        **run,
+        "score": None,
+        "diverged": True,
+        "train_loss": None,
+        "steps": 40,
+        "losses": [point for point in run["losses"] if point[0] <= 40],
+        "scores": [],
+    }
 
 
 def a_comparison(
@@ -56,8 +67,10 @@ def a_comparison(
     entries = {}
     for contender in contenders:
         skill = SKILL[contender]
-        trials = [a_run(rng, skill, lr, 100, steps, higher)
-                  for lr in (1e-4, 4.2e-4, 1.7e-3, 7.2e-3, 0.03, 9e-4)]  # fmt: skip
+        trials = [
+            a_run(rng, skill, lr, 100, steps, higher)
+            for lr in (1e-4, 4.2e-4, 1.7e-3, 7.2e-3, 0.03, 9e-4)
+        ]
         known = CONTENDERS.get(contender)
         entries[contender] = {
             "title": known.title if known else f"DWMGrad ({contender})",
@@ -75,10 +88,15 @@ def a_comparison(
         "higher_is_better": higher,
         "steps": steps,
         "plan": {
-            "workload": name, "contenders": contenders, "seeds": list(range(seeds)),
-            "tuning": {"trials": 6, "grid": 5, "seed": 100, "by": "score"}, "search": {},
-            "shared": {"lr": 1e-3, "seeds": [0, 1, 2]}, "target": 0.75 if higher else 105,
-            "tolerance": 0.02 if higher else 5, **plan,
+            "workload": name,
+            "contenders": contenders,
+            "seeds": list(range(seeds)),
+            "tuning": {"trials": 6, "grid": 5, "seed": 100, "by": "score"},
+            "search": {},
+            "shared": {"lr": 1e-3, "seeds": [0, 1, 2]},
+            "target": 0.75 if higher else 105,
+            "tolerance": 0.02 if higher else 5,
+            **plan,
         },
         "description": {},
         "command": f"python scripts/compare_optimizers.py configs/comparisons/{name}.yaml",
@@ -86,7 +104,7 @@ def a_comparison(
         "versions": [VERSIONS],
         "contenders": entries,
         "complete": True,
-    }  # fmt: skip
+    }
 
 
 def an_experiment(
@@ -106,13 +124,19 @@ def an_experiment(
         contender = "dwmgrad-decrease" if settings.get("max_window") else "adam"
         results[label] = {"contender": contender, "settings": settings, "runs": runs}
     return {
-        "kind": kind, "title": f"Our {workload}", "workload": workload,
+        "kind": kind,
+        "title": f"Our {workload}",
+        "workload": workload,
         "metric": "f" if workload == "rosenbrock" else "accuracy",
-        "higher_is_better": workload != "rosenbrock", "steps": 200, "description": {},
+        "higher_is_better": workload != "rosenbrock",
+        "steps": 200,
+        "description": {},
         "command": f"python scripts/run_experiment.py configs/experiments/{workload}.yaml",
         "machine": [MACHINE],
-        "versions": [VERSIONS], "results": results, "failures": [],
-    }  # fmt: skip
+        "versions": [VERSIONS],
+        "results": results,
+        "failures": [],
+    }
 
 
 def write(folder: Path) -> Path:

@@ -39,8 +39,15 @@ class Fake(Workload):
             if self.ending == "sleep":
                 time.sleep(600)
         print("printed by a run")
-        return {"score": float(seed), "diverged": False, "train_loss": 1.0, "seconds": 0.1,
-                "steps": 10, "history": [], "threads": os.environ["OMP_NUM_THREADS"]}  # fmt: skip
+        return {
+            "score": float(seed),
+            "diverged": False,
+            "train_loss": 1.0,
+            "seconds": 0.1,
+            "steps": 10,
+            "history": [],
+            "threads": os.environ["OMP_NUM_THREADS"],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +66,11 @@ class Peak(Fake):
             return result | {"score": None, "train_loss": None, "diverged": True, "metrics": {}}
         metrics = {"loss": distance, "speed": settings["lr"]}
         score = (1 - distance / 4 if self.higher_is_better else distance) + seed / 1e4
-        history = [{"step": 5, "loss": 1.23456789}, {"step": 10, "loss": 0.5},
-                   {"step": 10, "score": score}]  # fmt: skip
+        history = [
+            {"step": 5, "loss": 1.23456789},
+            {"step": 10, "loss": 0.5},
+            {"step": 10, "score": score},
+        ]
         return result | {"score": score, "metrics": metrics, "history": history}
 
 

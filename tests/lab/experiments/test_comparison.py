@@ -58,11 +58,18 @@ def write(folder: Path, text: str) -> str:
 def a_comparison(folder: Path, **changes) -> Comparison:
     """Of a workload that takes no time and counts its runs in `folder`."""
     plan = {
-        "options": {}, "title": "Peaks", "contenders": ["adamw", "adam"],
+        "options": {},
+        "title": "Peaks",
+        "contenders": ["adamw", "adam"],
         "tuning": {"trials": 5, "grid": 3, "seed": 100, "by": "score"},
-        "search": {"low": 1e-4, "high": 1e-1}, "reach": {}, "seeds": [0, 1], "shared": None,
-        "target": 0.9, "tolerance": 0.1, "chosen_on": False,
-    }  # fmt: skip
+        "search": {"low": 1e-4, "high": 1e-1},
+        "reach": {},
+        "seeds": [0, 1],
+        "shared": None,
+        "target": 0.9,
+        "tolerance": 0.1,
+        "chosen_on": False,
+    }
     workload = changes.pop("workload", Peak(data_dir=str(folder)))
     plan["tuning"] |= changes.pop("tuning", {})
     return Comparison(workload, {"workload": workload.name, **plan, **changes}, folder / "root")
@@ -227,10 +234,12 @@ def test_from_any_point_on_the_rest_gives_the_same(tmp_path):
 def test_a_contender_that_fails_and_one_that_diverges(tmp_path, capsys):
     """In processes; the other one's search and seeds go to their end."""
     comparison = a_comparison(
-        tmp_path, contenders=["adamw", "adam"], search={"low": 1e-2, "high": 1.0},
+        tmp_path,
+        contenders=["adamw", "adam"],
+        search={"low": 1e-2, "high": 1.0},
         tuning={"trials": 3, "grid": 2, "by": "loss"},
         workload=Peak(data_dir=str(tmp_path), failing="adam"),
-    )  # fmt: skip
+    )
     finish(changed(comparison, contenders=["adamw"]))
     of_the_grid = comparison.grid_runs("adamw")[1].path(comparison.output_dir)
     of_the_seeds = comparison.run("adamw", 1e-2, 1).path(comparison.output_dir)
@@ -319,8 +328,10 @@ def test_one_more_contender_leaves_the_runs_of_the_others(tmp_path):
 def test_no_folder_is_told(tmp_path):
     comparison = read_comparison(
         ROOT / "configs/comparisons/rte.yaml",
-        data_dir="/my/data", model_name_or_path="/my/models/small", output_dir=str(tmp_path),
-    )  # fmt: skip
+        data_dir="/my/data",
+        model_name_or_path="/my/models/small",
+        output_dir=str(tmp_path),
+    )
     text = as_text(comparison_record(comparison, [], "x"))
     assert "/" not in text and "my" not in text
     assert json.loads(text)["plan"]["options"]["model_name_or_path"] == "small"

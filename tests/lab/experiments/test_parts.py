@@ -68,8 +68,14 @@ def test_a_file_without_images_is_told(tmp_path):
 def test_a_tone_lights_the_band_of_its_pitch():
     rate, filters = 8000, mel_filters(8000, 256, 40)
     assert filters.shape == (40, 129) and (filters >= 0).all() and filters.max() <= 1
-    mels = log_mel([np.sin(2 * np.pi * hz * np.arange(rate) / rate).astype(np.float32)
-                    for hz in (300, 1000, 3000)], rate, 1.0)  # fmt: skip
+    mels = log_mel(
+        [
+            np.sin(2 * np.pi * hz * np.arange(rate) / rate).astype(np.float32)
+            for hz in (300, 1000, 3000)
+        ],
+        rate,
+        1.0,
+    )
     assert mels.shape[:2] == (3, 40)
     bands = mels.mean(dim=2).argmax(dim=1)
     peaks = filters.argmax(dim=1)[bands] * rate / 256

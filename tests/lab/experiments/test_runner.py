@@ -31,8 +31,11 @@ def test_a_result_that_is_there_is_not_made_again(tmp_path):
     assert path == Run(workload, "adamw", SETTINGS, 7).path(tmp_path / "root")
     assert path.name.endswith("-7.json") and json.loads(path.read_text()) == first
     assert first["settings"] == {
-        "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0
-    }  # fmt: skip
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+    }
 
 
 def test_each_setting_contender_seed_and_budget_has_its_own_file(tmp_path):
@@ -84,9 +87,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_d
     data_dir, options = {
         "cifar10-short": (str(images_dir), {"steps": 12, "depth": 8, "batch_size": 8}),
         "tiny-sst2": (
-            "", {"steps": 12, "batch_size": 8, "train_examples": 40, "eval_examples": 16}
+            "",
+            {"steps": 12, "batch_size": 8, "train_examples": 40, "eval_examples": 16},
         ),
-    }[name]  # fmt: skip
+    }[name]
     run = Run(make_workload(name, data_dir or None, **options), contender, {"lr": 1e-3}, 3)
 
     def train(root: Path, end: int) -> int:
@@ -98,8 +102,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_d
         assert train(tmp_path / "killed", end) == -signal.SIGKILL
         assert [steps_done(path) for path in checkpoints(left)] == saved
     assert train(tmp_path / "killed", -1) == train(tmp_path / "whole", -1) == 0
-    whole, killed = (json.loads(run.path(tmp_path / root).read_text())
-                     for root in ("whole", "killed"))  # fmt: skip
+    whole, killed = (
+        json.loads(run.path(tmp_path / root).read_text()) for root in ("whole", "killed")
+    )
     assert whole.pop("seconds") > 0 and killed.pop("seconds") > 0
     assert killed == whole and whole["steps"] == 12
     assert not left.exists()
@@ -134,17 +139,17 @@ def test_a_sweep_makes_what_is_missing_in_order_and_once(tmp_path):
 
 
 def test_runs_that_fail_cost_the_others_nothing(tmp_path, capsys):
-    endings = {
-        "error": "RuntimeError: seed 1 fails", "exit": "SystemExit: 3", "killed": "signal 9"
-    }  # fmt: skip
+    endings = {"error": "RuntimeError: seed 1 fails", "exit": "SystemExit: 3", "killed": "signal 9"}
     runs = [
         Run(
             Fake(name=name, data_dir=str(tmp_path), ending=name, ends_so_from=1),
-            "adamw", SETTINGS, seed,
+            "adamw",
+            SETTINGS,
+            seed,
         )
         for name in endings
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
     runs.append(Run(Fake(data_dir=str(tmp_path)), "adamw", SETTINGS, 8))
     results, failures = sweep(runs, tmp_path / "root", processes=1)
     assert [result["score"] for result in results] == [0, 0, 0, 8]
@@ -202,9 +207,12 @@ def test_ctrl_c_ends_all_and_keeps_what_is_done(tmp_path):
     (tmp_path / "run.py").write_text(SWEEP.format(folder=str(tmp_path)))
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py")], env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(tmp_path / "run.py")],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     limit = time.monotonic() + 60
     while counted(tmp_path) != ["0", "1", "2", "3"]:  # two are done, two sleep
         assert process.poll() is None and time.monotonic() < limit

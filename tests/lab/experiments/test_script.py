@@ -66,8 +66,19 @@ def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
     for name in ("curves.png", "valley.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
     small = tmp_path / "new" / "small.json"
-    again = main([config, "--output_dir", str(out), "--contenders", "ours", "--seeds", "1",
-                  "--output", str(small)])  # fmt: skip
+    again = main(
+        [
+            config,
+            "--output_dir",
+            str(out),
+            "--contenders",
+            "ours",
+            "--seeds",
+            "1",
+            "--output",
+            str(small),
+        ]
+    )
     assert again == {"ours": results["ours"][1:]}
     record = json.loads(small.read_text())
     assert (record["title"], record["kind"], record["steps"]) == ("The valley", "ablation", 30)
@@ -146,8 +157,18 @@ def test_shares_are_in_percent_and_other_numbers_are_not():
 
 def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
     text = "workload: cora\ntitle: Two\noptions: {steps: 3}\ncontenders: {adam: {lr: 0.01}}\n"
-    words = [write(tmp_path, text), "--output_dir", str(tmp_path / "out"), "--data_dir",
-             str(cora_dir), "--workload", "cora", "rosenbrock", "--processes", "1"]  # fmt: skip
+    words = [
+        write(tmp_path, text),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--data_dir",
+        str(cora_dir),
+        "--workload",
+        "cora",
+        "rosenbrock",
+        "--processes",
+        "1",
+    ]
     with pytest.raises(UsageError, match=r"write \{workload\} in it, there are 2 of them"):
         main([*words, "--output", str(tmp_path / "all.json")])
     assert not (tmp_path / "out").exists()

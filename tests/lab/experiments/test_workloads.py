@@ -32,10 +32,12 @@ def small(cora_dir, images_dir, digits_dir, urbansound_dir, few_texts):
         "cifar10-short": (images_dir, {"steps": 4, "depth": 8, "batch_size": 8}),
         "digits": (digits_dir, {"steps": 6, "batch_size": 8, "width": 4}),
         "urbansound8k": (urbansound_dir, {"steps": 4, "batch_size": 4, "width": 4}),
-        "tiny-sst2": (None, {"steps": 4, "batch_size": 8, "train_examples": 40,
-                             "eval_examples": 16}),
+        "tiny-sst2": (
+            None,
+            {"steps": 4, "batch_size": 8, "train_examples": 40, "eval_examples": 16},
+        ),
         "language": (None, {"steps": 6, "batch_size": 4, "width": 8, "heads": 2, "block": 8}),
-    }  # fmt: skip
+    }
     return lambda name: make_workload(name, str(made[name][0] or "") or None, **made[name][1])
 
 
@@ -126,8 +128,9 @@ def test_pretrained_encoders_in_full_and_with_lora(tmp_path, monkeypatch):
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     config = AutoConfig.from_pretrained(SAMPLE)
-    config.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-                   "num_labels": 1})  # fmt: skip
+    config.update(
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 1}
+    )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(SAMPLE).save_pretrained(tmp_path / "model")
     (tmp_path / "stsb").mkdir()

@@ -99,13 +99,36 @@ def glue_dir(tmp_path_factory, sentences) -> Path:
 def argv(tiny, tmp_path):
     """The words of a short run that every test shares; a later word of a name wins."""
     return [
-        "--config_name", str(tiny), "--output_dir", str(tmp_path / "out"),
-        "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4",
-        "--num_train_epochs", "1", "--report_to", "none", "--disable_tqdm", "true",
-        "--use_cpu", "--max_train_samples", "64", "--save_strategy", "no",
-        "--logging_steps", "1", "--plot", "false",
-        "--learning_rate", "1e-3", "--optim", "dwmgrad", "--optim_args", "max_window=100",
-    ]  # fmt: skip
+        "--config_name",
+        str(tiny),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--per_device_train_batch_size",
+        "4",
+        "--per_device_eval_batch_size",
+        "4",
+        "--num_train_epochs",
+        "1",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+        "--use_cpu",
+        "--max_train_samples",
+        "64",
+        "--save_strategy",
+        "no",
+        "--logging_steps",
+        "1",
+        "--plot",
+        "false",
+        "--learning_rate",
+        "1e-3",
+        "--optim",
+        "dwmgrad",
+        "--optim_args",
+        "max_window=100",
+    ]
 
 
 def read_json(path: Path):

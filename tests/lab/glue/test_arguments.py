@@ -81,9 +81,16 @@ def test_bad_files(tmp_path, name, text, message):
 def test_portable_names():
     """Names that one end of the supported transformers versions lacks."""
     args = parse(
-        ["--output_dir", "o", "--warmup_ratio", "0.06", "--group_by_length", "--use_cpu",
-         "--overwrite_output_dir"]
-    ).training  # fmt: skip
+        [
+            "--output_dir",
+            "o",
+            "--warmup_ratio",
+            "0.06",
+            "--group_by_length",
+            "--use_cpu",
+            "--overwrite_output_dir",
+        ]
+    ).training
     assert args.get_warmup_steps(1000) == 60
     grouped = getattr(args, "train_sampling_strategy", None) or args.group_by_length
     assert grouped in ("group_by_length", True)
@@ -110,8 +117,10 @@ def test_a_file_wins_over_its_base(tmp_path):
     args = parse([path, "--use_cpu"])
     assert (args.training.seed, args.training.learning_rate) == (3, 2e-5)
     assert {"seed", "learning_rate", "output_dir"} <= args.given and "base" not in args.given
-    for text, message in (("base: none.yaml\n", "cannot read .*none.yaml"),
-                          ("base: a.yaml\n", "unknown argument 'base'")):  # fmt: skip
+    for text, message in (
+        ("base: none.yaml\n", "cannot read .*none.yaml"),
+        ("base: a.yaml\n", "unknown argument 'base'"),
+    ):
         with pytest.raises(UsageError, match=message):
             parse([write(tmp_path / "a.yaml", text), "--use_cpu"])
 

@@ -136,18 +136,38 @@ def test_empty_files(run, tmp_path, name):
         ),
         (["--task_name", "sst2", "--use_sample", "--do_eval", "--lora_r", "0"], "--lora_r 0"),
         (
-            ["--task_name", "sst2", "--use_sample", "--do_train", "--lora_r", "2",
-             "--lora_target_modules", "nothing"],
+            [
+                "--task_name",
+                "sst2",
+                "--use_sample",
+                "--do_train",
+                "--lora_r",
+                "2",
+                "--lora_target_modules",
+                "nothing",
+            ],
             "--lora_target_modules",
         ),
         (
-            ["--task_name", "sst2", "--use_sample", "--do_train", "--adapter_name_or_path",
-             "{tmp}"],
+            [
+                "--task_name",
+                "sst2",
+                "--use_sample",
+                "--do_train",
+                "--adapter_name_or_path",
+                "{tmp}",
+            ],
             "--adapter_name_or_path",
         ),
         (
-            ["--task_name", "sst2", "--use_sample", "--do_train", "--resume_from_checkpoint",
-             "{tmp}/none"],
+            [
+                "--task_name",
+                "sst2",
+                "--use_sample",
+                "--do_train",
+                "--resume_from_checkpoint",
+                "{tmp}/none",
+            ],
             "--resume_from_checkpoint .*no such folder",
         ),
         (
@@ -159,7 +179,7 @@ def test_empty_files(run, tmp_path, name):
             "max_window.*-3",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments(script, argv, tmp_path, words, message):
     (tmp_path / "data").mkdir()
     words = [word.replace("{tmp}", str(tmp_path / "data")) for word in words]
@@ -186,8 +206,17 @@ def test_an_output_folder_that_is_a_file_or_cannot_be_written(script, argv, tmp_
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
         with pytest.raises(UsageError, match=f"--output_dir {folder}: cannot be written"):
-            script([*argv, "--task_name", "sst2", "--use_sample", "--do_train",
-                    "--output_dir", str(folder)])  # fmt: skip
+            script(
+                [
+                    *argv,
+                    "--task_name",
+                    "sst2",
+                    "--use_sample",
+                    "--do_train",
+                    "--output_dir",
+                    str(folder),
+                ]
+            )
 
 
 def test_an_output_folder_in_use(script, argv, tmp_path):

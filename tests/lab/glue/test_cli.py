@@ -19,8 +19,16 @@ import dwmgrad
 
 from .conftest import ROOT, SCRIPTS
 
-ALL = ("run_glue", "run_glue_no_trainer", "run_experiment", "compare_optimizers", "compare_runs",
-       "make_report", "make_sample", "fault_run")  # fmt: skip
+ALL = (
+    "run_glue",
+    "run_glue_no_trainer",
+    "run_experiment",
+    "compare_optimizers",
+    "compare_runs",
+    "make_report",
+    "make_sample",
+    "fault_run",
+)
 SOURCE = str(Path(dwmgrad.__file__).parents[1])
 
 
@@ -40,10 +48,13 @@ def start(name: str, words: list[str], path: str = "", **options):
     path = os.pathsep.join(filter(None, [SOURCE, path, os.environ.get("PYTHONPATH", "")]))
     flags = ["-S"] if options.pop("bare", False) else []  # no site-packages but those in `path`
     return subprocess.Popen(
-        [sys.executable, *flags, str(ROOT / "scripts" / f"{name}.py"), *words], text=True,
-        env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, *flags, str(ROOT / "scripts" / f"{name}.py"), *words],
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         **options,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +93,23 @@ def test_without_one_package(name, missing, more, message, argv, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_ctrl_c_while_training(name, argv, tmp_path):
-    words = [*argv, "--task_name", "sst2", "--use_sample", "--do_train", "--num_train_epochs",
-             "500", "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "2",
-             "--dataloader_num_workers", "1"]  # fmt: skip
+    words = [
+        *argv,
+        "--task_name",
+        "sst2",
+        "--use_sample",
+        "--do_train",
+        "--num_train_epochs",
+        "500",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "5",
+        "--save_total_limit",
+        "2",
+        "--dataloader_num_workers",
+        "1",
+    ]
     process = start(name, words, start_new_session=True)
     limit = time.monotonic() + 120
     while not checkpoints(tmp_path / "out"):

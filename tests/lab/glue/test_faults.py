@@ -48,9 +48,20 @@ def disk(tmp_path):
 @pytest.fixture
 def words(argv):
     return [
-        *argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "24", "--do_train",
-        "--save_strategy", "steps", "--save_steps", "1", "--logging_steps", "1",
-    ]  # fmt: skip
+        *argv,
+        "--task_name",
+        "sst2",
+        "--use_sample",
+        "--max_train_samples",
+        "24",
+        "--do_train",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--logging_steps",
+        "1",
+    ]
 
 
 def test_a_full_disk_costs_nothing_but_the_steps_since(script, words, disk, tmp_path):
@@ -89,8 +100,15 @@ def test_a_disk_that_turns_read_only(script, words, disk):
     with pytest.raises(UsageError, match="cannot be written: Read-only file system"):
         script(full)
     assert remount("rw")
-    script([*full, "--max_steps", str(int(last.name.split("-")[1]) + 1), "--resume_from_checkpoint",
-            str(last)])  # fmt: skip
+    script(
+        [
+            *full,
+            "--max_steps",
+            str(int(last.name.split("-")[1]) + 1),
+            "--resume_from_checkpoint",
+            str(last),
+        ]
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(script, words):

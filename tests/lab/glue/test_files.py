@@ -36,7 +36,7 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("a.csv", "s,l\n\na,1\n\nb,1\n\n", ["a", "b"]),
         ("a.csv", f"s,l\n{'x' * 200_000},1\n", ["x" * 200_000]),
     ],
-)  # fmt: skip
+)
 def test_what_is_read(name, text, sentences, tmp_path):
     columns = read_columns(write(tmp_path, name, text))
     assert columns["s"] == sentences

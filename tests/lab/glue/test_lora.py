@@ -11,10 +11,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 @pytest.fixture
 def words(argv, pretrained):
     return [
-        *argv, "--model_name_or_path", str(pretrained), "--config_name", str(pretrained),
-        "--task_name", "sst2", "--use_sample", "--max_train_samples", "16",
-        "--max_eval_samples", "40",
-    ]  # fmt: skip
+        *argv,
+        "--model_name_or_path",
+        str(pretrained),
+        "--config_name",
+        str(pretrained),
+        "--task_name",
+        "sst2",
+        "--use_sample",
+        "--max_train_samples",
+        "16",
+        "--max_eval_samples",
+        "40",
+    ]
 
 
 def logits(model, folder) -> torch.Tensor:
@@ -41,11 +50,28 @@ def test_save_load_merge(script, words, pretrained, tmp_path, capsys, kind):
     assert torch.allclose(logits(adapted, out), logits(merged, out / "merged"), atol=1e-5)
     assert not torch.allclose(start, logits(merged, out / "merged"), atol=1e-5)
 
-    loaded = script([*words, "--do_eval", "--adapter_name_or_path", str(out),
-                     "--output_dir", str(tmp_path / "again")])  # fmt: skip
-    whole = script([*words, "--do_eval", "--model_name_or_path", str(out / "merged"),
-                    "--config_name", str(out / "merged"),
-                    "--output_dir", str(tmp_path / "whole")])  # fmt: skip
+    loaded = script(
+        [
+            *words,
+            "--do_eval",
+            "--adapter_name_or_path",
+            str(out),
+            "--output_dir",
+            str(tmp_path / "again"),
+        ]
+    )
+    whole = script(
+        [
+            *words,
+            "--do_eval",
+            "--model_name_or_path",
+            str(out / "merged"),
+            "--config_name",
+            str(out / "merged"),
+            "--output_dir",
+            str(tmp_path / "whole"),
+        ]
+    )
     assert loaded["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)
 
 
@@ -61,8 +87,16 @@ def test_only_adapter_and_head_change(script, words, pretrained, tmp_path):
 
 def test_train_on_from_an_adapter(script, words, tmp_path):
     script([*words, "--do_train", "--lora_r", "2"])
-    results = script([*words, "--do_train", "--adapter_name_or_path", str(tmp_path / "out"),
-                      "--output_dir", str(tmp_path / "more")])  # fmt: skip
+    results = script(
+        [
+            *words,
+            "--do_train",
+            "--adapter_name_or_path",
+            str(tmp_path / "out"),
+            "--output_dir",
+            str(tmp_path / "more"),
+        ]
+    )
     assert results["train_loss"] > 0
     assert (tmp_path / "more" / "adapter_model.safetensors").exists()
 

@@ -48,8 +48,12 @@ def test_a_cache_that_cannot_be_written():
         "from glue.metrics import score; from glue.tasks import TASKS; import numpy as np;"
         "print(score(TASKS['sst2'], np.array([1]), np.array([1])))"
     )
-    environment = {**os.environ, "HOME": "/dev/null", "HF_HOME": "/dev/null/hf",
-                   "HF_MODULES_CACHE": "/dev/null/modules"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HOME": "/dev/null",
+        "HF_HOME": "/dev/null/hf",
+        "HF_MODULES_CACHE": "/dev/null/modules",
+    }
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "{'accuracy': 1.0}", done.stderr

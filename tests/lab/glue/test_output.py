@@ -18,9 +18,19 @@ from .conftest import load_script, read_json
 @pytest.fixture
 def words(argv):
     return [
-        *argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "24",
-        "--max_eval_samples", "20", "--do_train", "--do_eval", "--save_strategy", "epoch",
-    ]  # fmt: skip
+        *argv,
+        "--task_name",
+        "sst2",
+        "--use_sample",
+        "--max_train_samples",
+        "24",
+        "--max_eval_samples",
+        "20",
+        "--do_train",
+        "--do_eval",
+        "--save_strategy",
+        "epoch",
+    ]
 
 
 def test_another_run_is_not_gone_on_with_by_itself(script, words):
@@ -53,9 +63,13 @@ def test_the_scripts_do_not_read_each_others_checkpoints(words, tmp_path):
 
 
 FILES = (
-    "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
     ".whole",
-)  # fmt: skip
+)
 
 
 def checkpoint(folder: Path, *without: str) -> Path:
@@ -202,9 +216,24 @@ def test_a_run_killed_at_its_very_end_saves_what_is_missing(script, words, tmp_p
 
 def test_the_best_weights_stay_the_model(words, tmp_path):
     main, out = load_script("run_glue").main, tmp_path / "out"
-    words = [*words, "--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "1",
-             "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "4",
-             "--metric_for_best_model", "loss", "--greater_is_better", "true"]  # fmt: skip
+    words = [
+        *words,
+        "--load_best_model_at_end",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--max_steps",
+        "4",
+        "--metric_for_best_model",
+        "loss",
+        "--greater_is_better",
+        "true",
+    ]
     first = main(words)
     model = (out / "model.safetensors").read_bytes()
     (out / "train_results.json").unlink()  # as if killed: the model is saved again
@@ -255,9 +284,23 @@ def test_what_decides_the_weights_is_the_same_in_every_run(
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert after == kept
-    script([*words, "--max_steps", "3", "--logging_steps", "2", "--save_total_limit", "3",
-            "--max_eval_samples", "8", "--eval_strategy", "epoch",
-            "--config_name", str(shutil.copytree(tiny, tmp_path / "tiny0"))])  # fmt: skip
+    script(
+        [
+            *words,
+            "--max_steps",
+            "3",
+            "--logging_steps",
+            "2",
+            "--save_total_limit",
+            "3",
+            "--max_eval_samples",
+            "8",
+            "--eval_strategy",
+            "epoch",
+            "--config_name",
+            str(shutil.copytree(tiny, tmp_path / "tiny0")),
+        ]
+    )
 
 
 def test_other_examples_are_noticed_and_other_places_are_not(script, argv, glue_dir, tmp_path):

@@ -15,10 +15,25 @@ from .conftest import load_script, read_json
 @pytest.fixture
 def words(argv, tiny):
     return [
-        *argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "40",
-        "--max_eval_samples", "20", "--num_train_epochs", "2", "--do_train", "--do_eval",
-        "--save_strategy", "steps", "--save_steps", "7", "--warmup_ratio", "0.1",
-    ]  # fmt: skip
+        *argv,
+        "--task_name",
+        "sst2",
+        "--use_sample",
+        "--max_train_samples",
+        "40",
+        "--max_eval_samples",
+        "20",
+        "--num_train_epochs",
+        "2",
+        "--do_train",
+        "--do_eval",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "7",
+        "--warmup_ratio",
+        "0.1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +74,15 @@ def test_the_checkpoint_by_its_path_and_afresh(script, words, tmp_path):
     out = tmp_path / "out"
     script(words)
     first = (out / "model.safetensors").read_bytes()
-    script([*words, "--resume_from_checkpoint", str(out / "checkpoint-7"), "--output_dir",
-            str(tmp_path / "other")])  # fmt: skip
+    script(
+        [
+            *words,
+            "--resume_from_checkpoint",
+            str(out / "checkpoint-7"),
+            "--output_dir",
+            str(tmp_path / "other"),
+        ]
+    )
     assert (tmp_path / "other" / "model.safetensors").read_bytes() == first
     script([*words, "--overwrite_output_dir"])
     assert (out / "model.safetensors").read_bytes() == first

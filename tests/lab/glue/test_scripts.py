@@ -26,9 +26,17 @@ METRICS = {
 def test_train_evaluate_predict(script, name, argv, glue_dir, tmp_path, capsys):
     task, out = TASKS[name], tmp_path / "out"
     script(
-        [*argv, "--task_name", name, "--data_dir", str(glue_dir), "--do_train", "--do_eval",
-         "--do_predict"]
-    )  # fmt: skip
+        [
+            *argv,
+            "--task_name",
+            name,
+            "--data_dir",
+            str(glue_dir),
+            "--do_train",
+            "--do_eval",
+            "--do_predict",
+        ]
+    )
     results = read_json(out / "all_results.json")
     assert {f"eval_{metric}" for metric in METRICS[name]} <= results.keys()
     assert results["eval_samples"] == 9 and results["train_samples"] == 12
@@ -65,9 +73,18 @@ def test_log_history_has_what_the_plot_draws(script, argv, tmp_path):
 def test_plot(script, argv, tmp_path):
     pytest.importorskip("matplotlib")
     script(
-        [*argv, "--task_name", "sst2", "--use_sample", "--max_train_samples", "16", "--do_train",
-         "--plot", "true"]
-    )  # fmt: skip
+        [
+            *argv,
+            "--task_name",
+            "sst2",
+            "--use_sample",
+            "--max_train_samples",
+            "16",
+            "--do_train",
+            "--plot",
+            "true",
+        ]
+    )
     assert list((tmp_path / "out").rglob("*.png"))
 
 
@@ -77,11 +94,18 @@ def test_both_scripts_walk_the_same_way(argv, tmp_path):
 
     results = [
         load_script(name).main(
-            [*argv, "--task_name", "sst2", "--use_sample", "--do_eval", "--output_dir",
-             str(tmp_path / name)]
+            [
+                *argv,
+                "--task_name",
+                "sst2",
+                "--use_sample",
+                "--do_eval",
+                "--output_dir",
+                str(tmp_path / name),
+            ]
         )
         for name in SCRIPTS
-    ]  # fmt: skip
+    ]
     for key in ("eval_loss", "eval_accuracy", "eval_samples"):
         assert results[0][key] == pytest.approx(results[1][key], rel=1e-5)
 
@@ -109,18 +133,43 @@ def test_ax_with_a_model_of_another_label_order(script, argv, glue_dir, tiny, tm
 
 def test_another_optimizer_with_the_same_words(script, argv):
     results = script(
-        [*argv, "--optim", "adamw_torch", "--optim_args", "", "--task_name", "sst2",
-         "--use_sample", "--max_train_samples", "8", "--do_train", "--gradient_accumulation_steps",
-         "2", "--warmup_ratio", "0.5", "--group_by_length"]
-    )  # fmt: skip
+        [
+            *argv,
+            "--optim",
+            "adamw_torch",
+            "--optim_args",
+            "",
+            "--task_name",
+            "sst2",
+            "--use_sample",
+            "--max_train_samples",
+            "8",
+            "--do_train",
+            "--gradient_accumulation_steps",
+            "2",
+            "--warmup_ratio",
+            "0.5",
+            "--group_by_length",
+        ]
+    )
     assert results["train_loss"] > 0
 
 
 def test_pad_to_max_length_and_truncation(script, argv):
     results = script(
-        [*argv, "--task_name", "sst2", "--use_sample", "--max_eval_samples", "9", "--do_eval",
-         "--pad_to_max_length", "--max_seq_length", "16"]
-    )  # fmt: skip
+        [
+            *argv,
+            "--task_name",
+            "sst2",
+            "--use_sample",
+            "--max_eval_samples",
+            "9",
+            "--do_eval",
+            "--pad_to_max_length",
+            "--max_seq_length",
+            "16",
+        ]
+    )
     assert results["eval_samples"] == 9
 
 
