@@ -196,26 +196,31 @@ static int64_t tensor_of(int64_t piece, const tensor *tensors, int64_t count) {
     return low;
 }
 
+/* Elements that cannot be squared are skipped. */
+static inline float term(float g, float s, float decay, float keep, float eps) {
+    float square = g * g;
+    float ratio = square / (sqrtf(s * decay + keep * square) + eps);
+    return square <= FLT_MAX ? ratio : 0.0f;
+}
+
 /* The sum of g²/(√s + ε) over a chunk, with the s that the step will make. Nothing is written. */
 static double chunk_norm(const tensor *t, const void *grad, int64_t at, int64_t n, int param_type,
                          int state_type, const numbers *c) {
     enum { LANES = 16 };
     float wide_g[CHUNK], wide_s[CHUNK], sums[LANES] = {0};
+    const float *g = wide_g, *s = wide_s;
     const float decay = c->decay, keep = c->keep, eps = c->eps;
     if (param_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)grad + at, wide_g);
-    else memcpy(wide_g, (const float *)grad + at, n * sizeof(float));
-    if (state_type == FLOAT32) memcpy(wide_s, (const float *)t->s + at, n * sizeof(float));
-    else if (state_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)t->s + at, wide_s);
+    else g = (const float *)grad + at;
+    if (state_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)t->s + at, wide_s);
+    else if (state_type == FLOAT32) s = (const float *)t->s + at;
     for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK)
         load_s(n - i < BLOCK ? n - i : BLOCK, (const uint8_t *)t->s + at + i,
                t->s_scales[(at + i) / BLOCK], wide_s + i);
-    for (int64_t i = n; i % LANES; i++) wide_g[i] = wide_s[i] = 0;
-    for (int64_t i = 0; i < n; i += LANES)
-        for (int64_t j = 0; j < LANES; j++) {
-            float g2 = wide_g[i + j] * wide_g[i + j];
-            float term = g2 / (sqrtf(wide_s[i + j] * decay + keep * g2) + eps);
-            sums[j] += g2 <= FLT_MAX ? term : 0.0f; /* the others are skipped */
-        }
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int64_t j = 0; j < LANES; j++) sums[j] += term(g[i + j], s[i + j], decay, keep, eps);
+    for (; i < n; i++) sums[i % LANES] += term(g[i], s[i], decay, keep, eps);
     double sum = 0;
     for (int j = 0; j < LANES; j++) sum += sums[j];
     return sum;
