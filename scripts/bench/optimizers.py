@@ -159,6 +159,14 @@ PEERS = {
     "adamw-fused": REFERENCE,
     "adamw-foreach": _adamw("foreach", 12, 0),
     "adamw-loop": _adamw("loop", 8, 12),
+    "loss-limit": TimedOptimizer(
+        "DWMGrad, loss_limit",
+        "native",
+        "float32",
+        DWMGRAD,
+        (8, 0),
+        {"preset": "finetune", "loss_limit": 0.5, "loss_floor": -1.0},
+    ),
     "bitsandbytes": _own(
         "bitsandbytes AdamW8bit", "int8", "bitsandbytes.optim:AdamW8bit", 2.04, 24
     ),
@@ -166,4 +174,4 @@ PEERS = {
     "optimi": _own("optimi AdamW", "float32", "optimi:AdamW", 8, 12, package="torch-optimi"),
     "schedulefree": _own("AdamWScheduleFree", "float32", "schedulefree:AdamWScheduleFree", 12, 0),
 }
-"""The other optimizers, by the names that --peers takes."""
+"""What is timed beside DWMGrad's kernels and states, by the names that --peers takes."""
