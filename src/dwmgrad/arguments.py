@@ -55,10 +55,14 @@ def _plain(kind: Any) -> Callable[[Any], Any]:
     return lambda value: kind(value) if isinstance(value, Number) else value
 
 
+def _check_real(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+
+
 def _number(below: float = math.inf) -> Kind:
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+        _check_real(name, value)
         try:
             within = 0 <= float(value) < below
         except OverflowError:  # a whole number beyond float64
@@ -69,16 +73,19 @@ def _number(below: float = math.inf) -> Kind:
     return Kind(check, float, _plain(float))
 
 
+_NUMBER = _number()
+
+
 def _check_lr(name: str, lr: Any) -> None:
     if isinstance(lr, Tensor):
         if lr.dim() != 0 or not lr.is_floating_point():
             raise ValueError(f"{name} must be a number or a 0-dim real tensor, got {lr!r}")
         lr = float(lr)
-    _number().check(name, lr)
+    _NUMBER.check(name, lr)
 
 
 def _check_eps(name: str, eps: Any) -> None:
-    _number().check(name, eps)
+    _NUMBER.check(name, eps)
     if eps < LEAST_EPS:
         raise ValueError(
             f"{name} must be at least {LEAST_EPS:.2g}, got {eps!r}: without it a gradient of 0 "
@@ -97,14 +104,13 @@ def _check_steps(name: str, value: Any) -> None:
 
 def _check_limit(name: str, value: Any) -> None:
     if value is not None:
-        _number().check(name, value)
+        _NUMBER.check(name, value)
         if value == 0:
             raise ValueError(f"{name} must be above 0, got {value!r}: None switches it off")
 
 
 def _check_floor(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    _check_real(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
 
@@ -153,8 +159,8 @@ _STEPS = Kind(_check_steps, int, _plain(int))
 _MAYBE_STEPS = _STEPS._replace(
     check=lambda name, value: None if value is None else _check_steps(name, value),
 )
-_LIMIT = Kind(_check_limit, float, _plain(float))
-_FLOOR = Kind(_check_floor, float, _plain(float))
+_LIMIT = _NUMBER._replace(check=_check_limit)
+_FLOOR = _NUMBER._replace(check=_check_floor)
 _SWITCH = Kind(_check_switch, _parse_switch)
 _PREFERENCE = Kind(
     _check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text)
@@ -166,19 +172,15 @@ def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:
 
 
 ARGUMENTS: dict[str, Argument] = {
-    "lr": Argument(
-        Kind(_check_lr, float, _number().plain), 1e-3, "learning rate", "--learning_rate"
-    ),
+    "lr": Argument(_NUMBER._replace(check=_check_lr), 1e-3, "learning rate", "--learning_rate"),
     "momentum": Argument(_number(below=1), 0.9, "base momentum"),
     "eps": Argument(
-        Kind(_check_eps, float, _number().plain),
+        _NUMBER._replace(check=_check_eps),
         1e-8,
         "added to the root of the mean square",
         "--adam_epsilon",
     ),
-    "weight_decay": Argument(
-        _number(), 0.0, "decoupled weight decay, as in AdamW", "--weight_decay"
-    ),
+    "weight_decay": Argument(_NUMBER, 0.0, "decoupled weight decay, as in AdamW", "--weight_decay"),
     "preset": Argument(
         _choice(*PRESETS), None, "settings for the arguments that are not given", shared=True
     ),
@@ -213,6 +215,7 @@ ARGUMENTS: dict[str, Argument] = {
 SETTINGS = [name for name in ARGUMENTS if name not in ("preset", "loss_group")]
 """What a parameter group holds."""
 SHARED = [name for name in SETTINGS if ARGUMENTS[name].shared]
+_KINDS = {name: each.kind for name, each in ARGUMENTS.items() if each.kind and name in SETTINGS}
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -221,10 +224,7 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
     Those alone survive every kind of checkpoint.
     """
     found = dict(settings)
-    for name in set(SETTINGS) & set(settings):
-        kind = ARGUMENTS[name].kind
-        assert kind is not None
-        found[name] = kind.plain(settings[name])
+    found |= {name: _KINDS[name].plain(found[name]) for name in _KINDS.keys() & found.keys()}
     return found
 
 
@@ -236,9 +236,7 @@ def check(settings: dict[str, Any]) -> None:
         ValueError: for a value out of range.
     """
     for name in ("max_window", *SETTINGS):  # an initial window may be the largest
-        kind = ARGUMENTS[name].kind
-        assert kind is not None
-        kind.check(name, settings[name])
+        _KINDS[name].check(name, settings[name])
     if settings["initial_window"] > settings["max_window"]:
         raise ValueError(
             f"initial_window must be at most max_window, got initial_window="

@@ -155,8 +155,7 @@ class DeviceWindow:
         if groups[0]["loss_limit"] is not None:
             predicted = total(self._predicted(calls, inverse, weight_of))
             schedule = rule.share_of_peak([{**g, "lr": self._lr_of(g)} for g in groups])
-            allowed = rule.allowed_decrease(groups[0], window, agreed.loss, schedule)
-            fresh = rule.step_limit(predicted, allowed, limit)
+            fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
             limit = torch.where(counts, fresh, limit)
         now |= progress_of(window)
@@ -190,9 +189,9 @@ class DeviceWindow:
         """See `rule.step_limit`; of this rank's part of the parameters."""
         total = torch.zeros((), dtype=self._dtype, device=self.device)
         for group, buckets, (step_size, decay, momentum, eps, _) in calls:
-            effect = abs(step_size) / (1 - momentum)
             for norm, ordinal in kernels.squared_norms_on_device(buckets, decay, eps, inverse):
-                total = total + effect * weight_of(group["params"][ordinal]) * norm
+                norm = weight_of(group["params"][ordinal]) * norm
+                total = total + rule.predicted_decrease(step_size, momentum, norm)
         return total
 
     def _number(self, value: Tensor | float) -> Tensor:

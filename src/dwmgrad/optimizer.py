@@ -434,28 +434,27 @@ class DWMGrad(Optimizer, Joinable):
         alone = self._steps_alone()
         predicted = 0.0
         for buckets, c, group in calls:
-            effect = abs(c.step_size) / (1 - c.momentum)
             for norm, ordinal in kernels.squared_norms(buckets, c):
                 param = group["params"][ordinal]
                 weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
-                predicted += effect * weight * norm
+                predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
         if not alone:
-            predicted = float(ranks.total_of(predicted, self._device(), self.loss_group))
+            predicted = float(
+                ranks.total_of(predicted, ranks.home_of(self.param_groups), self.loss_group)
+            )
         return self._limit_of(predicted, window, loss)
 
     def _among_ranks(self) -> tuple[Callable[[Tensor], float], Callable[[Tensor], Tensor]]:
         """How numbers of the ranks add up: the weight of a parameter, and the sum of a number."""
-        group = self.loss_group
-        return (
-            lambda param: ranks.weight_of(param, group),
-            lambda number: ranks.total_of(number, self._device(), group),
-        )
+        return lambda param: ranks.weight_of(param, self.loss_group), self._total
+
+    def _total(self, number: Tensor | float | None) -> Tensor:
+        return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
 
     def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
         common = self.param_groups[0]
         schedule = float(rule.share_of_peak(self.param_groups))
-        allowed = rule.allowed_decrease(common, window, loss, schedule)
-        return rule.step_limit(predicted, allowed, common["step_limit"])
+        return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
 
     def _make_step(
         self,
@@ -535,7 +534,7 @@ class DWMGrad(Optimizer, Joinable):
             ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
             ranks.check_setup(self, self.loss_group, ignored)
             self._same_setup = True
-        device = self._device()
+        device = ranks.home_of(self.param_groups)
         if not self.param_groups[0]["capturable"]:
             return ranks.agree(share, device, self.loss_group, alone)
         if self._device_window is None:
@@ -562,13 +561,15 @@ class DWMGrad(Optimizer, Joinable):
                 [[] for _ in self.param_groups],
                 agreed,
                 None,
-                total=lambda _: ranks.total_of(None, self._device(), self.loss_group),
+                total=lambda _: ranks.total_of(
+                    None, ranks.home_of(self.param_groups), self.loss_group
+                ),
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
             common = self.param_groups[0]
             numbers = progress.advanced(common, agreed.loss, agreed.micro_batches)
             if common["loss_limit"] is not None and agreed.loss is not None:
-                total = ranks.total_of(None, self._device(), self.loss_group)
+                total = self._total(None)
                 window = progress.window_of({**common, **numbers})
                 numbers["step_limit"] = self._limit_of(float(total), window, agreed.loss)
             for group in self.param_groups:
@@ -581,15 +582,12 @@ class DWMGrad(Optimizer, Joinable):
     @property
     def join_device(self) -> torch.device:
         """Where the collectives of `Join` run."""
-        return ranks.device_of(self._device(), self.loss_group)
+        return ranks.device_of(ranks.home_of(self.param_groups), self.loss_group)
 
     @property
     def join_process_group(self) -> Any:
         """The process group over whose ranks the loss is averaged."""
         return self.loss_group or torch.distributed.group.WORLD
-
-    def _device(self) -> torch.device:
-        return next((p.device for p in self._params()), torch.device("cpu"))
 
     def _has_gradient(self) -> bool:
         return next(self._grads(), None) is not None

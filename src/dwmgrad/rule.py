@@ -97,7 +97,7 @@ class Window:
                 not, the window holds, and the comparison begins anew from this loss.
             counts: False changes nothing.
         """
-        known = _both(alike, _is_known(self.mean_loss))
+        known = alike & _is_known(self.mean_loss)
         past = _where(known, self.mean_loss, loss)
         mean = loss
         if self.smoothing:
@@ -108,8 +108,8 @@ class Window:
             grows = mean > _where(known, past, 0.0)
         else:
             grows = mean < past
-        moves = _both(counts, alike)
-        grows = _both(moves, grows)
+        moves = counts & alike
+        grows = moves & grows
         size = self.size + _where(moves, _where(grows, 1, -1), 0)
         self.size = _within(1, size, self.max_size)
         self.last_loss = _where(counts, loss, self.last_loss)
@@ -168,25 +168,6 @@ def share_after(share: Number, decay: Number) -> Number:
     return _where(share > NO_SHARE, share, 0.0)
 
 
-def allowed_decrease(
-    group: dict[str, Any], window: Window, loss: Number, schedule: Number
-) -> Number:
-    """What the loss allows one gradient's total effect to take off it.
-
-    limit = loss_limit · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step, as SPS_max
-    (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small, and in
-    the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
-
-    Args:
-        group: a parameter group, for its settings.
-        window: after it has observed the loss.
-        loss: of this step.
-        schedule: the learning rate as a share of its peak.
-    """
-    trust = window.size / window.max_size
-    return group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
-
-
 def share_of_peak(groups: list[dict[str, Any]]) -> Number:
     """The learning rate as a share of its peak, as torch's schedulers leave it in the groups.
 
@@ -199,16 +180,40 @@ def share_of_peak(groups: list[dict[str, Any]]) -> Number:
     return 1.0
 
 
-def step_limit(predicted: Number, allowed: Number, last: Number) -> Number:
+def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Number:
+    """α/(1 − μ) · Σ g²/(√s + ε): what one gradient's total effect would take off the loss.
+
+    It would, were the loss as straight as its tangent. `norm` is the sum, with the mean square that
+    the step will make.
+    """
+    return abs(step_size) / (1 - momentum) * norm
+
+
+def step_limit(
+    group: dict[str, Any],
+    window: Window,
+    loss: Number,
+    schedule: Number,
+    predicted: Number,
+    last: Number,
+) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
+    allowed = loss_limit · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step, as
+    SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small,
+    and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
+
     Args:
-        predicted: q = Σ α/(1 − μ) · g²/(√s + ε), with the mean square of this step: what one
-            gradient's total effect would take off the loss, were it as straight as its tangent.
-        allowed: see `allowed_decrease`.
-        last: the one of the step before, which holds where nothing is allowed: where the loss is
+        group: a parameter group, for its settings.
+        window: after it has observed the loss.
+        loss: of this step.
+        schedule: see `share_of_peak`.
+        predicted: the sum of `predicted_decrease` over all parameters.
+        last: the limit of the step before, which holds where nothing is allowed: where the loss is
             at its floor or below it, it says nothing of how far to go.
     """
+    trust = window.size / window.max_size
+    allowed = group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
     return _where(allowed > 0, limit, last)
 
@@ -265,10 +270,6 @@ def _where(condition: Number, yes: Number, no: Number) -> Number:
     if isinstance(condition, Tensor):
         return torch.where(condition, yes, no)
     return yes if condition else no
-
-
-def _both(one: Number, other: Number) -> Number:
-    return one & other
 
 
 def _is_known(loss: Number | None) -> Number:
