@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import processor
 
 from bench.optimizers import REFERENCE, TimedOptimizer
 from bench.probes import compilations
@@ -160,7 +161,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
-        "processor": _line("/proc/cpuinfo", "model name") or platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory": _line("/proc/meminfo", "MemTotal"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from experiments.runner import run_once
 from experiments.tuning import make_runs, missing, search
 from glue.errors import UsageError
 
+from ..conftest import load_script
 from .fakes import Peak, counted
 
 ROOT = Path(__file__).parents[3]
@@ -41,13 +41,7 @@ tolerance: 0.05
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location(
-        "compare_optimizers", ROOT / "scripts" / "compare_optimizers.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_optimizers"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("compare_optimizers").main
 
 
 def write(folder: Path, text: str) -> str:

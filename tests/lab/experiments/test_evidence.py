@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from glue.errors import UsageError
 
 from dwmgrad.rule import PRESETS
 
+from ..conftest import load_script
 from . import fake_results
 
 ROOT = Path(__file__).parents[3]
@@ -26,12 +25,7 @@ OURS, FAITHFUL = "dwmgrad-finetune", "dwmgrad-decrease"
 
 @pytest.fixture(scope="module")
 def main():
-    path = ROOT / "scripts" / "make_report.py"
-    spec = importlib.util.spec_from_file_location("make_report", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_report"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("make_report").main
 
 
 @pytest.fixture(scope="module")

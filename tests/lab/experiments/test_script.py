@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +10,15 @@ from experiments.config import read_experiment
 from experiments.table import markdown, spread
 from glue.errors import UsageError
 
+from ..conftest import load_script
+
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location(
-        "run_experiment", ROOT / "scripts" / "run_experiment.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_experiment"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("run_experiment").main
 
 
 def write(folder: Path, text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from glue.data import SAMPLE
 from glue.tasks import TASKS, Task
 
+from ..conftest import load_script
+
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ("run_glue", "run_glue_no_trainer")
 
@@ -24,13 +25,6 @@ SCRIPTS = ("run_glue", "run_glue_no_trainer")
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=SCRIPTS)
