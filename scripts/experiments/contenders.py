@@ -106,6 +106,12 @@ def _schedule_free() -> type[Optimizer]:
     return AdamWScheduleFree
 
 
+def _limit_form() -> type[Optimizer]:
+    from experiments.limit_form import LimitForm
+
+    return LimitForm
+
+
 _dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
 CONTENDERS = {
@@ -153,6 +159,14 @@ CONTENDERS = {
     )
 }
 
+FORMS = {
+    contender.name: contender
+    for contender in (
+        _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
+    )
+}
+"""Forms under study: they are in no comparison."""
+
 
 def get_contender(name: str) -> Contender:
     """The contender called `name`.
@@ -160,8 +174,9 @@ def get_contender(name: str) -> Contender:
     Raises:
         UsageError: there is none; the message lists them all.
     """
-    choose("contender", name, CONTENDERS)
-    return CONTENDERS[name]
+    every = CONTENDERS | FORMS
+    choose("contender", name, every)
+    return every[name]
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> None:

@@ -1,0 +1,50 @@
+"""Forms of the step limit that docs/plans/loss-limit.md compares, before one of them is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dwmgrad import DWMGrad, rule
+
+RAMPS: dict[str, Callable[[float], float]] = {
+    "none": lambda share: 1.0,
+    "linear": lambda share: min(1.0, share),
+    "sqrt": lambda share: min(1.0, math.sqrt(share)),
+}
+"""Name: how far the loss is trusted, for the steps made as a share of `ramp_steps`."""
+
+
+class LimitForm(DWMGrad):
+    """DWMGrad whose step limit has another trust than the window. On one device, on the host.
+
+    Args:
+        params, lr: as in DWMGrad.
+        ramp: a name of `RAMPS`.
+        ramp_steps: after which the trust is whole.
+        limit_smoothing: EMA decay of the loss in the limit.
+        options: DWMGrad's others; by default a momentum and a mean square with fixed windows.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        *,
+        ramp: str = "none",
+        ramp_steps: int = 1,
+        limit_smoothing: float = 0.0,
+        **options: Any,
+    ) -> None:
+        self.ramp, self.ramp_steps = RAMPS[ramp], ramp_steps
+        self.limit_smoothing, self.smoothed = limit_smoothing, math.nan
+        fixed = {"max_window": 1, "second_moment_window": 1000, "bias_correction": True}
+        super().__init__(params, lr, **{**fixed, **options})
+
+    def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
+        old = loss if math.isnan(self.smoothed) else self.smoothed
+        self.smoothed = self.limit_smoothing * old + (1 - self.limit_smoothing) * loss
+        trusted = rule.Window(max_size=1)
+        trusted.size = self.ramp((self.param_groups[0]["steps"] + 1) / self.ramp_steps)
+        return super()._limit_of(predicted, trusted, self.smoothed)
