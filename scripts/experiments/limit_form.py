@@ -24,6 +24,8 @@ class LimitForm(DWMGrad):
         ramp: a name of `RAMPS`.
         ramp_steps: after which the trust is whole.
         limit_smoothing: EMA decay of the loss in the limit.
+        norm_smoothing: EMA decay of the prediction at a learning rate of 1; where that mean is
+            larger than this step's, it takes its place.
         options: DWMGrad's others; by default a momentum and a mean square with fixed windows.
     """
 
@@ -35,16 +37,23 @@ class LimitForm(DWMGrad):
         ramp: str = "none",
         ramp_steps: int = 1,
         limit_smoothing: float = 0.0,
+        norm_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
         self.ramp, self.ramp_steps = RAMPS[ramp], ramp_steps
         self.limit_smoothing, self.smoothed = limit_smoothing, math.nan
+        self.norm_smoothing, self.norms, self.weight = norm_smoothing, 0.0, 0.0
         fixed = {"max_window": 1, "second_moment_window": 1000, "bias_correction": True}
         super().__init__(params, lr, **{**fixed, **options})
 
     def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
         old = loss if math.isnan(self.smoothed) else self.smoothed
         self.smoothed = self.limit_smoothing * old + (1 - self.limit_smoothing) * loss
+        lr = float(self.param_groups[0]["lr"])
+        if lr > 0:  # bias-corrected
+            self.norms += (1 - self.norm_smoothing) * (predicted / lr - self.norms)
+            self.weight += (1 - self.norm_smoothing) * (1 - self.weight)
+            predicted = max(predicted, lr * self.norms / self.weight)
         trusted = rule.Window(max_size=1)
         trusted.size = self.ramp((self.param_groups[0]["steps"] + 1) / self.ramp_steps)
         return super()._limit_of(predicted, trusted, self.smoothed)
