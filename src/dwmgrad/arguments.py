@@ -195,6 +195,7 @@ ARGUMENTS: dict[str, Argument] = {
     **_of_preset("second_moment_window", _MAYBE_STEPS, "steps that the mean square remembers"),
     **_of_preset("loss_limit", _LIMIT, "share of the loss that a step may be predicted to take"),
     **_of_preset("loss_floor", _FLOOR, "lower bound of the loss, for loss_limit"),
+    **_of_preset("loss_guard", _LIMIT, "deviations above which a loss takes no step"),
     "maximize": Argument(_SWITCH, False, "ascend the gradient"),
     "foreach": Argument(_PREFERENCE, None, "prefer, or exclude, the multi-tensor kernel"),
     "fused": Argument(_PREFERENCE, None, "prefer, or exclude, the fused kernel"),

@@ -83,6 +83,10 @@ class DWMGrad(Optimizer, Joinable):
             default: no limit. See `rule.step_limit`.
         loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
             or below it, the last scale holds, and a warning says so once.
+        loss_guard: a step whose loss is more than so many deviations above the mean of the recent
+            ones is skipped, as its batch is probably broken: at most three in a row, and none of
+            the first 15. They are counted in `guarded_steps`. None, the default: no guard. See
+            `rule.Guard`.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -144,6 +148,7 @@ class DWMGrad(Optimizer, Joinable):
         second_moment_window: int | None = None,
         loss_limit: float | None = None,
         loss_floor: float | None = None,
+        loss_guard: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -170,6 +175,7 @@ class DWMGrad(Optimizer, Joinable):
                     "second_moment_window": second_moment_window,
                     "loss_limit": loss_limit,
                     "loss_floor": loss_floor,
+                    "loss_guard": loss_guard,
                 },
             ),
             "maximize": maximize,
@@ -213,7 +219,10 @@ class DWMGrad(Optimizer, Joinable):
     def _read_device(self) -> None:
         """With `capturable`, brings the numbers of the parameter groups up to date."""
         if self._device_window is not None:
+            guarded = self.param_groups[0]["guarded_steps"]
             elements, steps, at_floor = self._device_window.write(self.param_groups)
+            if self.param_groups[0]["guarded_steps"] > guarded:
+                self._say_once(_STANDS_OUT)
             if elements:
                 self._say_once(_ELEMENTS_SKIPPED)
             if steps:
@@ -333,6 +342,8 @@ class DWMGrad(Optimizer, Joinable):
                 observation.use(groups)
         if agreed.is_refused:
             self._say_once(_STEP_SKIPPED)
+        if agreed.stands_out:
+            self._say_once(_STANDS_OUT)
         if make_step is not None:
             make_step()
         return loss
@@ -373,7 +384,12 @@ class DWMGrad(Optimizer, Joinable):
             return lambda: window.step(groups, moves, agreed, scale, *among)
         if agreed.makes_state:
             return None
-        numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
+        numbers: dict[str, Any] = {}
+        if moving:
+            loss = agreed.loss, agreed.micro_batches, agreed.stands_out
+            numbers = progress.advanced(moving[0], *loss)
+        if agreed.stands_out:
+            return lambda: self._make_step(observation, moving, [(g, numbers) for g in moving], [])
         changes, calls = self._on_host(moves, numbers, agreed.loss)
         changes = [*((group, numbers) for group in moving), *changes]
         return lambda: self._make_step(observation, moving, changes, calls)
@@ -536,16 +552,18 @@ class DWMGrad(Optimizer, Joinable):
             self._same_setup = True
         device = ranks.home_of(self.param_groups)
         if not self.param_groups[0]["capturable"]:
-            return ranks.agree(share, device, self.loss_group, alone)
+            agreed = ranks.agree(share, device, self.loss_group, alone)
+            stands_out = progress.stands_out(self.param_groups[0], agreed.loss)
+            return agreed._replace(stands_out=stands_out and not agreed.overflow)
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)
         self._device_window.check(self._params())
-        agreed = ranks.agree_on_device(share, device, self.loss_group, alone)
+        on_device = ranks.agree_on_device(share, device, self.loss_group, alone)
         if self._scaler is not None and not alone:  # whose scale is to stay that of the others
             found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
             for each in found.values():
-                each.copy_(agreed.overflow)
-        return agreed
+                each.copy_(on_device.overflow)
+        return on_device
 
     @torch.no_grad()
     def _shadow_step(self) -> None:
@@ -567,8 +585,11 @@ class DWMGrad(Optimizer, Joinable):
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
             common = self.param_groups[0]
-            numbers = progress.advanced(common, agreed.loss, agreed.micro_batches)
-            if common["loss_limit"] is not None and agreed.loss is not None:
+            numbers = progress.advanced(
+                common, agreed.loss, agreed.micro_batches, agreed.stands_out
+            )
+            limited = common["loss_limit"] is not None and not agreed.stands_out
+            if limited and agreed.loss is not None:
                 total = self._total(None)
                 window = progress.window_of({**common, **numbers})
                 numbers["step_limit"] = self._limit_of(float(total), window, agreed.loss)
@@ -779,6 +800,10 @@ _NOT_JOINED = (
     "with what accelerator.prepare() returned"
 )
 _STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
+_STANDS_OUT = (
+    "a loss stands out from the recent ones: loss_guard skips this step, and others like it. "
+    "optimizer.param_groups[0]['guarded_steps'] counts them, as the Trainer's logs do"
+)
 _AT_FLOOR = (
     "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
     "step_limit holds. Set loss_floor to a number that the loss cannot reach"

@@ -41,6 +41,7 @@ PAPER: dict[str, Any] = {
     "second_moment_window": None,
     "loss_limit": None,
     "loss_floor": 0.0,
+    "loss_guard": None,
 }
 """The arguments that a preset may set, with the paper's values, which hold without one."""
 
@@ -54,6 +55,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares it with AdamW."""
+
+GUARD_WARMUP = 15
+"""Losses from which a guard learns before it refuses the first one."""
+GUARD_MEMORY = 20
+"""Losses that a guard's mean and deviation remember."""
+MOST_REFUSED = 3
+"""Losses in a row that a guard refuses; then it begins anew."""
 
 Number = Any  # a number on the host, a 0-dim tensor on a device
 
@@ -125,6 +133,54 @@ class Window:
     def momentum(self, base: float) -> Number:
         """The effective momentum μ = γω/δ for the base momentum γ."""
         return base * self.size / self.max_size
+
+
+@dataclass
+class Guard:
+    """Which losses stand out from the recent ones, so that their batch had better take no step.
+
+    Mean and deviation take a loss that stands out as if it were at the threshold, so that a broken
+    batch hardly moves them. After `MOST_REFUSED` such losses in a row it begins anew: the loss has
+    risen to stay.
+
+    Args:
+        threshold: at more than so many deviations above the mean, a loss stands out.
+        mean: of the recent losses.
+        deviation: of them: 1.25 times the mean absolute one, which is the standard deviation where
+            they are normally distributed.
+        seen: how many losses it has learned from.
+        in_row: how many it has refused since the last that it did not.
+        refused: how many it has refused in all.
+    """
+
+    threshold: float
+    mean: Number = 0.0
+    deviation: Number = 0.0
+    seen: Number = 0
+    in_row: Number = 0
+    refused: Number = 0
+
+    def refuses(self, loss: Number) -> Number:
+        """Whether the loss, which is finite, stands out."""
+        return (self.seen >= GUARD_WARMUP) & (loss > self._threshold_loss())
+
+    def observe(self, loss: Number, counts: Number = True) -> None:
+        """Learns from a loss; `counts` False changes nothing."""
+        refused = counts & self.refuses(loss)
+        past = _where(self.seen > 0, self.mean, loss)
+        off = _where(refused, self._threshold_loss(), loss) - past
+        weight = 1 / _within(1, self.seen + 1, GUARD_MEMORY)
+        deviation = self.deviation + weight * (1.25 * abs(off) - self.deviation)
+        in_row = _where(refused, self.in_row + 1, 0)
+        anew = in_row >= MOST_REFUSED
+        self.mean = _where(counts, past + weight * off, self.mean)
+        self.deviation = _where(counts, deviation, self.deviation)
+        self.seen = _where(counts, _where(anew, 0, self.seen + 1), self.seen)
+        self.in_row = _where(counts, _where(anew, 0, in_row), self.in_row)
+        self.refused = self.refused + refused
+
+    def _threshold_loss(self) -> Number:
+        return self.mean + self.threshold * self.deviation
 
 
 def coefficients(

@@ -18,8 +18,9 @@ class DWMGradCallback(TrainerCallback):
     """Adds `window`, `effective_momentum` and `window_increase_share` to every training log.
 
     The share is that of the steps since the last log whose signal was positive. With `loss_limit`
-    there is `step_limit`, too: what the last step was scaled by. Every Trainer has
-    this callback; with another optimizer it does nothing.
+    there is `step_limit`, too: what the last step was scaled by; with `loss_guard`
+    there is `guarded_steps`: how many steps it has skipped. Every Trainer has this callback; with
+    another optimizer it does nothing.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,8 @@ class DWMGradCallback(TrainerCallback):
         }
         if optimizer.param_groups[0]["loss_limit"] is not None:
             numbers["step_limit"] = optimizer.param_groups[0]["step_limit"]
+        if optimizer.param_groups[0]["loss_guard"] is not None:
+            numbers["guarded_steps"] = optimizer.param_groups[0]["guarded_steps"]
         if observations > self._seen[0]:
             share = (increases - self._seen[1]) / (observations - self._seen[0])
             numbers["window_increase_share"] = share
