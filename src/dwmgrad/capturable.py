@@ -154,15 +154,16 @@ class DeviceWindow:
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
         calls = []
-        for group, own in zip(groups, cohorts, strict=True):
-            lr = self._lr_of(group)
+        present = [{**group, "lr": self._lr_of(group)} for group in groups]
+        rates = rule.learning_rates(present)
+        for group, lr, own in zip(groups, rates, cohorts, strict=True):
             for cohort in own:
                 five = rule.coefficients(group, window, lr, shares[cohort.age])
                 calls.append((group, cohort.buckets, five))
         limit: Any = now["step_limit"]
         if groups[0]["loss_limit"] is not None:
             predicted = total(self._predicted(calls, inverse, weight_of))
-            schedule = rule.share_of_peak([{**g, "lr": self._lr_of(g)} for g in groups])
+            schedule = rule.share_of_peak(present)
             fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
             limit = torch.where(counts, fresh, limit)

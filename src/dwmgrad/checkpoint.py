@@ -18,7 +18,7 @@ from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
-_SINCE_6 = {"loss_guard": None, **guard_numbers(Guard(0.0))}
+_SINCE_6 = {"auto_lr": False, "loss_guard": None, "peak_lr": None, **guard_numbers(Guard(0.0))}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)
@@ -186,7 +186,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     _check_number("guard_deviation", group["guard_deviation"], 0)
     for name in ("guard_seen", "guard_in_row", "guarded_steps"):
         _check_number(name, group[name], 0, most, whole=True)
-    for name in ("last_loss", "mean_loss"):
+    for name in ("last_loss", "mean_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
 

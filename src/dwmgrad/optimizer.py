@@ -58,12 +58,14 @@ class DWMGrad(Optimizer, Joinable):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        preset: None: the paper's rule. `"finetune"`: what `rule.PRESETS` has under this name
-            for each of the arguments below that is not given; AdamW's learning rates suit it.
+        preset: None: the paper's rule. `"finetune"` or `"auto"`: what `rule.PRESETS` has under this
+            name for each of the arguments below that is not given. AdamW's learning rates suit
+            `finetune`; `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
-        window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.rule.Window`.
+        window_signal: `"decrease"`, the default, `"increase"` or `"loss"`; see
+            `dwmgrad.rule.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal
             reads, in [0, 1). 0, the default: it reads each loss as it is.
         bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
@@ -77,6 +79,10 @@ class DWMGrad(Optimizer, Joinable):
             noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
             β₂ = 0.998. None, the default: ω, or what the preset says.
+        auto_lr: take from lr only how it changes: α is 0.03 · lr / its peak, and `loss_limit`
+            makes it as small as it has to be. The peak is the `max_lr` or `initial_lr` that a
+            scheduler leaves in the groups, else the lr given here; the highest of all groups.
+            False by default. The preset auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
             scaled down, so that a learning rate that is too high does little harm. None, the
@@ -129,6 +135,7 @@ class DWMGrad(Optimizer, Joinable):
     _scaler: torch.amp.GradScaler | None
     _same_setup: bool
     _has_stepped_alone: bool
+    _follows_length: bool
 
     def __init__(
         self,
@@ -141,11 +148,12 @@ class DWMGrad(Optimizer, Joinable):
         preset: str | None = None,
         initial_window: int | None = None,
         max_window: int | None = None,
-        window_signal: str = "decrease",
+        window_signal: str | None = None,
         loss_smoothing: float | None = None,
         bias_correction: bool | None = None,
         normalize_momentum: bool | None = None,
         second_moment_window: int | None = None,
+        auto_lr: bool | None = None,
         loss_limit: float | None = None,
         loss_floor: float | None = None,
         loss_guard: float | None = None,
@@ -163,16 +171,17 @@ class DWMGrad(Optimizer, Joinable):
             "momentum": momentum,
             "eps": eps,
             "weight_decay": weight_decay,
-            "window_signal": window_signal,
             **rule.resolve(
                 preset,
                 {
                     "initial_window": initial_window,
                     "max_window": max_window,
+                    "window_signal": window_signal,
                     "loss_smoothing": loss_smoothing,
                     "bias_correction": bias_correction,
                     "normalize_momentum": normalize_momentum,
                     "second_moment_window": second_moment_window,
+                    "auto_lr": auto_lr,
                     "loss_limit": loss_limit,
                     "loss_floor": loss_floor,
                     "loss_guard": loss_guard,
@@ -189,11 +198,33 @@ class DWMGrad(Optimizer, Joinable):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
+        defaults["peak_lr"] = None  # each group has its own
+        self._follows_length = preset == "auto" and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
         self._forget_losses()
         super().__init__(params, defaults)
         self._be_known()
+
+    def expect_steps(self, steps: int) -> None:
+        """Lets the window of the preset `auto` grow over a fifth of a run, not over 95 steps.
+
+        The Trainer's integration calls it. It does nothing with another preset, with a window that
+        was given, and after the first step.
+
+        Args:
+            steps: how many the run will make.
+
+        Raises:
+            TypeError, ValueError: if that is no whole number of steps.
+        """
+        arguments.check_steps("steps", steps)
+        if self._follows_length and not self.param_groups[0]["steps"]:
+            most = max(1, round(rule.AUTO_SHARE * steps))
+            share = self.defaults["initial_window"] / self.defaults["max_window"]
+            first = max(1, round(share * most))
+            for group in self.param_groups:
+                group |= {"max_window": most, "initial_window": first, "window": first}
 
     # ---- what to look at ----
 
@@ -209,6 +240,18 @@ class DWMGrad(Optimizer, Joinable):
         self._read_device()
         group = self.param_groups[0]
         return progress.window_of(group).momentum(group["momentum"])
+
+    @property
+    def effective_lr(self) -> float:
+        """What AdamW's learning rate would be: the total effect of a gradient of the usual size.
+
+        Of the first parameter group, at the last step, with `step_limit` in it.
+        """
+        self._read_device()
+        group = self.param_groups[0]
+        window, lr = progress.window_of(group), float(rule.learning_rates(self.param_groups)[0])
+        step_size, _, momentum, *_ = rule.coefficients(group, window, lr, 0.0)
+        return abs(step_size) / (1 - momentum) * group["step_limit"]
 
     @property
     def last_loss(self) -> float | None:
@@ -424,8 +467,8 @@ class DWMGrad(Optimizer, Joinable):
         decay = window.decay(common["second_moment_window"])
         changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         calls: list[_Call] = []
-        for group, own in zip(self.param_groups, moves, strict=True):
-            lr = float(group["lr"])
+        rates = map(float, rule.learning_rates(self.param_groups))
+        for group, lr, own in zip(self.param_groups, rates, moves, strict=True):
             for zero_share, states_of, buckets in own:
                 share = rule.share_after(zero_share, decay)
                 if zero_share:
@@ -702,6 +745,7 @@ class DWMGrad(Optimizer, Joinable):
             raise TypeError(f"params must be tensors or (name, tensor) pairs, got {params!r}")
         added = {**param_group, **{name: common[name] for name in checkpoint.COMMON}}
         arguments.check({**self.defaults, **added})
+        added["peak_lr"] = float(added.get("lr", self.defaults["lr"]))
         super().add_param_group(arguments.plain(added))
         for param in self.param_groups[-1]["params"]:
             if param.is_complex():

@@ -56,6 +56,7 @@ def window_of(group: dict[str, Any]) -> Window:
         max_size=group["max_window"],
         signal=group["window_signal"],
         smoothing=group["loss_smoothing"],
+        floor=group["loss_floor"],
         last_loss=group["last_loss"],
         mean_loss=group["mean_loss"],
         observations=group["observations"],

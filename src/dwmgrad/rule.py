@@ -17,6 +17,7 @@ AdamW, and what `PAPER` lists, which is off there.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,10 +36,12 @@ NO_SHARE = 2.0**-60
 PAPER: dict[str, Any] = {
     "initial_window": 5,
     "max_window": 10,
+    "window_signal": "decrease",
     "loss_smoothing": 0.0,
     "bias_correction": False,
     "normalize_momentum": False,
     "second_moment_window": None,
+    "auto_lr": False,
     "loss_limit": None,
     "loss_floor": 0.0,
     "loss_guard": None,
@@ -53,8 +56,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_momentum": True,
         "second_moment_window": 500,
     },
+    "auto": {
+        "max_window": 100,
+        "window_signal": "loss",
+        "bias_correction": True,
+        "second_moment_window": 1000,
+        "auto_lr": True,
+        "loss_limit": 0.3,
+    },
 }
-"""Name: what it sets in place of the paper's values. docs/evidence.md compares it with AdamW."""
+"""Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
+AUTO_LR = 0.03
+"""The learning rate that `auto_lr` begins from: larger than any that the loss allows for long."""
+AUTO_SHARE = 0.2
+"""Of a run's steps: over so many the window of the preset auto grows, where they are known."""
 
 GUARD_WARMUP = 15
 """Losses from which a guard learns before it refuses the first one."""
@@ -79,8 +94,9 @@ class Window:
         signal: what counts as a reason to grow. `"decrease"`: the loss fell (the paper's text; the
             first loss only shrinks the window). `"increase"`: the loss rose, the first one compared
             with 0 (the authors' CIFAR-10 and MNIST scripts). `"loss"`: the loss is positive
-            (Algorithm 1 as printed).
+            (Algorithm 1 as printed), or above its `floor`.
         smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
+        floor: a lower bound of the loss.
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         observations: how many losses have been observed.
@@ -91,6 +107,7 @@ class Window:
     max_size: int = 10
     signal: str = "decrease"
     smoothing: float = 0.0
+    floor: float = 0.0
     last_loss: Number | None = None
     mean_loss: Number | None = None
     observations: Number = 0
@@ -111,7 +128,7 @@ class Window:
         if self.smoothing:
             mean = _where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
         if self.signal == "loss":
-            grows = mean > 0
+            grows = mean > self.floor
         elif self.signal == "increase":
             grows = mean > _where(known, past, 0.0)
         else:
@@ -224,16 +241,35 @@ def share_after(share: Number, decay: Number) -> Number:
     return _where(share > NO_SHARE, share, 0.0)
 
 
-def share_of_peak(groups: list[dict[str, Any]]) -> Number:
-    """The learning rate as a share of its peak, as torch's schedulers leave it in the groups.
+def peak_of(group: dict[str, Any]) -> Number | None:
+    """The highest learning rate of a group: what torch's schedulers say, or its first one.
 
-    1 where no scheduler says what the peak is.
+    None for groups of old checkpoints, in which no scheduler says so.
     """
+    return group.get("max_lr", group.get("initial_lr", group["peak_lr"]))
+
+
+def share_of_peak(groups: list[dict[str, Any]]) -> Number:
+    """The learning rate as a share of its peak; 1 where that is not known."""
     for group in groups:
-        peak = group.get("max_lr", group.get("initial_lr"))
+        peak = peak_of(group)
         if peak is not None:
             return _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
     return 1.0
+
+
+def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
+    """Each group's α. With `auto_lr` the groups' learning rates say only how α changes.
+
+    It is then `AUTO_LR` at the highest peak of all groups.
+    """
+    rates = [group["lr"] for group in groups]
+    if not groups[0]["auto_lr"]:
+        return rates
+    peaks = [peak_of(group) for group in groups]
+    known = [rate if peak is None else peak for rate, peak in zip(rates, peaks, strict=True)]
+    most = _within(LEAST_EPS, functools.reduce(_larger, known))
+    return [AUTO_LR * _within(0.0, rate / most, 1.0) for rate in rates]
 
 
 def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Number:
@@ -336,6 +372,12 @@ def _within(least: float, number: Number, most: float = math.inf) -> Number:
     if isinstance(number, Tensor):
         return number.clamp(least, most)
     return min(max(number, least), most)
+
+
+def _larger(one: Number, other: Number) -> Number:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return torch.maximum(*torch.broadcast_tensors(*map(torch.as_tensor, (one, other))))
+    return max(one, other)
 
 
 def _root(number: Number) -> Number:
