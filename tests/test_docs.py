@@ -15,6 +15,7 @@ import torch
 from pages import PAGES, README, ROOT, commands, row
 
 from dwmgrad import DWMGrad
+from dwmgrad.rule import PRESETS
 
 USAGE = ROOT / "docs" / "usage.md"
 ALL = [README, ROOT / "CONTRIBUTING.md", *PAGES]
@@ -98,15 +99,15 @@ def test_the_table_of_arguments_is_the_constructors():
             assert shown.strip(" `").split(",")[0] in (default, default.removesuffix(".0")), name
 
 
-def test_the_table_of_the_preset_is_the_presets():
-    (paper,), (preset,) = (
-        DWMGrad([torch.zeros(1)], preset=name).param_groups for name in (None, "finetune")
-    )
+def test_the_table_of_the_presets_is_the_presets():
+    names = (*PRESETS, None)
+    groups = [DWMGrad([torch.zeros(1)], preset=name).param_groups[0] for name in names]
     part = USAGE.read_text("utf-8").split("### Presets")[1].split("\n## ")[0]
-    shown = re.findall(r"^\| `(\w+)` \| ([\w.]+) \| ([\w.]+) \|$", part, re.M)
-    assert {name for name, *_ in shown} == {n for n in preset if preset[n] != paper[n]} - {"preset"}
-    for name, ours, theirs in shown:
-        assert (str(preset[name]), str(paper[name]).removesuffix(".0")) == (ours, theirs)
+    shown = re.findall(r"^\| `(\w+)` \|" + r" ([\w.]+) \|" * len(names) + "$", part, re.M)
+    differ = {name for group in groups for name in group if group[name] != groups[-1][name]}
+    assert {name for name, *_ in shown} == differ - {"preset"}
+    for name, *values in shown:
+        assert [str(group[name]).removesuffix(".0") for group in groups] == values
 
 
 def test_the_row_of_each_name_is_there():

@@ -209,6 +209,8 @@ def _run_with_window(result: Result) -> dict[str, Any]:
     for name in ("increases", "signal_noise"):
         if result.get(name) is not None:
             run[name] = _short(result[name])
+    if "skipped" in result:
+        run["skipped"] = result["skipped"]
     if "path" in result:
         run["path"] = [[_short(x, 6) for x in point] for point in result["path"]]
     return run

@@ -43,6 +43,7 @@ class Contender:
             has `train()` and `eval()`, which the Trainer calls.
         decoupled: `weight_decay` shrinks the weights as in AdamW; else it is added to the
             gradient (L2).
+        clips: it clips the gradients itself.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Contender:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     schedule_free: bool = False
     decoupled: bool = False
+    clips: bool = False
 
     @property
     def rule(self) -> int | None:
@@ -112,6 +114,12 @@ def _limit_form() -> type[Optimizer]:
     return LimitForm
 
 
+def _guarded_adamw() -> type[Optimizer]:
+    from experiments.broken import GuardedAdamW
+
+    return GuardedAdamW
+
+
 _dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
 CONTENDERS = {
@@ -122,6 +130,13 @@ CONTENDERS = {
             "DWMGrad, preset finetune",
             fixed={"preset": "finetune"},
             defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
+        ),
+        _dwmgrad(
+            "dwmgrad-auto",
+            "DWMGrad, preset auto",
+            fixed={"preset": "auto"},
+            # the window follows the length of the run where it is not given
+            defaults={n: v for n, v in PRESETS["auto"].items() if n != "max_window"},
         ),
         *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
         Contender(
@@ -163,6 +178,15 @@ FORMS = {
     contender.name: contender
     for contender in (
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
+        Contender(
+            "adamw-guarded",
+            "AdamW, guarded by the gradient's norm",
+            _guarded_adamw,
+            search=(1e-4, 3e-2),
+            fixed=_FUSED,
+            decoupled=True,
+            clips=True,
+        ),
     )
 }
 """Forms under study: they are in no comparison."""

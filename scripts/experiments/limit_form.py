@@ -21,7 +21,7 @@ class LimitForm(DWMGrad):
 
     Args:
         params, lr: as in DWMGrad.
-        ramp: a name of `RAMPS`.
+        ramp: a name of `RAMPS`, or `window`.
         ramp_steps: after which the trust is whole.
         limit_smoothing: EMA decay of the loss in the limit.
         norm_smoothing: EMA decay of the prediction at a learning rate of 1; where that mean is
@@ -40,11 +40,13 @@ class LimitForm(DWMGrad):
         norm_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
-        self.ramp, self.ramp_steps = RAMPS[ramp], ramp_steps
+        self.ramp, self.ramp_steps = RAMPS.get(ramp), ramp_steps
         self.limit_smoothing, self.smoothed = limit_smoothing, math.nan
         self.norm_smoothing, self.norms, self.weight = norm_smoothing, 0.0, 0.0
-        fixed = {"max_window": 1, "second_moment_window": 1000, "bias_correction": True}
-        super().__init__(params, lr, **{**fixed, **options})
+        if "preset" not in options:
+            fixed = {"max_window": 1, "second_moment_window": 1000, "bias_correction": True}
+            options = {**fixed, **options}
+        super().__init__(params, lr, **options)
 
     def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
         old = loss if math.isnan(self.smoothed) else self.smoothed
@@ -54,6 +56,8 @@ class LimitForm(DWMGrad):
             self.norms += (1 - self.norm_smoothing) * (predicted / lr - self.norms)
             self.weight += (1 - self.norm_smoothing) * (1 - self.weight)
             predicted = max(predicted, lr * self.norms / self.weight)
-        trusted = rule.Window(max_size=1)
-        trusted.size = self.ramp((self.param_groups[0]["steps"] + 1) / self.ramp_steps)
+        trusted = window
+        if self.ramp is not None:
+            share = (self.param_groups[0]["steps"] + 1) / self.ramp_steps
+            trusted = rule.Window(self.ramp(share), max_size=1)
         return super()._limit_of(predicted, trusted, self.smoothed)

@@ -9,6 +9,7 @@ from typing import Any
 from provenance import machine, versions
 
 from dwmgrad import DWMGrad
+from experiments.broken import skipped_by
 
 POINTS = 100
 """The loss curve has about this many points."""
@@ -35,6 +36,7 @@ class Recorder:
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float | None] = {}
         self.score: float | None = None
+        self.skipped: list[int] = []  # steps, from 1 on
         self.diverged = False
 
     def step(self, loss: float, optimizer: Any) -> bool:
@@ -43,10 +45,11 @@ class Recorder:
             self.diverged = True
             return False
         self.losses.append(loss)
+        if skipped_by(_innermost(optimizer)) > len(self.skipped):
+            self.skipped.append(len(self.losses))
         step, every = len(self.losses), max(1, self.steps // POINTS)
         point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-every:])}
-        while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer  # Accelerate's wrapper
+        optimizer = _innermost(optimizer)
         if isinstance(optimizer, DWMGrad):
             self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]
@@ -71,7 +74,7 @@ class Recorder:
         """The run's result; `seconds` of training."""
         tail = max(1, math.ceil(0.05 * self.steps))
         failed = self.diverged or not self.losses
-        result = {
+        result: dict[str, Any] = {
             "score": None if failed else self.score,
             "diverged": self.diverged,
             "train_loss": None if failed else _mean(self.losses[-tail:]),
@@ -80,6 +83,8 @@ class Recorder:
             "metrics": {} if failed else self.metrics,
             "history": self.history,
         }
+        if self.skipped:
+            result["skipped"] = self.skipped
         if self.positive:
             result["increases"] = self.positive[-1] / len(self.positive)
             result["signal_noise"] = signal_noise(self.losses, self.positive, self.signal)
@@ -108,6 +113,13 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
         trend = before - after if signal == "decrease" else after - before
         wrong += (positive[step] > positive[step - 1]) != (trend > 0)
     return wrong / len(steps)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """What Accelerate has wrapped."""
+    while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _mean(values: list[float]) -> float:

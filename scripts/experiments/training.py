@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from experiments.broken import Breaker
 from experiments.contenders import Contender, get_contender
 from experiments.recording import Recorder
 from experiments.workload import Job, TrainerWorkload
@@ -49,7 +50,7 @@ def train(
         per_device_eval_batch_size=job.eval_batch_size,
         learning_rate=settings["lr"],
         weight_decay=settings["weight_decay"],
-        max_grad_norm=job.max_grad_norm,
+        max_grad_norm=0.0 if rule.clips else job.max_grad_norm,
         seed=seed,
         eval_strategy="steps",
         eval_steps=max(1, math.ceil(steps / max(1, workload.evaluations))),
@@ -65,6 +66,10 @@ def train(
     )
     own = rule.arguments(settings, steps)
     own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
+    if workload.broken:
+        assert job.classes is not None
+        job.collate_evaluation = job.collate_evaluation or job.collate
+        job.collate = Breaker(job.collate, workload.broken, job.classes, seed)
     trainer = _Trainer(job, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
     trainer.lr_scheduler = rule.scheduler(trainer.create_optimizer(), settings, steps)
     last = next(iter(checkpoints(folder)[::-1]), None)
@@ -180,6 +185,8 @@ class _Trainer(WholeCheckpointTrainer):
         values = torch.load(Path(checkpoint) / "record.pt", weights_only=True)
         vars(self.recorder).update(values["recorder"])
         self.collate.made, self.collate.again = values["step"], values["batches"]
+        if isinstance(self.collate.collate, Breaker):
+            self.collate.collate.made = values["step"]
         self.ahead = values["batches"] is not None
         self.started -= values["seconds"]
 

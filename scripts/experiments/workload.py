@@ -132,6 +132,7 @@ class Job:
         collate_evaluation: examples to a batch in evaluation; None: as in training.
         eval_batch_size: examples per batch in evaluation.
         max_grad_norm: the Trainer's gradient clipping; 0 for none.
+        classes: how many there are, where the labels are classes.
     """
 
     model: nn.Module
@@ -143,6 +144,7 @@ class Job:
     collate_evaluation: Callable[[Any], Any] | None = None
     eval_batch_size: int = 256
     max_grad_norm: float = 1.0
+    classes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +153,11 @@ class TrainerWorkload(Workload):
 
     Attributes:
         batch_size: examples per step.
+        broken: the share of the batches that get wrong labels.
     """
 
     batch_size: int
+    broken: float = 0.0
 
     @property
     def evaluations(self) -> int:

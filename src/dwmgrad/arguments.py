@@ -93,7 +93,8 @@ def _check_eps(name: str, eps: Any) -> None:
         )
 
 
-def _check_steps(name: str, value: Any) -> None:
+def check_steps(name: str, value: Any) -> None:
+    """Raises unless it is a whole number of steps from 1 on."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
     if value < 1:
@@ -155,9 +156,9 @@ def _plain_dtype(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
-_STEPS = Kind(_check_steps, int, _plain(int))
+_STEPS = Kind(check_steps, int, _plain(int))
 _MAYBE_STEPS = _STEPS._replace(
-    check=lambda name, value: None if value is None else _check_steps(name, value),
+    check=lambda name, value: None if value is None else check_steps(name, value),
 )
 _LIMIT = _NUMBER._replace(check=_check_limit)
 _FLOOR = _NUMBER._replace(check=_check_floor)
@@ -186,15 +187,15 @@ ARGUMENTS: dict[str, Argument] = {
     ),
     **_of_preset("initial_window", _STEPS, "window before the first step"),
     **_of_preset("max_window", _STEPS, "upper bound of the window"),
-    "window_signal": Argument(
-        _choice(*SIGNALS), "decrease", "what makes the window grow", shared=True
-    ),
+    **_of_preset("window_signal", _choice(*SIGNALS), "what makes the window grow"),
     **_of_preset("loss_smoothing", _number(below=1), "EMA decay of the loss that is compared"),
     **_of_preset("bias_correction", _SWITCH, "correct the mean square for its start at 0"),
     **_of_preset("normalize_momentum", _SWITCH, "scale the step to AdamW's learning rates"),
     **_of_preset("second_moment_window", _MAYBE_STEPS, "steps that the mean square remembers"),
+    **_of_preset("auto_lr", _SWITCH, "take only the schedule's shape from lr"),
     **_of_preset("loss_limit", _LIMIT, "share of the loss that a step may be predicted to take"),
     **_of_preset("loss_floor", _FLOOR, "lower bound of the loss, for loss_limit"),
+    **_of_preset("loss_guard", _LIMIT, "deviations above which a loss takes no step"),
     "maximize": Argument(_SWITCH, False, "ascend the gradient"),
     "foreach": Argument(_PREFERENCE, None, "prefer, or exclude, the multi-tensor kernel"),
     "fused": Argument(_PREFERENCE, None, "prefer, or exclude, the fused kernel"),

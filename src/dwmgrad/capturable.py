@@ -18,13 +18,15 @@ from torch.optim import Optimizer
 from . import kernels, rule
 from .kernels.one_launch import Addresses
 from .plan import Moves
-from .progress import progress_of, window_of
+from .progress import guard_numbers, guard_of, progress_of, window_of
 from .ranks import AgreedOnDevice, widest
 from .state import ZERO_SHARE, share_of, stochastic_state
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
-_COUNTS = ("window", "observations", "increases", "steps")
-_NUMBERS = (*_LOSSES, *_COUNTS, "micro_batches", "step_limit")
+_GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
+_COUNTS = ("window", "observations", "increases", "steps", *_GUARD_COUNTS)
+_MEASURES = ("micro_batches", "step_limit", "guard_mean", "guard_deviation")
+_NUMBERS = (*_LOSSES, *_COUNTS, *_MEASURES)
 
 
 class _Share:
@@ -137,6 +139,12 @@ class DeviceWindow:
         """
         happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
         now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
+        if groups[0]["loss_guard"] is not None:
+            guard = guard_of({**groups[0], **now})
+            passes = ~(counts & guard.refuses(agreed.loss))
+            guard.observe(agreed.loss, counts)
+            now |= guard_numbers(guard)
+            happens, counts = happens & passes, counts & passes
         steps, count = now["steps"] + happens, now["micro_batches"]
         window = window_of({**groups[0], **now})
         alike = (count == 0) | (count == agreed.micro_batches)
@@ -146,15 +154,16 @@ class DeviceWindow:
         inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
         halves = (steps % 65536, (steps / 65536).floor() % 65536)
         calls = []
-        for group, own in zip(groups, cohorts, strict=True):
-            lr = self._lr_of(group)
+        present = [{**group, "lr": self._lr_of(group)} for group in groups]
+        rates = rule.learning_rates(present)
+        for group, lr, own in zip(groups, rates, cohorts, strict=True):
             for cohort in own:
                 five = rule.coefficients(group, window, lr, shares[cohort.age])
                 calls.append((group, cohort.buckets, five))
         limit: Any = now["step_limit"]
         if groups[0]["loss_limit"] is not None:
             predicted = total(self._predicted(calls, inverse, weight_of))
-            schedule = rule.share_of_peak([{**g, "lr": self._lr_of(g)} for g in groups])
+            schedule = rule.share_of_peak(present)
             fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
             limit = torch.where(counts, fresh, limit)

@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from . import arguments
 from .kernels.fit import Form, forms_of, misfit
-from .progress import PROGRESS, SCHEMA
-from .rule import PAPER
+from .progress import PROGRESS, SCHEMA, guard_numbers
+from .rule import PAPER, Guard
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
+_SINCE_6 = {"auto_lr": False, "loss_guard": None, "peak_lr": None, **guard_numbers(Guard(0.0))}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)
@@ -82,14 +83,14 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
 def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
-    if written == 4:
-        return {**_SINCE_5, **group, "schema": SCHEMA}, None
+    if written in (4, 5):
+        return {**_SINCE_5, **_SINCE_6, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
@@ -181,7 +182,11 @@ def _check_progress(group: dict[str, Any]) -> None:
     _check_number("steps", group["steps"], 0, most, whole=True)
     _check_number("micro_batches", group["micro_batches"], 0)
     _check_number("step_limit", group["step_limit"], 0, 1)
-    for name in ("last_loss", "mean_loss"):
+    _check_number("guard_mean", group["guard_mean"])
+    _check_number("guard_deviation", group["guard_deviation"], 0)
+    for name in ("guard_seen", "guard_in_row", "guarded_steps"):
+        _check_number(name, group[name], 0, most, whole=True)
+    for name in ("last_loss", "mean_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
 

@@ -58,12 +58,14 @@ class DWMGrad(Optimizer, Joinable):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        preset: None: the paper's rule. `"finetune"`: what `rule.PRESETS` has under this name
-            for each of the arguments below that is not given; AdamW's learning rates suit it.
+        preset: None: the paper's rule. `"finetune"` or `"auto"`: what `rule.PRESETS` has under this
+            name for each of the arguments below that is not given. AdamW's learning rates suit
+            `finetune`; `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
-        window_signal: `"decrease"`, `"increase"` or `"loss"`; see `dwmgrad.rule.Window`.
+        window_signal: `"decrease"`, the default, `"increase"` or `"loss"`; see
+            `dwmgrad.rule.Window`.
         loss_smoothing: the share of the past in the exponential mean of the losses that the signal
             reads, in [0, 1). 0, the default: it reads each loss as it is.
         bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
@@ -77,12 +79,20 @@ class DWMGrad(Optimizer, Joinable):
             noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
             β₂ = 0.998. None, the default: ω, or what the preset says.
+        auto_lr: take from lr only how it changes: α is 0.03 · lr / its peak, and `loss_limit`
+            makes it as small as it has to be. The peak is the `max_lr` or `initial_lr` that a
+            scheduler leaves in the groups, else the lr given here; the highest of all groups.
+            False by default. The preset auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
             scaled down, so that a learning rate that is too high does little harm. None, the
             default: no limit. See `rule.step_limit`.
         loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
             or below it, the last scale holds, and a warning says so once.
+        loss_guard: a step whose loss is more than so many deviations above the mean of the recent
+            ones is skipped, as its batch is probably broken: at most three in a row, and none of
+            the first 15. They are counted in `guarded_steps`. None, the default: no guard. See
+            `rule.Guard`.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -125,6 +135,7 @@ class DWMGrad(Optimizer, Joinable):
     _scaler: torch.amp.GradScaler | None
     _same_setup: bool
     _has_stepped_alone: bool
+    _follows_length: bool
 
     def __init__(
         self,
@@ -137,13 +148,15 @@ class DWMGrad(Optimizer, Joinable):
         preset: str | None = None,
         initial_window: int | None = None,
         max_window: int | None = None,
-        window_signal: str = "decrease",
+        window_signal: str | None = None,
         loss_smoothing: float | None = None,
         bias_correction: bool | None = None,
         normalize_momentum: bool | None = None,
         second_moment_window: int | None = None,
+        auto_lr: bool | None = None,
         loss_limit: float | None = None,
         loss_floor: float | None = None,
+        loss_guard: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -158,18 +171,20 @@ class DWMGrad(Optimizer, Joinable):
             "momentum": momentum,
             "eps": eps,
             "weight_decay": weight_decay,
-            "window_signal": window_signal,
             **rule.resolve(
                 preset,
                 {
                     "initial_window": initial_window,
                     "max_window": max_window,
+                    "window_signal": window_signal,
                     "loss_smoothing": loss_smoothing,
                     "bias_correction": bias_correction,
                     "normalize_momentum": normalize_momentum,
                     "second_moment_window": second_moment_window,
+                    "auto_lr": auto_lr,
                     "loss_limit": loss_limit,
                     "loss_floor": loss_floor,
+                    "loss_guard": loss_guard,
                 },
             ),
             "maximize": maximize,
@@ -183,11 +198,33 @@ class DWMGrad(Optimizer, Joinable):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
+        defaults["peak_lr"] = None  # each group has its own
+        self._follows_length = preset == "auto" and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
         self._forget_losses()
         super().__init__(params, defaults)
         self._be_known()
+
+    def expect_steps(self, steps: int) -> None:
+        """Lets the window of the preset `auto` grow over a fifth of a run, not over 95 steps.
+
+        The Trainer's integration calls it. It does nothing with another preset, with a window that
+        was given, and after the first step.
+
+        Args:
+            steps: how many the run will make.
+
+        Raises:
+            TypeError, ValueError: if that is no whole number of steps.
+        """
+        arguments.check_steps("steps", steps)
+        if self._follows_length and not self.param_groups[0]["steps"]:
+            most = max(1, round(rule.AUTO_SHARE * steps))
+            share = self.defaults["initial_window"] / self.defaults["max_window"]
+            first = max(1, round(share * most))
+            for group in self.param_groups:
+                group |= {"max_window": most, "initial_window": first, "window": first}
 
     # ---- what to look at ----
 
@@ -205,6 +242,18 @@ class DWMGrad(Optimizer, Joinable):
         return progress.window_of(group).momentum(group["momentum"])
 
     @property
+    def effective_lr(self) -> float:
+        """What AdamW's learning rate would be: the total effect of a gradient of the usual size.
+
+        Of the first parameter group, at the last step, with `step_limit` in it.
+        """
+        self._read_device()
+        group = self.param_groups[0]
+        window, lr = progress.window_of(group), float(rule.learning_rates(self.param_groups)[0])
+        step_size, _, momentum, *_ = rule.coefficients(group, window, lr, 0.0)
+        return abs(step_size) / (1 - momentum) * group["step_limit"]
+
+    @property
     def last_loss(self) -> float | None:
         """The loss that moved the window last, the mean over ranks; None before the first."""
         self._read_device()
@@ -213,7 +262,10 @@ class DWMGrad(Optimizer, Joinable):
     def _read_device(self) -> None:
         """With `capturable`, brings the numbers of the parameter groups up to date."""
         if self._device_window is not None:
+            guarded = self.param_groups[0]["guarded_steps"]
             elements, steps, at_floor = self._device_window.write(self.param_groups)
+            if self.param_groups[0]["guarded_steps"] > guarded:
+                self._say_once(_STANDS_OUT)
             if elements:
                 self._say_once(_ELEMENTS_SKIPPED)
             if steps:
@@ -333,6 +385,8 @@ class DWMGrad(Optimizer, Joinable):
                 observation.use(groups)
         if agreed.is_refused:
             self._say_once(_STEP_SKIPPED)
+        if agreed.stands_out:
+            self._say_once(_STANDS_OUT)
         if make_step is not None:
             make_step()
         return loss
@@ -373,7 +427,12 @@ class DWMGrad(Optimizer, Joinable):
             return lambda: window.step(groups, moves, agreed, scale, *among)
         if agreed.makes_state:
             return None
-        numbers = progress.advanced(moving[0], *agreed[:2]) if moving else {}
+        numbers: dict[str, Any] = {}
+        if moving:
+            loss = agreed.loss, agreed.micro_batches, agreed.stands_out
+            numbers = progress.advanced(moving[0], *loss)
+        if agreed.stands_out:
+            return lambda: self._make_step(observation, moving, [(g, numbers) for g in moving], [])
         changes, calls = self._on_host(moves, numbers, agreed.loss)
         changes = [*((group, numbers) for group in moving), *changes]
         return lambda: self._make_step(observation, moving, changes, calls)
@@ -408,8 +467,8 @@ class DWMGrad(Optimizer, Joinable):
         decay = window.decay(common["second_moment_window"])
         changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         calls: list[_Call] = []
-        for group, own in zip(self.param_groups, moves, strict=True):
-            lr = float(group["lr"])
+        rates = map(float, rule.learning_rates(self.param_groups))
+        for group, lr, own in zip(self.param_groups, rates, moves, strict=True):
             for zero_share, states_of, buckets in own:
                 share = rule.share_after(zero_share, decay)
                 if zero_share:
@@ -536,16 +595,18 @@ class DWMGrad(Optimizer, Joinable):
             self._same_setup = True
         device = ranks.home_of(self.param_groups)
         if not self.param_groups[0]["capturable"]:
-            return ranks.agree(share, device, self.loss_group, alone)
+            agreed = ranks.agree(share, device, self.loss_group, alone)
+            stands_out = progress.stands_out(self.param_groups[0], agreed.loss)
+            return agreed._replace(stands_out=stands_out and not agreed.overflow)
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)
         self._device_window.check(self._params())
-        agreed = ranks.agree_on_device(share, device, self.loss_group, alone)
+        on_device = ranks.agree_on_device(share, device, self.loss_group, alone)
         if self._scaler is not None and not alone:  # whose scale is to stay that of the others
             found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
             for each in found.values():
-                each.copy_(agreed.overflow)
-        return agreed
+                each.copy_(on_device.overflow)
+        return on_device
 
     @torch.no_grad()
     def _shadow_step(self) -> None:
@@ -567,8 +628,11 @@ class DWMGrad(Optimizer, Joinable):
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
             common = self.param_groups[0]
-            numbers = progress.advanced(common, agreed.loss, agreed.micro_batches)
-            if common["loss_limit"] is not None and agreed.loss is not None:
+            numbers = progress.advanced(
+                common, agreed.loss, agreed.micro_batches, agreed.stands_out
+            )
+            limited = common["loss_limit"] is not None and not agreed.stands_out
+            if limited and agreed.loss is not None:
                 total = self._total(None)
                 window = progress.window_of({**common, **numbers})
                 numbers["step_limit"] = self._limit_of(float(total), window, agreed.loss)
@@ -681,6 +745,7 @@ class DWMGrad(Optimizer, Joinable):
             raise TypeError(f"params must be tensors or (name, tensor) pairs, got {params!r}")
         added = {**param_group, **{name: common[name] for name in checkpoint.COMMON}}
         arguments.check({**self.defaults, **added})
+        added["peak_lr"] = float(added.get("lr", self.defaults["lr"]))
         super().add_param_group(arguments.plain(added))
         for param in self.param_groups[-1]["params"]:
             if param.is_complex():
@@ -779,6 +844,10 @@ _NOT_JOINED = (
     "with what accelerator.prepare() returned"
 )
 _STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
+_STANDS_OUT = (
+    "a loss stands out from the recent ones: loss_guard skips this step, and others like it. "
+    "optimizer.param_groups[0]['guarded_steps'] counts them, as the Trainer's logs do"
+)
 _AT_FLOOR = (
     "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
     "step_limit holds. Set loss_floor to a number that the loss cannot reach"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rule import Window
+from .rule import Guard, Window
 
-SCHEMA = 5
+SCHEMA = 6
 PROGRESS = (
     "window",
     "last_loss",
@@ -19,16 +19,21 @@ PROGRESS = (
     "micro_batches",
     "steps",
     "step_limit",
+    "guard_mean",
+    "guard_deviation",
+    "guard_seen",
+    "guard_in_row",
+    "guarded_steps",
     "schema",
 )
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
-many steps were made, and the last `rule.step_limit` (1 without one). Plain int, float or None,
-equal in every parameter group."""
+many steps were made, the last `rule.step_limit` (1 without one), and those of `rule.Guard`. Plain
+int, float or None, equal in every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0}
+    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, **guard_numbers(Guard(0.0))}
     return {**progress_of(Window(size=initial_window)), **numbers}
 
 
@@ -51,6 +56,7 @@ def window_of(group: dict[str, Any]) -> Window:
         max_size=group["max_window"],
         signal=group["window_signal"],
         smoothing=group["loss_smoothing"],
+        floor=group["loss_floor"],
         last_loss=group["last_loss"],
         mean_loss=group["mean_loss"],
         observations=group["observations"],
@@ -58,16 +64,54 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def advanced(group: dict[str, Any], loss: float | None, micro_batches: float) -> dict[str, Any]:
+def guard_numbers(guard: Guard) -> dict[str, Any]:
+    """The guard as the plain numbers that a group holds."""
+    return {
+        "guard_mean": guard.mean,
+        "guard_deviation": guard.deviation,
+        "guard_seen": guard.seen,
+        "guard_in_row": guard.in_row,
+        "guarded_steps": guard.refused,
+    }
+
+
+def guard_of(group: dict[str, Any]) -> Guard:
+    """The guard that a group's numbers, on the host or on a device, and settings describe."""
+    return Guard(
+        threshold=group["loss_guard"],
+        mean=group["guard_mean"],
+        deviation=group["guard_deviation"],
+        seen=group["guard_seen"],
+        in_row=group["guard_in_row"],
+        refused=group["guarded_steps"],
+    )
+
+
+def stands_out(group: dict[str, Any], loss: float | None) -> bool:
+    """Whether the group's guard, where it has one, refuses the loss."""
+    return group["loss_guard"] is not None and loss is not None and guard_of(group).refuses(loss)
+
+
+def advanced(
+    group: dict[str, Any], loss: float | None, micro_batches: float, stands_out: bool = False
+) -> dict[str, Any]:
     """The group's numbers after one more step, whose loss moves the window; None holds it.
 
-    Losses of steps with unlike numbers of micro-batches are not compared: where each is divided by
-    the full number, the loss of a short step is lower for that alone.
+    A loss that stands out makes no step: only the guard sees it. Losses of steps with unlike
+    numbers of micro-batches are not compared: where each is divided by the full number, the loss of
+    a short step is lower for that alone.
     """
+    seen: dict[str, Any] = {}
+    if group["loss_guard"] is not None and loss is not None:
+        guard = guard_of(group)
+        guard.observe(loss)
+        seen = guard_numbers(guard)
+    if stands_out:
+        return seen
     window = window_of(group)
     if loss is None:
         micro_batches = group["micro_batches"]
     else:
         window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
     rest = {"micro_batches": micro_batches, "steps": group["steps"] + 1}
-    return {**progress_of(window), **rest, "step_limit": group["step_limit"]}
+    return {**progress_of(window), **rest, "step_limit": group["step_limit"], **seen}

@@ -116,6 +116,7 @@ class Agreed(NamedTuple):
     overflow: bool = False  # whether a gradient scaler of any rank gives the step up
     lacks_gradient: bool = False  # whether a rank has no gradient
     makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
+    stands_out: bool = False  # whether the optimizer's guard refuses the loss
 
     @property
     def is_refused(self) -> bool:
@@ -145,6 +146,11 @@ class AgreedOnDevice(NamedTuple):
     @property
     def is_refused(self) -> bool:
         """Never: the device knows, and nobody waits for it."""
+        return False
+
+    @property
+    def stands_out(self) -> bool:
+        """Never, for the same reason."""
         return False
 
     @property

@@ -15,6 +15,7 @@ CURVES = {
     "window": "window (steps)",
     "effective_momentum": "effective momentum",
     "step_limit": "step limit",
+    "effective_lr": "effective lr",
 }
 """Keys of a Trainer's log, and their axis labels, from top to bottom."""
 

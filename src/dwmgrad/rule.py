@@ -17,6 +17,7 @@ AdamW, and what `PAPER` lists, which is off there.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,12 +36,15 @@ NO_SHARE = 2.0**-60
 PAPER: dict[str, Any] = {
     "initial_window": 5,
     "max_window": 10,
+    "window_signal": "decrease",
     "loss_smoothing": 0.0,
     "bias_correction": False,
     "normalize_momentum": False,
     "second_moment_window": None,
+    "auto_lr": False,
     "loss_limit": None,
     "loss_floor": 0.0,
+    "loss_guard": None,
 }
 """The arguments that a preset may set, with the paper's values, which hold without one."""
 
@@ -52,8 +56,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_momentum": True,
         "second_moment_window": 500,
     },
+    "auto": {
+        "max_window": 100,
+        "window_signal": "loss",
+        "bias_correction": True,
+        "second_moment_window": 1000,
+        "auto_lr": True,
+        "loss_limit": 0.3,
+    },
 }
-"""Name: what it sets in place of the paper's values. docs/evidence.md compares it with AdamW."""
+"""Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
+AUTO_LR = 0.03
+"""The learning rate that `auto_lr` begins from: larger than any that the loss allows for long."""
+AUTO_SHARE = 0.2
+"""Of a run's steps: over so many the window of the preset auto grows, where they are known."""
+
+GUARD_WARMUP = 15
+"""Losses from which a guard learns before it refuses the first one."""
+GUARD_MEMORY = 20
+"""Losses that a guard's mean and deviation remember."""
+MOST_REFUSED = 3
+"""Losses in a row that a guard refuses; then it begins anew."""
 
 Number = Any  # a number on the host, a 0-dim tensor on a device
 
@@ -71,8 +94,9 @@ class Window:
         signal: what counts as a reason to grow. `"decrease"`: the loss fell (the paper's text; the
             first loss only shrinks the window). `"increase"`: the loss rose, the first one compared
             with 0 (the authors' CIFAR-10 and MNIST scripts). `"loss"`: the loss is positive
-            (Algorithm 1 as printed).
+            (Algorithm 1 as printed), or above its `floor`.
         smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
+        floor: a lower bound of the loss.
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         observations: how many losses have been observed.
@@ -83,6 +107,7 @@ class Window:
     max_size: int = 10
     signal: str = "decrease"
     smoothing: float = 0.0
+    floor: float = 0.0
     last_loss: Number | None = None
     mean_loss: Number | None = None
     observations: Number = 0
@@ -103,7 +128,7 @@ class Window:
         if self.smoothing:
             mean = _where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
         if self.signal == "loss":
-            grows = mean > 0
+            grows = mean > self.floor
         elif self.signal == "increase":
             grows = mean > _where(known, past, 0.0)
         else:
@@ -125,6 +150,54 @@ class Window:
     def momentum(self, base: float) -> Number:
         """The effective momentum μ = γω/δ for the base momentum γ."""
         return base * self.size / self.max_size
+
+
+@dataclass
+class Guard:
+    """Which losses stand out from the recent ones, so that their batch had better take no step.
+
+    Mean and deviation take a loss that stands out as if it were at the threshold, so that a broken
+    batch hardly moves them. After `MOST_REFUSED` such losses in a row it begins anew: the loss has
+    risen to stay.
+
+    Args:
+        threshold: at more than so many deviations above the mean, a loss stands out.
+        mean: of the recent losses.
+        deviation: of them: 1.25 times the mean absolute one, which is the standard deviation where
+            they are normally distributed.
+        seen: how many losses it has learned from.
+        in_row: how many it has refused since the last that it did not.
+        refused: how many it has refused in all.
+    """
+
+    threshold: float
+    mean: Number = 0.0
+    deviation: Number = 0.0
+    seen: Number = 0
+    in_row: Number = 0
+    refused: Number = 0
+
+    def refuses(self, loss: Number) -> Number:
+        """Whether the loss, which is finite, stands out."""
+        return (self.seen >= GUARD_WARMUP) & (loss > self._threshold_loss())
+
+    def observe(self, loss: Number, counts: Number = True) -> None:
+        """Learns from a loss; `counts` False changes nothing."""
+        refused = counts & self.refuses(loss)
+        past = _where(self.seen > 0, self.mean, loss)
+        off = _where(refused, self._threshold_loss(), loss) - past
+        weight = 1 / _within(1, self.seen + 1, GUARD_MEMORY)
+        deviation = self.deviation + weight * (1.25 * abs(off) - self.deviation)
+        in_row = _where(refused, self.in_row + 1, 0)
+        anew = in_row >= MOST_REFUSED
+        self.mean = _where(counts, past + weight * off, self.mean)
+        self.deviation = _where(counts, deviation, self.deviation)
+        self.seen = _where(counts, _where(anew, 0, self.seen + 1), self.seen)
+        self.in_row = _where(counts, _where(anew, 0, in_row), self.in_row)
+        self.refused = self.refused + refused
+
+    def _threshold_loss(self) -> Number:
+        return self.mean + self.threshold * self.deviation
 
 
 def coefficients(
@@ -168,16 +241,35 @@ def share_after(share: Number, decay: Number) -> Number:
     return _where(share > NO_SHARE, share, 0.0)
 
 
-def share_of_peak(groups: list[dict[str, Any]]) -> Number:
-    """The learning rate as a share of its peak, as torch's schedulers leave it in the groups.
+def peak_of(group: dict[str, Any]) -> Number | None:
+    """The highest learning rate of a group: what torch's schedulers say, or its first one.
 
-    1 where no scheduler says what the peak is.
+    None for groups of old checkpoints, in which no scheduler says so.
     """
+    return group.get("max_lr", group.get("initial_lr", group["peak_lr"]))
+
+
+def share_of_peak(groups: list[dict[str, Any]]) -> Number:
+    """The learning rate as a share of its peak; 1 where that is not known."""
     for group in groups:
-        peak = group.get("max_lr", group.get("initial_lr"))
+        peak = peak_of(group)
         if peak is not None:
             return _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
     return 1.0
+
+
+def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
+    """Each group's α. With `auto_lr` the groups' learning rates say only how α changes.
+
+    It is then `AUTO_LR` at the highest peak of all groups.
+    """
+    rates = [group["lr"] for group in groups]
+    if not groups[0]["auto_lr"]:
+        return rates
+    peaks = [peak_of(group) for group in groups]
+    known = [rate if peak is None else peak for rate, peak in zip(rates, peaks, strict=True)]
+    most = _within(LEAST_EPS, functools.reduce(_larger, known))
+    return [AUTO_LR * _within(0.0, rate / most, 1.0) for rate in rates]
 
 
 def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Number:
@@ -280,6 +372,12 @@ def _within(least: float, number: Number, most: float = math.inf) -> Number:
     if isinstance(number, Tensor):
         return number.clamp(least, most)
     return min(max(number, least), most)
+
+
+def _larger(one: Number, other: Number) -> Number:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return torch.maximum(*torch.broadcast_tensors(*map(torch.as_tensor, (one, other))))
+    return max(one, other)
 
 
 def _root(number: Number) -> Number:

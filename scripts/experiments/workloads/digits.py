@@ -57,13 +57,15 @@ class Sounds(TrainerWorkload):
         rows = [
             {"spectra": one, "labels": label} for one, label in zip(spectra, labels, strict=True)
         ]
+        classes = int(labels.max()) + 1
         return Job(
-            model=SoundClassifier(int(labels.max()) + 1, self.width),
+            model=SoundClassifier(classes, self.width),
             train=[row for row, out in zip(rows, held_out, strict=True) if not out],
             evaluation=[row for row, out in zip(rows, held_out, strict=True) if out],
             collate=default_collate,
             compute_metrics=_accuracy,
             score=lambda metrics: metrics["accuracy"],
+            classes=classes,
         )
 
 

@@ -89,6 +89,7 @@ class Glue(TrainerWorkload):
                 collate=collator(run.tokenizer, False, False),
                 compute_metrics=compute_metrics(run.task),
                 score=lambda metrics: metrics[run.task.main_metric],
+                classes=run.model.config.num_labels,
             )
             return train(self, job, contender, settings, seed, folder)
 

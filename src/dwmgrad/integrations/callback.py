@@ -18,8 +18,9 @@ class DWMGradCallback(TrainerCallback):
     """Adds `window`, `effective_momentum` and `window_increase_share` to every training log.
 
     The share is that of the steps since the last log whose signal was positive. With `loss_limit`
-    there is `step_limit`, too: what the last step was scaled by. Every Trainer has
-    this callback; with another optimizer it does nothing.
+    there are `step_limit`, what the last step was scaled by, and `effective_lr`; with `loss_guard`
+    there is `guarded_steps`: how many steps it has skipped. Every Trainer has this callback; with
+    another optimizer it does nothing.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class DWMGradCallback(TrainerCallback):
         if optimizer is None:
             return
         self._seen = _counts(optimizer)
+        optimizer.expect_steps(state.max_steps)
         if _groups_by_length(args):
             warnings.warn(
                 "batches are sorted by length, so the loss follows the lengths and the window "
@@ -67,6 +69,9 @@ class DWMGradCallback(TrainerCallback):
         }
         if optimizer.param_groups[0]["loss_limit"] is not None:
             numbers["step_limit"] = optimizer.param_groups[0]["step_limit"]
+            numbers["effective_lr"] = optimizer.effective_lr
+        if optimizer.param_groups[0]["loss_guard"] is not None:
+            numbers["guarded_steps"] = optimizer.param_groups[0]["guarded_steps"]
         if observations > self._seen[0]:
             share = (increases - self._seen[1]) / (observations - self._seen[0])
             numbers["window_increase_share"] = share

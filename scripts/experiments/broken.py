@@ -1,0 +1,81 @@
+"""Broken batches: some batches of a run get wrong labels, and optimizers are held to skip them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from dwmgrad.rule import Guard
+
+
+class Breaker:
+    """A collate function that gives a share of the batches wrong labels, each another class.
+
+    Which batches, and which labels, follow from the seed and the batch's number alone.
+
+    Args:
+        collate: examples to a batch with whole `labels`.
+        share: of the batches.
+        classes: how many there are.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, collate: Callable[[Any], Any], share: float, classes: int, seed: int
+    ) -> None:
+        self.collate, self.share, self.classes, self.seed = collate, share, classes, seed
+        self.made = 0
+
+    def breaks(self, batch: int) -> bool:
+        """Whether the batch of this number, from 0 on, is broken."""
+        return bool(torch.rand((), generator=self._random(batch)) < self.share)
+
+    def __call__(self, examples: Any) -> Any:
+        """The next batch."""
+        made, batch = self.collate(examples), self.made
+        self.made += 1
+        if self.breaks(batch):
+            labels: Tensor = made["labels"]
+            off = torch.randint(1, self.classes, labels.shape, generator=self._random(-1 - batch))
+            made["labels"] = (labels + off) % self.classes
+        return made
+
+    def _random(self, batch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1_000_003 * self.seed + batch)
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that skips a step whose gradient's norm stands out, by the rule of `loss_guard`.
+
+    It clips the gradients itself, as it measures them before.
+
+    Args:
+        params, options: as in AdamW.
+        guard: see `rule.Guard`.
+        max_grad_norm: to which the gradients are clipped.
+    """
+
+    def __init__(
+        self, params: Any, *, guard: float = 3.0, max_grad_norm: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(params, **options)
+        self.guard, self.max_grad_norm = Guard(guard), max_grad_norm
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """As in AdamW, or nothing."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        norm = float(clip_grad_norm_(params, self.max_grad_norm))
+        refused = self.guard.refuses(norm)
+        self.guard.observe(norm)
+        return None if refused else super().step(closure)
+
+
+def skipped_by(optimizer: Any) -> int:
+    """How many steps a guard has skipped."""
+    if isinstance(optimizer, GuardedAdamW):
+        return int(optimizer.guard.refused)
+    return optimizer.param_groups[0].get("guarded_steps", 0)
