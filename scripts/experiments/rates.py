@@ -132,7 +132,7 @@ def frame(record: Mapping[str, Any]) -> pd.DataFrame:
         for name, own in record["contenders"].items()
         for run in own["runs"]
     ]
-    runs = pd.DataFrame(rows)
+    runs = pd.DataFrame(rows, columns=None if rows else ["contender", "lr", "score"])
     runs["points"] = points(runs.score, record)
     return runs
 

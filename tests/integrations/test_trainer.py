@@ -303,7 +303,7 @@ def test_the_feed_works_without_registering(model, dataset, arguments) -> None:
     assert optimizer.param_groups[0]["observations"] == 9
 
 
-def test_the_preset_auto_needs_no_learning_rate(dataset, arguments) -> None:
+def test_the_preset_auto_needs_no_learning_rate(dataset, arguments, capsys) -> None:
     runs = []
     for settings in ({}, {"learning_rate": 1.0}):
         args = arguments(optim="dwmgrad_auto", max_steps=20, **{"learning_rate": 5e-5, **settings})
@@ -315,3 +315,6 @@ def test_the_preset_auto_needs_no_learning_rate(dataset, arguments) -> None:
     assert optimizer.param_groups[0]["max_window"] == 4, "a fifth of the steps"
     logs = [entry for entry in runs[0].state.log_history if "loss" in entry]
     assert all(0 < entry["effective_lr"] < 1 and 0 < entry["step_limit"] <= 1 for entry in logs)
+    assert "dwmgrad: the loss held back 20 of 20 steps, to 0.0" in capsys.readouterr().out
+    trainer, _ = train(tiny_roberta(), dataset, arguments(optim="dwmgrad"))
+    assert "dwmgrad:" not in capsys.readouterr().out
