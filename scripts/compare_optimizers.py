@@ -7,7 +7,8 @@
 The search is the same for all: a grid over the learning rate, then Optuna's proposals. Each then
 runs with several other seeds at its best rate, and, where the file asks for it, at one rate that is
 the same for all. Prints Markdown tables and writes one JSON; what that has of contenders that
---contenders leaves out stays in it.
+--contenders leaves out stays in it. A file with `rates` tunes nothing: every optimizer runs at
+every one of these learning rates.
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
@@ -26,7 +27,8 @@ with needs("experiments"):
     from experiments.comparison import Comparison, read_comparison
     from experiments.evidence.results import read_result
     from experiments.files import write_text
-    from experiments.runner import Failure
+    from experiments.rates import has_rates, rates_record, rates_table, read_rate_plan
+    from experiments.runner import Failure, sweep
     from experiments.table import comparison_tables
     from experiments.tuning import make_runs
 
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what `argv` (default: the command line) asks for; return what the JSON has."""
     file, values = parse(argv, __doc__, "configs/comparisons/tiny_sst2.yaml", output=OUTPUT)
     processes, output = values.pop("processes"), values.pop("output")
+    if has_rates(file):
+        return over_rates(file, values, processes, output)
     comparison = read_comparison(file, **values)
     values.pop("output_dir")
     path = Path(output or comparison.output_dir / comparison.workload.name / "comparison.json")
@@ -62,6 +66,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise
     record = save(failures)
     end(failures, comparison.output_dir)
+    return record
+
+
+def over_rates(
+    file: str, values: dict[str, Any], processes: int, output: str | None
+) -> dict[str, Any]:
+    """The second kind of plan: no tuning, and every optimizer over the same learning rates."""
+    plan = read_rate_plan(file, **values)
+    values.pop("output_dir")
+    path = Path(output or plan.output_dir / plan.workload.name / "rates.json")
+    plan.workload.check()
+    check_output(path)
+    failures: list[Failure] = []
+    try:
+        failures = sweep(sum(plan.runs().values(), []), plan.output_dir, processes)[1]
+    finally:  # after Ctrl-C, too
+        record = rates_record(plan, failures, command("compare_optimizers.py", file, values))
+        write_text(path, as_text(record) + "\n")
+        print(f"\n{rates_table(record)}\n\nsaved as {path}")
+    end(failures, plan.output_dir)
     return record
 
 

@@ -58,7 +58,7 @@ def comparison_record(
     return {
         "kind": "comparison",
         "title": comparison.title,
-        **_head(comparison.workload, found, command),
+        **head(comparison.workload, found, command),
         "plan": plan,
         "contenders": contenders,
         "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
@@ -131,7 +131,7 @@ def experiment_record(
     return {
         "kind": experiment.kind,
         "title": experiment.title,
-        **_head(experiment.workload, [each for some in found.values() for each in some], command),
+        **head(experiment.workload, [each for some in found.values() for each in some], command),
         "results": {
             label: {
                 "contender": experiment.contenders[label][0],
@@ -162,7 +162,8 @@ def full_results(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:
+def head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:
+    """What every record says of its workload, and of where its runs were made."""
     return {
         "workload": workload.name,
         "metric": workload.metric,
@@ -179,7 +180,8 @@ def _distinct(records: Sequence[Any]) -> list[Any]:
     return [each for n, each in enumerate(records) if each and each not in records[:n]]
 
 
-def _run(result: Result, *curves: str) -> dict[str, Any]:
+def run_record(result: Result, *curves: str) -> dict[str, Any]:
+    """A run, with these of its `CURVES`, and its scores."""
     return {
         "lr": result["settings"]["lr"],
         "seed": result["seed"],
@@ -198,12 +200,12 @@ def _run(result: Result, *curves: str) -> dict[str, Any]:
 
 def _of_part(result: Result, part: str, comparison: Comparison) -> dict[str, Any]:
     if part in ("seeds", "shared"):
-        return _run(result, "losses")
-    return {**_run(result), "tuned_by": told(result, comparison)}
+        return run_record(result, "losses")
+    return {**run_record(result), "tuned_by": told(result, comparison)}
 
 
 def _run_with_window(result: Result) -> dict[str, Any]:
-    run = _run(result, "losses", "windows")
+    run = run_record(result, "losses", "windows")
     if not run["windows"]:
         del run["windows"]
     for name in ("increases", "signal_noise"):

@@ -44,6 +44,8 @@ class Contender:
         decoupled: `weight_decay` shrinks the weights as in AdamW; else it is added to the
             gradient (L2).
         clips: it clips the gradients itself.
+        rateless: it needs no learning rate.
+        needs_loss: the loop writes each step's loss into its `loss`.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Contender:
     schedule_free: bool = False
     decoupled: bool = False
     clips: bool = False
+    rateless: bool = False
+    needs_loss: bool = False
 
     @property
     def rule(self) -> int | None:
@@ -114,6 +118,18 @@ def _limit_form() -> type[Optimizer]:
     return LimitForm
 
 
+def _prodigy() -> type[Optimizer]:
+    from prodigyopt import Prodigy
+
+    return Prodigy
+
+
+def _momo() -> type[Optimizer]:
+    from experiments.momo import MomoAdam
+
+    return MomoAdam
+
+
 def _guarded_adamw() -> type[Optimizer]:
     from experiments.broken import GuardedAdamW
 
@@ -130,13 +146,6 @@ CONTENDERS = {
             "DWMGrad, preset finetune",
             fixed={"preset": "finetune"},
             defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
-        ),
-        _dwmgrad(
-            "dwmgrad-auto",
-            "DWMGrad, preset auto",
-            fixed={"preset": "auto"},
-            # the window follows the length of the run where it is not given
-            defaults={n: v for n, v in PRESETS["auto"].items() if n != "max_window"},
         ),
         *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
         Contender(
@@ -174,9 +183,17 @@ CONTENDERS = {
     )
 }
 
-FORMS = {
+OTHERS = {
     contender.name: contender
     for contender in (
+        _dwmgrad(
+            "dwmgrad-auto",
+            "DWMGrad, preset auto",
+            fixed={"preset": "auto"},
+            # the window follows the length of the run where it is not given
+            defaults={n: v for n, v in PRESETS["auto"].items() if n != "max_window"},
+            rateless=True,
+        ),
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
         Contender(
             "adamw-guarded",
@@ -187,9 +204,26 @@ FORMS = {
             decoupled=True,
             clips=True,
         ),
+        Contender(
+            "adamw-control",
+            "AdamW, betas 0.6 and 0.998",
+            lambda: torch.optim.AdamW,
+            search=(1e-4, 3e-2),
+            fixed={**_FUSED, "betas": (0.6, 0.998)},
+            decoupled=True,
+        ),
+        Contender(
+            "momo-adam", "MoMo-Adam", _momo, search=(1e-4, 1e-1), decoupled=True, needs_loss=True
+        ),
+        Contender("prodigy", "Prodigy", _prodigy, search=(1.0, 1.0), decoupled=True, rateless=True),
     )
 }
-"""Forms under study: they are in no comparison."""
+"""What a file has to name: a comparison of all leaves them out."""
+
+
+def every_contender() -> dict[str, Contender]:
+    """All by their names."""
+    return CONTENDERS | OTHERS
 
 
 def get_contender(name: str) -> Contender:
@@ -198,9 +232,8 @@ def get_contender(name: str) -> Contender:
     Raises:
         UsageError: there is none; the message lists them all.
     """
-    every = CONTENDERS | FORMS
-    choose("contender", name, every)
-    return every[name]
+    choose("contender", name, every_contender())
+    return every_contender()[name]
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> None:

@@ -43,6 +43,8 @@ def run_loop(
         optimizer.zero_grad()
         loss = loss_of()
         loss.backward()
+        if rule.needs_loss:
+            optimizer.loss = loss.detach()
         optimizer.step(**({"loss": loss} if isinstance(optimizer, DWMGrad) else {}))
         scheduler.step()
         seconds += time.perf_counter() - started

@@ -18,10 +18,14 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Label: the results of its seeds."""
 
 # the same everywhere, whoever takes part: those that are judged stand out from the others
-_STRONG = {"adamw": "black", "dwmgrad-finetune": "tab:red", "dwmgrad-decrease": "tab:blue"}
+_STRONG = {
+    **{"adamw": "black", "dwmgrad-finetune": "tab:red", "dwmgrad-decrease": "tab:blue"},
+    "dwmgrad-auto": "tab:orange",
+}
 _FAINT = {
     **{"dwmgrad-increase": "tab:cyan", "dwmgrad-loss": "tab:purple", "adam": "tab:gray"},
     **{"sgd": "tab:olive", "rmsprop": "tab:brown", "schedule-free-adamw": "tab:green"},
+    **{"adamw-control": "tab:gray", "momo-adam": "tab:purple", "prodigy": "tab:pink"},
 }
 
 
@@ -131,6 +135,32 @@ def comparison_curves(measured: Any, path: Path) -> Path | None:
     lines.sort(key=lambda line: line.get_linestyle() != "-")  # contenders, then the dashed mark
     figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return _save(figure, path, measured.title, 110)
+
+
+def rate_curves(runs: pd.DataFrame, record: Mapping[str, Any], path: Path) -> Path:
+    """Mean scores over the learning rates, a line an optimizer; `runs`: see `rates.frame`."""
+    figure = _figure(8, 4.4)
+    axis = figure.subplots()
+    factor = 100 if record["metric"] in SHARES else 1
+    rates = runs.lr[~runs.rateless]
+    for name, own in runs.groupby("contender", sort=False):
+        means = factor * own.groupby("lr").score.mean()
+        if own.rateless.iloc[0]:
+            means = pd.Series([means.iloc[0]] * 2, [rates.min(), rates.max()])
+        style = {"color": _STRONG[name], "linewidth": 2.2, "zorder": 3} if name in _STRONG else {}
+        style = style or {"color": _FAINT.get(str(name)), "linewidth": 1.1, "zorder": 2}
+        form = "--" if own.rateless.iloc[0] else "o-"
+        axis.plot(means.index, means, form, markersize=4, label=own.title.iloc[0], **style)
+    axis.set_xscale("log")
+    if not record["higher_is_better"]:
+        axis.set_yscale("log")
+    axis.set(
+        xlabel="learning rate", ylabel=score_head(record["metric"], record["higher_is_better"])
+    )
+    axis.grid(alpha=0.3)
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return _save(figure, path, record["title"], 110)
 
 
 def _rates(axis: Any, measured: Any, styles: Mapping[str, Mapping[str, Any]]) -> None:

@@ -45,11 +45,11 @@ class Recorder:
             self.diverged = True
             return False
         self.losses.append(loss)
-        if skipped_by(_innermost(optimizer)) > len(self.skipped):
+        if skipped_by(innermost(optimizer)) > len(self.skipped):
             self.skipped.append(len(self.losses))
         step, every = len(self.losses), max(1, self.steps // POINTS)
         point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-every:])}
-        optimizer = _innermost(optimizer)
+        optimizer = innermost(optimizer)
         if isinstance(optimizer, DWMGrad):
             self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]
@@ -115,7 +115,7 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
     return wrong / len(steps)
 
 
-def _innermost(optimizer: Any) -> Any:
+def innermost(optimizer: Any) -> Any:
     """What Accelerate has wrapped."""
     while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer

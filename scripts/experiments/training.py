@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from experiments.broken import Breaker
 from experiments.contenders import Contender, get_contender
-from experiments.recording import Recorder
+from experiments.recording import Recorder, innermost
 from experiments.workload import Job, TrainerWorkload
 
 SAVE_STEPS = 1000
@@ -128,6 +128,8 @@ class _Trainer(WholeCheckpointTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self.loss = super().training_step(*args, **kwargs).detach()
+        if self.rule.needs_loss:
+            innermost(self.optimizer).loss = self.loss
         return self.loss
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from .state import ZERO_SHARE, share_of, stochastic_state
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
 _COUNTS = ("window", "observations", "increases", "steps", *_GUARD_COUNTS)
-_MEASURES = ("micro_batches", "step_limit", "guard_mean", "guard_deviation")
+_MEASURES = ("micro_batches", "step_limit", "effective_lr", "guard_mean", "guard_deviation")
 _NUMBERS = (*_LOSSES, *_COUNTS, *_MEASURES)
 
 
@@ -167,6 +167,8 @@ class DeviceWindow:
             fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
             limit = torch.where(counts, fresh, limit)
+            effective = rule.effective_lr(groups[0], window, rates[0] * limit)
+            now["effective_lr"] = torch.where(happens, effective, now["effective_lr"])
         now |= progress_of(window)
         now |= {"micro_batches": count, "steps": steps, "step_limit": limit}
         self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))

@@ -18,9 +18,14 @@ from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
-_SINCE_6 = {"auto_lr": False, "loss_guard": None, "peak_lr": None, **guard_numbers(Guard(0.0))}
+_SINCE_6 = {
+    **{"auto_lr": False, "loss_guard": None, "peak_lr": None, "effective_lr": 0.0},
+    **guard_numbers(Guard(0.0)),
+}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
+_LENGTH = ("max_window",)
+"""What follows the length of the run where nothing else is asked for."""
 COMMON = (*arguments.SHARED, *PROGRESS)
 """What is equal in all parameter groups."""
 
@@ -73,7 +78,8 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
     _refuse_shared({key: state[key] for key in params if key in state})
     _tell_of_lost_state(groups, state, params)
-    _tell_of_differences(groups, saved, own_groups)
+    past = _LENGTH if getattr(optimizer, "_follows_length", False) else ()
+    _tell_of_differences(groups, saved, own_groups, (*_OWN, *past))
     return {**state_dict, "param_groups": groups, "state": state}
 
 
@@ -182,6 +188,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     _check_number("steps", group["steps"], 0, most, whole=True)
     _check_number("micro_batches", group["micro_batches"], 0)
     _check_number("step_limit", group["step_limit"], 0, 1)
+    _check_number("effective_lr", group["effective_lr"], 0)
     _check_number("guard_mean", group["guard_mean"])
     _check_number("guard_deviation", group["guard_deviation"], 0)
     for name in ("guard_seen", "guard_in_row", "guarded_steps"):
@@ -221,13 +228,15 @@ def _tell_of_lost_state(
         )
 
 
-def _tell_of_differences(groups: list[Any], saved: list[Any], own: list[dict[str, Any]]) -> None:
+def _tell_of_differences(
+    groups: list[Any], saved: list[Any], own: list[dict[str, Any]], but: tuple[str, ...]
+) -> None:
     """One warning that names each setting in which the optimizer and the state dict differ."""
     found: dict[str, str] = {}
     for group, old, current in zip(groups, saved, own, strict=True):
         for name in arguments.SETTINGS:
             theirs, ours = old.get(name, group[name]), current[name]
-            if theirs != ours and name not in found and name not in _OWN:
+            if theirs != ours and name not in found and name not in but:
                 wins = "the optimizer's" if group[name] == ours else "the state dict's"
                 found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
     if found:

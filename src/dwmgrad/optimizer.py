@@ -243,15 +243,9 @@ class DWMGrad(Optimizer, Joinable):
 
     @property
     def effective_lr(self) -> float:
-        """What AdamW's learning rate would be: the total effect of a gradient of the usual size.
-
-        Of the first parameter group, at the last step, with `step_limit` in it.
-        """
+        """What AdamW's learning rate would be: see `rule.effective_lr`. 0 without `loss_limit`."""
         self._read_device()
-        group = self.param_groups[0]
-        window, lr = progress.window_of(group), float(rule.learning_rates(self.param_groups)[0])
-        step_size, _, momentum, *_ = rule.coefficients(group, window, lr, 0.0)
-        return abs(step_size) / (1 - momentum) * group["step_limit"]
+        return self.param_groups[0]["effective_lr"]
 
     @property
     def last_loss(self) -> float | None:
@@ -478,7 +472,8 @@ class DWMGrad(Optimizer, Joinable):
                 noise = numbers.get("steps", group["steps"])
                 calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
-            numbers["step_limit"] = limit = self._step_limit(calls, window, loss)
+            limit = self._step_limit(calls, window, loss)
+            numbers |= self._limited(window, limit)
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
@@ -514,6 +509,12 @@ class DWMGrad(Optimizer, Joinable):
         common = self.param_groups[0]
         schedule = float(rule.share_of_peak(self.param_groups))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
+
+    def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
+        """The groups' numbers of a step limit."""
+        lr = limit * float(rule.learning_rates(self.param_groups)[0])
+        effective = rule.effective_lr(self.param_groups[0], window, lr)
+        return {"step_limit": limit, "effective_lr": effective}
 
     def _make_step(
         self,
@@ -635,7 +636,8 @@ class DWMGrad(Optimizer, Joinable):
             if limited and agreed.loss is not None:
                 total = self._total(None)
                 window = progress.window_of({**common, **numbers})
-                numbers["step_limit"] = self._limit_of(float(total), window, agreed.loss)
+                limit = self._limit_of(float(total), window, agreed.loss)
+                numbers |= self._limited(window, limit)
             for group in self.param_groups:
                 group.update(numbers)
 
@@ -805,7 +807,7 @@ class DWMGrad(Optimizer, Joinable):
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
             self.loss_group = None
-            self._same_setup = self._has_stepped_alone = False
+            self._same_setup = self._has_stepped_alone = self._follows_length = False
             self._be_known()
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)

@@ -19,6 +19,7 @@ PROGRESS = (
     "micro_batches",
     "steps",
     "step_limit",
+    "effective_lr",
     "guard_mean",
     "guard_deviation",
     "guard_seen",
@@ -27,14 +28,14 @@ PROGRESS = (
     "schema",
 )
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
-many steps were made, the last `rule.step_limit` (1 without one), and those of `rule.Guard`. Plain
-int, float or None, equal in every parameter group."""
+many steps were made, the last `rule.step_limit` (1 without one) and `rule.effective_lr` (0 without
+one), and those of `rule.Guard`. Plain int, float or None, equal in every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, **guard_numbers(Guard(0.0))}
-    return {**progress_of(Window(size=initial_window)), **numbers}
+    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
+    return {**progress_of(Window(size=initial_window)), **numbers, **guard_numbers(Guard(0.0))}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
@@ -114,4 +115,5 @@ def advanced(
     else:
         window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
     rest = {"micro_batches": micro_batches, "steps": group["steps"] + 1}
-    return {**progress_of(window), **rest, "step_limit": group["step_limit"], **seen}
+    rest |= {name: group[name] for name in ("step_limit", "effective_lr")}
+    return {**progress_of(window), **rest, **seen}

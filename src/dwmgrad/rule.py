@@ -281,6 +281,12 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
     return abs(step_size) / (1 - momentum) * norm
 
 
+def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
+    """The total effect of a gradient of the usual size, which is AdamW's learning rate there."""
+    step_size, _, momentum, *_ = coefficients(group, window, lr, 0.0)
+    return abs(step_size) / (1 - momentum)
+
+
 def step_limit(
     group: dict[str, Any],
     window: Window,

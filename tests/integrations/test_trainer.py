@@ -301,3 +301,20 @@ def test_the_feed_works_without_registering(model, dataset, arguments) -> None:
     trainer = Trainer(model, args, train_dataset=dataset, optimizers=(optimizer, None))
     trainer.train()
     assert optimizer.param_groups[0]["observations"] == 9
+
+
+def test_the_preset_auto_needs_no_learning_rate(dataset, arguments, capsys) -> None:
+    runs = []
+    for settings in ({}, {"learning_rate": 1.0}):
+        args = arguments(optim="dwmgrad_auto", max_steps=20, **{"learning_rate": 5e-5, **settings})
+        trainer, _ = train(tiny_roberta(), dataset, args)
+        runs.append(trainer)
+    for one, other in zip(*map(parameters, runs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    optimizer = innermost(runs[0].optimizer)
+    assert optimizer.param_groups[0]["max_window"] == 4, "a fifth of the steps"
+    logs = [entry for entry in runs[0].state.log_history if "loss" in entry]
+    assert all(0 < entry["effective_lr"] < 1 and 0 < entry["step_limit"] <= 1 for entry in logs)
+    assert "dwmgrad: the loss held back 20 of 20 steps, to 0.0" in capsys.readouterr().out
+    trainer, _ = train(tiny_roberta(), dataset, arguments(optim="dwmgrad"))
+    assert "dwmgrad:" not in capsys.readouterr().out

@@ -25,6 +25,7 @@ class DWMGradCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._seen = (0, 0)
+        self._limits: list[tuple[float, float]] = []  # step_limit and effective_lr of each step
         self._asked: bool | None = None  # None: whatever the arguments' `optim` says
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -49,7 +50,7 @@ class DWMGradCallback(TrainerCallback):
             )
         if optimizer is None:
             return
-        self._seen = _counts(optimizer)
+        self._seen, self._limits = _counts(optimizer), []
         optimizer.expect_steps(state.max_steps)
         if _groups_by_length(args):
             warnings.warn(
@@ -57,6 +58,25 @@ class DWMGradCallback(TrainerCallback):
                 "goes to its bounds: train DWMGrad on batches in random order",
                 stacklevel=2,
             )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = dwmgrad_in(kwargs.get("optimizer"))
+        if optimizer is None:
+            return
+        group = optimizer.param_groups[0]
+        if group["loss_limit"] is not None and not group["capturable"]:  # which would have to wait
+            self._limits.append((group["step_limit"], group["effective_lr"]))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._limits or not state.is_world_process_zero:
+            return
+        limits, rates = zip(*self._limits, strict=True)
+        held = [limit for limit in limits if limit < 1]
+        mean = sum(held) / len(held) if held else 1.0
+        print(
+            f"dwmgrad: the loss held back {len(held)} of {len(limits)} steps, to {mean:.2g} of "
+            f"their size in the mean; the effective_lr was at most {max(rates):.2g}"
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         optimizer = dwmgrad_in(kwargs.get("optimizer"))

@@ -1,0 +1,243 @@
+"""The preset `auto`: no learning rate; the loss sets the size of the step."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dwmgrad import DWMGrad
+from dwmgrad.rule import AUTO_LR, PRESETS
+
+SIZES = (3, 300, 5000)
+FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+C = PRESETS["auto"]["loss_limit"]
+
+
+def gradients(step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(size, generator=generator) * (1 + step % 3) for size in SIZES]
+
+
+def loss_of(step: int) -> float:
+    return 3.0 - 0.05 * step + 0.1 * (step % 3)
+
+
+def optimizer_of(lr: float = 1e-3, **settings: Any) -> DWMGrad:
+    params = [torch.nn.Parameter(torch.linspace(-1, 1, size)) for size in SIZES]
+    return DWMGrad(params, lr=lr, preset="auto", **settings)
+
+
+def params_of(optimizer: DWMGrad) -> list[torch.Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def train(
+    optimizer: DWMGrad,
+    steps: range,
+    lr_of: Callable[[int], float] | None = None,
+    scheduler: Any = None,
+    loss_of: Callable[[int], float] = loss_of,
+) -> list[float]:
+    """The effective learning rates of the steps."""
+    found = []
+    for step in steps:
+        if lr_of is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = lr_of(step)
+        for param, grad in zip(params_of(optimizer), gradients(step), strict=True):
+            param.grad = grad
+        optimizer.step(loss=loss_of(step))
+        found.append(optimizer.effective_lr)
+        if scheduler is not None:
+            scheduler.step()
+    return found
+
+
+def are_equal(one: DWMGrad, other: DWMGrad) -> bool:
+    return all(map(torch.equal, params_of(one), params_of(other)))
+
+
+def oracle(steps: int, decay: float, floor: float) -> tuple[list[np.ndarray], list[float]]:
+    """Parameters and effective learning rates, from the sentences of the docs alone."""
+    theta = [np.linspace(-1, 1, size) for size in SIZES]
+    v, s = ([np.zeros(size) for size in SIZES] for _ in range(2))
+    window, rates = 5, []
+    for step in range(steps):
+        window = min(window + 1, 100)
+        g = [each.double().numpy() for each in gradients(step)]
+        s = [0.999 * si + 0.001 * gi**2 for si, gi in zip(s, g, strict=True)]
+        roots = [np.sqrt(si / (1 - 0.999 ** (step + 1))) + 1e-8 for si in s]
+        mu = 0.9 * window / 100
+        q = sum((gi**2 / root).sum() for gi, root in zip(g, roots, strict=True)) / (1 - mu)
+        alpha = min(0.03, C * window / 100 * (loss_of(step) - floor) / q)
+        rates.append(alpha / (1 - mu))
+        for i in range(len(SIZES)):
+            v[i] = mu * v[i] + alpha * g[i] / roots[i]
+            theta[i] = theta[i] * (1 - alpha * decay) - v[i]
+    return theta, rates
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"fused": False}, {"foreach": True}, {"capturable": True}],
+    ids=["native", "loop", "foreach", "capturable"],
+)
+@pytest.mark.parametrize("floor", [0.0, -100.0])
+def test_it_is_the_rule(form: dict, floor: float) -> None:
+    optimizer = optimizer_of(weight_decay=0.1, loss_floor=floor, **form)
+    rates = train(optimizer, range(40))
+    expected, expected_rates = oracle(40, 0.1, floor)
+    assert rates == pytest.approx(expected_rates, rel=1e-5)
+    for param, theta in zip(params_of(optimizer), expected, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), theta, rtol=1e-4, atol=1e-6)
+
+
+@FORMS
+def test_the_learning_rate_does_not_matter(form: dict) -> None:
+    first, *others = runs = [optimizer_of(lr, **form) for lr in (5e-5, 1e-3, 3.0)]
+    for optimizer in runs:
+        train(optimizer, range(20))
+    assert all(are_equal(first, other) for other in others)
+
+
+@FORMS
+def test_a_scheduler_gives_the_shape(form: dict) -> None:
+    plain, scheduled = optimizer_of(**form), optimizer_of(**form)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 1 - step / 20)
+    rates, decayed = train(plain, range(20)), train(scheduled, range(20), scheduler=scheduler)
+    assert decayed == pytest.approx([r * (1 - i / 20) for i, r in enumerate(rates)], rel=1e-5)
+    assert scheduled.param_groups[0]["lr"] == 0
+
+
+@FORMS
+def test_a_loop_that_writes_lr_gives_the_same_shape(form: dict) -> None:
+    """As in nanoGPT: the peak is the lr that the optimizer was made with."""
+    scheduled, written = optimizer_of(1e-3, **form), optimizer_of(1e-3, **form)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 1 - step / 20)
+    train(scheduled, range(20), scheduler=scheduler)
+    train(written, range(20), lr_of=lambda step: 1e-3 * (1 - step / 20))
+    assert are_equal(scheduled, written)
+
+
+@FORMS
+def test_one_cycle_gives_the_shape(form: dict) -> None:
+    optimizer = optimizer_of(1e-3, **form)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.5, total_steps=20, cycle_momentum=False
+    )
+    rates = train(optimizer, range(19), scheduler=scheduler)
+    plain = train(optimizer_of(1e-3, **form), range(19))
+    shares = [rate / full for rate, full in zip(rates, plain, strict=True)]
+    assert max(shares) == pytest.approx(1, rel=1e-3)
+    assert shares[0] == pytest.approx(1 / 25, rel=1e-3)
+
+
+@FORMS
+def test_groups_keep_their_ratio(form: dict) -> None:
+    params = [torch.nn.Parameter(torch.zeros(size)) for size in (400, 400)]
+    groups = [{"params": params[:1], "lr": 1e-3}, {"params": params[1:], "lr": 1e-4}]
+    optimizer = DWMGrad(groups, preset="auto", **form)
+    for param in params:
+        param.grad = torch.ones(400)
+    optimizer.step(loss=1.0)
+    assert float(params[0][0]) == pytest.approx(10 * float(params[1][0]), rel=1e-5)
+
+
+@FORMS
+@pytest.mark.parametrize("loss", [1e30, 1.0])
+def test_no_step_is_longer_than_its_bound(loss: float, form: dict) -> None:
+    """However large the loss and however small the gradients."""
+    optimizer = optimizer_of(**form)
+    before = [param.detach().clone() for param in params_of(optimizer)]
+    for param, grad in zip(params_of(optimizer), gradients(0), strict=True):
+        param.grad = grad * 1e-6
+    optimizer.step(loss=loss)
+    for param, old in zip(params_of(optimizer), before, strict=True):
+        assert float((param - old).abs().max()) <= AUTO_LR * 1.0001
+
+
+@FORMS
+def test_losses_at_the_floor_hold_the_step_and_say_so(form: dict) -> None:
+    optimizer = optimizer_of(**form)
+    train(optimizer, range(5))
+    limit = optimizer.state_dict()["param_groups"][0]["step_limit"]
+    with pytest.warns(UserWarning, match="loss_floor=0.0, or below"):
+        train(optimizer, range(5, 9), loss_of=lambda step: -1.0)
+        assert optimizer.state_dict()["param_groups"][0]["step_limit"] == limit
+    below = optimizer_of(loss_floor=-10.0, **form)
+    train(below, range(9), loss_of=lambda step: -1.0 - 0.1 * step)
+    assert below.window == 14, "with a floor below them, negative losses are losses"
+
+
+@FORMS
+def test_one_loss_of_a_hundred_times_does_no_harm(form: dict) -> None:
+    """Its gradients are as much larger, so that the step is hardly longer."""
+    optimizer = optimizer_of(**form)
+    rates = train(optimizer, range(30))
+    for param, grad in zip(params_of(optimizer), gradients(30), strict=True):
+        param.grad = 100 * grad
+    optimizer.step(loss=100 * loss_of(30))
+    assert optimizer.effective_lr < 2 * max(rates)
+
+
+@FORMS
+def test_a_resumed_run_is_the_run(form: dict) -> None:
+    whole, part = optimizer_of(**form), optimizer_of(**form)
+    for optimizer in (whole, part):
+        optimizer.expect_steps(100)
+    train(whole, range(20), lr_of=lambda step: 1e-3 * (1 - step / 40))
+    train(part, range(7), lr_of=lambda step: 1e-3 * (1 - step / 40))
+    resumed = optimizer_of(0.5, **form)
+    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+    resumed.expect_steps(5)  # too late: the run has begun
+    with torch.no_grad():
+        for ours, theirs in zip(params_of(resumed), params_of(part), strict=True):
+            ours.copy_(theirs)
+    train(resumed, range(7, 20), lr_of=lambda step: 1e-3 * (1 - step / 40))
+    assert are_equal(whole, resumed)
+
+
+def test_the_window_follows_the_length_of_the_run() -> None:
+    optimizer = optimizer_of()
+    optimizer.expect_steps(1000)
+    assert (optimizer.window, optimizer.param_groups[0]["max_window"]) == (10, 200)
+    optimizer.expect_steps(2)
+    assert (optimizer.window, optimizer.param_groups[0]["max_window"]) == (1, 1)
+    train(optimizer, range(1))
+    optimizer.expect_steps(1000)
+    assert optimizer.param_groups[0]["max_window"] == 1
+    for other in (
+        optimizer_of(max_window=50),
+        DWMGrad([torch.nn.Parameter(torch.zeros(1))], preset="finetune"),
+        pickle.loads(pickle.dumps(optimizer_of())),
+    ):
+        before = other.param_groups[0]["max_window"]
+        other.expect_steps(1000)
+        assert other.param_groups[0]["max_window"] == before
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "10", True])
+def test_a_length_that_is_none_is_refused(steps: Any) -> None:
+    optimizer = optimizer_of()
+    with pytest.raises((TypeError, ValueError), match="steps must be"):
+        optimizer.expect_steps(steps)
+    assert optimizer.param_groups[0]["max_window"] == 100
+
+
+def test_checkpoints_before_it_had_no_peak() -> None:
+    optimizer = optimizer_of()
+    train(optimizer, range(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group["peak_lr"] = None
+    optimizer.load_state_dict(saved)
+    train(optimizer, range(3, 5))
+    saved["param_groups"][0]["peak_lr"] = "high"
+    with pytest.raises(TypeError, match="peak_lr must be a number or None"):
+        optimizer.load_state_dict(saved)
