@@ -159,6 +159,12 @@ class TrainerWorkload(Workload):
     batch_size: int
     broken: float = 0.0
 
+    def description(self) -> dict[str, Any]:
+        values = super().description()
+        if not values["broken"]:  # such runs are those of before there was this field
+            del values["broken"]
+        return values
+
     @property
     def evaluations(self) -> int:
         """How often the score is taken, evenly spread; the last is at the end."""

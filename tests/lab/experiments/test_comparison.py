@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiments.compact import as_text, comparison_record, without_folders
+from experiments.compact import as_text, check_same_plan, comparison_record, without_folders
 from experiments.comparison import Comparison, read_comparison
 from experiments.runner import run_once
 from experiments.tuning import make_runs, missing, search
@@ -424,3 +424,12 @@ def test_mistakes_in_a_file_are_one_line(old, new, message, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         read_comparison(write(tmp_path, VALLEY.replace(old, new)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cora", "digits", "cifar10_brief", "tiny_sst2", "language"])
+def test_committed_runs_are_those_of_today(name: str) -> None:
+    """A new field of a workload must not make other runs of the same ones."""
+    plan = ROOT / "configs" / "comparisons" / f"{name}.yaml"
+    record = ROOT / "docs" / "results" / f"comparison-{name.replace('_', '-')}.json"
+    comparison = read_comparison(plan, contenders=["adamw"])
+    check_same_plan(json.loads(record.read_text("utf-8")), comparison)
