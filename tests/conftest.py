@@ -27,6 +27,7 @@ HOSTS = {
     "test_ddp.py",
     "test_distributed.py",
     "test_fsdp2.py",
+    "test_groups.py",
     "test_import.py",
     "test_package.py",
     "test_ranks_apart.py",

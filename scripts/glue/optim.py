@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from dwmgrad import param_groups
 from glue.errors import UsageError
 
 _NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
@@ -34,7 +35,7 @@ def check_optimizer(training: TrainingArguments) -> None:
 
 
 def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that the Trainer would build; biases and norms (1-D) do not decay.
+    """The optimizer that the Trainer would build.
 
     Raises:
         UsageError: an optimizer that only the Trainer can build.
@@ -42,10 +43,4 @@ def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Opti
     kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
         raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return kind(groups, **options)
+    return kind(param_groups(model, training.weight_decay), **options)
