@@ -15,10 +15,12 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("glue"):
+    import torch
     from glue.bare import is_of_bare_loop
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
     from glue.metrics import compute_metrics
+    from glue.optim import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
@@ -45,7 +47,8 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    trainer = WholeCheckpointTrainer(
+    trainer = GlueTrainer(
+        loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
         model=run.model,
         args=training,
         train_dataset=run.train if training.do_train else None,
@@ -75,6 +78,19 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
     return results
+
+
+class GlueTrainer(WholeCheckpointTrainer):
+    """The Trainer, with LoRA+."""
+
+    def __init__(self, *, loraplus_lr_ratio: float | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            self.optimizer = build_optimizer(self.model, self.args, self.loraplus_lr_ratio)
+        return super().create_optimizer(*model)
 
 
 class AtItsEnd(Exception):

@@ -106,7 +106,7 @@ class Loop:
         self.sampler = train_sampler(data, training, accelerator.num_processes)
         self.model, self.optimizer, self.batches = accelerator.prepare(
             self.model,
-            build_optimizer(self.model, training),
+            build_optimizer(self.model, training, self.args.lora.loraplus_lr_ratio),
             loader(data, training, self.collate, self.sampler),
         )
         self.per_epoch = math.ceil(len(self.batches) / training.gradient_accumulation_steps)

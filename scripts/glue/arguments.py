@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -80,7 +80,19 @@ class LoraArguments:
     lora_alpha: int = _argument(16, "The adapter's scale: its output times alpha / r.")
     lora_dropout: float = _argument(0.0, "Dropout before the adapter.")
     lora_target_modules: list[str] | None = _argument(
-        None, "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."
+        None,
+        "Modules that get an adapter: names, or all-linear, or one regular expression of the "
+        "whole path. Default: peft's (RoBERTa: query, value).",
+    )
+    lora_modules_to_save: list[str] | None = _argument(
+        None, "Modules that are trained in full, beside the classifier."
+    )
+    lora_init_weights: Literal["true", "false", "gaussian", "olora", "orthogonal", "pissa"] = (
+        _argument("true", "How the adapter starts: peft's init_lora_weights.")
+    )
+    lora_use_rslora: bool = _argument(False, "rsLoRA: the output times alpha / sqrt(r).")
+    loraplus_lr_ratio: float | None = _argument(
+        None, "LoRA+: the learning rate of the adapter's B is so many times that of A."
     )
     use_dora: bool = _argument(False, "DoRA in place of plain LoRA.")
     adapter_name_or_path: str | None = _argument(

@@ -34,13 +34,23 @@ def check_optimizer(training: TrainingArguments) -> None:
         raise UsageError(f"--optim {name}{args}: {error}") from error
 
 
-def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that the Trainer would build.
+def build_optimizer(
+    model: Any, training: TrainingArguments, loraplus_lr_ratio: float | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would build, or LoRA+'s with that ratio.
 
     Raises:
         UsageError: an optimizer that only the Trainer can build.
     """
     kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
-        raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
-    return kind(param_groups(model, training.weight_decay), **options)
+        raise UsageError(
+            f"--optim {training.optim}: only run_glue.py (the Trainer) can build it, without "
+            "--loraplus_lr_ratio"
+        )
+    if loraplus_lr_ratio is None:
+        return kind(param_groups(model, training.weight_decay), **options)
+    from peft.optimizers import create_loraplus_optimizer
+
+    options |= {"loraplus_weight_decay": training.weight_decay}
+    return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=loraplus_lr_ratio, **options)
