@@ -1,4 +1,4 @@
-"""Fine-tune a model on a GLUE task with a bare Accelerate loop, to read and to change.
+"""Fine-tune a model on GLUE or one's own data with a bare Accelerate loop, to read and to change.
 
     python scripts/run_glue_no_trainer.py configs/demo.yaml
     accelerate launch scripts/run_glue_no_trainer.py configs/glue/mrpc.yaml \\

@@ -57,6 +57,25 @@ class DataArguments:
         "Use the real SST-2 sample inside the package (no network). Without a model argument "
         "also the small RoBERTa, with random weights, and the tokenizer there.",
     )
+    train_file: str | None = _argument(
+        None, "One's own training data: .csv, .tsv, .jsonl, .json or .parquet."
+    )
+    validation_file: str | None = _argument(None, "One's own data to evaluate on.")
+    test_file: str | None = _argument(None, "One's own data to predict; it needs no labels.")
+    dataset_name: str | None = _argument(
+        None, "A data set on the hub, or a folder: whatever datasets.load_dataset takes."
+    )
+    dataset_config_name: str | None = _argument(None, "The data set's configuration.")
+    train_split_name: str = _argument("train", "The data set's split, or a part: train[:90%%].")
+    validation_split_name: str = _argument("validation", "As above: train[90%%:].")
+    test_split_name: str = _argument("test", "As above.")
+    text_column_name: list[str] | None = _argument(
+        None, "One text column of one's own data, or two for pairs. Default: the only one."
+    )
+    label_column_name: str = _argument("label", "The column of one's own data with the labels.")
+    do_regression: bool | None = _argument(
+        None, "Take one's own labels for scores. Default: numbers of which not all are whole."
+    )
     max_seq_length: int = _argument(128, "Longer inputs are cut to this number of tokens.")
     pad_to_max_length: bool = _argument(
         False, "Pad every input to --max_seq_length, not to the batch's longest."
