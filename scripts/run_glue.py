@@ -1,4 +1,4 @@
-"""Fine-tune a model on a GLUE task with the Hugging Face Trainer.
+"""Fine-tune a model on GLUE or one's own data with the Hugging Face Trainer.
 
     python scripts/run_glue.py configs/demo.yaml
     python scripts/run_glue.py configs/glue/mrpc.yaml --model_name_or_path roberta-base
@@ -77,11 +77,13 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
         )
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
+    if training.push_to_hub:
+        trainer.push_to_hub()
     return results
 
 
 class GlueTrainer(WholeCheckpointTrainer):
-    """The Trainer, with LoRA+."""
+    """The Trainer, with LoRA+ and the card that `report` writes."""
 
     def __init__(self, *, loraplus_lr_ratio: float | None, **options: Any) -> None:
         super().__init__(**options)
@@ -91,6 +93,9 @@ class GlueTrainer(WholeCheckpointTrainer):
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
             self.optimizer = build_optimizer(self.model, self.args, self.loraplus_lr_ratio)
         return super().create_optimizer(*model)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Each push would write another one."""
 
 
 class AtItsEnd(Exception):
