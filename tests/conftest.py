@@ -29,6 +29,7 @@ HOSTS = {
     "test_fsdp2.py",
     "test_groups.py",
     "test_import.py",
+    "test_notebook.py",
     "test_package.py",
     "test_ranks_apart.py",
     "test_readme.py",
