@@ -68,7 +68,7 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     if training.do_eval:
         results.update(evaluate(trainer, run))
     if training.do_predict:
-        saved["submission"] = write_submissions(
+        saved["predictions"] = write_submissions(
             run,
             lambda split: (
                 trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
@@ -91,7 +91,8 @@ class GlueTrainer(WholeCheckpointTrainer):
 
     def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
-            self.optimizer = build_optimizer(self.model, self.args, self.loraplus_lr_ratio)
+            [target] = model or [self.model]  # FSDP2's shards
+            self.optimizer = build_optimizer(target, self.args, self.loraplus_lr_ratio)
         return super().create_optimizer(*model)
 
     def create_model_card(self, *args: Any, **options: Any) -> None:

@@ -90,7 +90,7 @@ class Loop:
         if self.training.do_eval:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
-            saved["submission"] = write_submissions(
+            saved["predictions"] = write_submissions(
                 self.job, lambda split: self.outputs(split)[0], self.accelerator.is_main_process
             )
         path = self.folder / "all_results.json"

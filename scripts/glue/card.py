@@ -74,23 +74,14 @@ def write_card(args: Any, run: Any) -> Path:
 
 
 def _data_set(args: Any, task: Any) -> dict[str, Any]:
-    data = args.data
+    name, config, split = args.data.dataset_name, args.data.dataset_config_name, "validation"
+    if task.own and (name is None or os.path.exists(name)):
+        return {"dataset": Path(name or args.data.train_file).name}
     if not task.own:
-        return {
-            "language": "en",
-            "dataset": f"GLUE {task.name.upper()}",
-            "dataset_tags": HUB,
-            "dataset_args": task.name,
-            "dataset_metadata": [{"config": task.name, "split": "validation"}],
-        }
-    if data.dataset_name and not os.path.exists(data.dataset_name):
-        return {
-            "dataset": data.dataset_name,
-            "dataset_tags": data.dataset_name,
-            "dataset_args": data.dataset_config_name,
-            "dataset_metadata": [{"split": data.validation_split_name}],
-        }
-    return {"dataset": Path(data.dataset_name or data.train_file).name}
+        name, config, split = HUB, task.name, task.validation[0]
+    data_set = {"dataset": " ".join(filter(None, (name, config))), "dataset_tags": name}
+    metadata = {"config": config or "default", "split": split}
+    return {**data_set, "dataset_args": config, "dataset_metadata": [metadata]}
 
 
 def _more(args: Any) -> dict[str, Any]:

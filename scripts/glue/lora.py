@@ -19,7 +19,7 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
     Raises:
         UsageError: a value is out of range, or an option that was `given` has no effect.
     """
-    names = {name for name in given & vars(arguments).keys() if getattr(arguments, name)}
+    names = {n for n in given & vars(arguments).keys() if getattr(arguments, n) is not False}
     if not arguments.enabled:
         for name in sorted(names - {"lora_r", "adapter_name_or_path"}):
             raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
