@@ -56,15 +56,17 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         if targets and len(targets) == 1 and not re.fullmatch(r"[\w.]+", targets[0]):
             [expression] = targets
         _check_names(model, "lora_target_modules", None if expression else targets)
-        _check_names(model, "lora_modules_to_save", arguments.lora_modules_to_save)
+        _check_names(model, "lora_modules_to_save", save := arguments.lora_modules_to_save)
         init: Any = arguments.lora_init_weights
+        whole = "|".join(map(re.escape, ("classifier", "score", *(save or []))))
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=arguments.lora_r or 0,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=arguments.lora_dropout,
             target_modules=expression or targets,
-            modules_to_save=arguments.lora_modules_to_save,
+            exclude_modules=rf"(.*\.)?({whole})(\..*)?",  # older peft adapts them, too
+            modules_to_save=save,
             init_lora_weights={"true": True, "false": False}.get(init, init),
             use_rslora=arguments.lora_use_rslora,
             use_dora=arguments.use_dora,
