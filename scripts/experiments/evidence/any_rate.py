@@ -65,14 +65,15 @@ def overall(records: Records) -> str:
         free = bool(own.rateless.iloc[0])
         lr = regrets.mean(axis=1, skipna=False).idxmin()
         works = (regrets <= WORKS).sum() / 2
+        everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
         rows.append(
             {
                 "optimizer": title,
                 "one learning rate for all": "none" if free else f"{lr:.0e}",
                 "regret, mean": f"{regrets.loc[lr].mean():.1f}",
                 "regret, worst": f"{regrets.loc[lr].max():.1f} ({regrets.loc[lr].idxmax()})",
-                "decades that work, mean": "all" if free else f"{works.mean():.1f}",
-                "least": "all" if free else f"{works.min():g}",
+                "decades that work, mean": everywhere if free else f"{works.mean():.1f}",
+                "least": "-" if free else f"{works.min():g}",
                 "time of a run to AdamW's": f"{relative[title]:.2f}",
             }
         )
