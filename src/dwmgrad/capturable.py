@@ -124,7 +124,8 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         cohorts: Moves,
         agreed: AgreedOnDevice,
-        grad_scale: Tensor | None,
+        grad_scale: Tensor | None = None,
+        clipped_to: Tensor | float = 1.0,
         weight_of: Callable[[Tensor], float] = lambda param: 1.0,
         total: Callable[[Tensor], Tensor] = lambda predicted: predicted,
     ) -> None:
@@ -135,6 +136,7 @@ class DeviceWindow:
             cohorts: what is to move, by `age`.
             agreed: what the ranks make of the step.
             grad_scale: what a gradient scaler leaves to this step, if one does.
+            clipped_to: see `rule.share_left`.
             weight_of, total: how `rule.step_limit` adds up over the ranks.
         """
         happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
@@ -163,6 +165,7 @@ class DeviceWindow:
         limit: Any = now["step_limit"]
         if groups[0]["loss_limit"] is not None:
             predicted = total(self._predicted(calls, inverse, weight_of))
+            predicted = predicted / rule.share_left(self._number(clipped_to))
             schedule = rule.share_of_peak(present)
             fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))

@@ -281,6 +281,15 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
     return abs(step_size) / (1 - momentum) * norm
 
 
+def share_left(clipped_to: Number) -> Number:
+    """By how much the gradients were made smaller before the step, which the loss knows nothing of.
+
+    A step along clipped gradients takes off the loss what is predicted with them, divided by this.
+    """
+    share = _within(LEAST_EPS, clipped_to, 1.0)
+    return _where((clipped_to > 0) & (clipped_to < math.inf), share, 1.0)
+
+
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
     """The total effect of a gradient of the usual size, which is AdamW's learning rate there."""
     step_size, _, momentum, *_ = coefficients(group, window, lr, 0.0)
