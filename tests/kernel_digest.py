@@ -58,7 +58,7 @@ def digest(dtype: torch.dtype) -> str:
             for column in (tensors.params, tensors.momentum_buffers, tensors.square_avgs):
                 for entry in column:
                     for part in entry if isinstance(entry, Blockwise) else (entry,):
-                        found.update(part.flatten().view(torch.uint8).numpy().tobytes())
+                        found.update(bytes(part.flatten().view(torch.uint8).tolist()))
     return found.hexdigest()
 
 
