@@ -25,9 +25,11 @@ SETS = {
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-# No -ffast-math: NaN and infinities must be seen. No contraction: the same numbers on every CPU.
+# No fast math, whatever CFLAGS says: NaN and infinities must be seen. No contraction: the same
+# numbers on every CPU.
 # OpenMP's calls are compiled in and not linked: they go to the library that torch has loaded.
-FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+FLAGS = ["-O3", "-g0", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-ffp-contract=off"]
 FLAGS += ["-Xclang", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
 # Visual C++ knows only its own OpenMP library, so without: the kernel runs on one thread.
 VISUAL_C_SETS = {"baseline": [], "avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]}
