@@ -175,7 +175,7 @@ def test_gradients_that_cannot_be_squared_are_left_out() -> None:
     )
 
 
-@pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+@pytest.mark.skipif(native.library() is None, reason="no library")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("size", [1, 15, 1024, 40_000])
