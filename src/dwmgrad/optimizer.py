@@ -199,7 +199,7 @@ class DWMGrad(Optimizer, Joinable):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
-        defaults["peak_lr"] = None  # each group has its own
+        defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
         self._follows_length = preset == "auto" and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
@@ -496,7 +496,7 @@ class DWMGrad(Optimizer, Joinable):
                 calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
             limit = self._step_limit(calls, window, loss)
-            numbers |= self._limited(window, limit)
+            numbers |= self._limited(window, limit) | {"clipped_to": self._mean_share_left()}
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
@@ -515,11 +515,11 @@ class DWMGrad(Optimizer, Joinable):
                 param = group["params"][ordinal]
                 weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
                 predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
+        predicted /= self._mean_share_left()
         if not alone:
             predicted = float(
                 ranks.total_of(predicted, ranks.home_of(self.param_groups), self.loss_group)
             )
-        predicted /= rule.share_left(float(self._clipped_to))
         return self._limit_of(predicted, window, loss)
 
     def _among_ranks(self) -> tuple[Callable[[Tensor], float], Callable[[Tensor], Tensor]]:
@@ -533,6 +533,11 @@ class DWMGrad(Optimizer, Joinable):
         common = self.param_groups[0]
         schedule = float(rule.share_of_peak(self.param_groups))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
+
+    def _mean_share_left(self) -> float:
+        common = self.param_groups[0]
+        clipped_to = float(self._clipped_to)
+        return rule.mean_share_left(common["clipped_to"], clipped_to, common["steps"])
 
     def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
         """The groups' numbers of a step limit."""

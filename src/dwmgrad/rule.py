@@ -281,13 +281,20 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
     return abs(step_size) / (1 - momentum) * norm
 
 
-def share_left(clipped_to: Number) -> Number:
-    """By how much the gradients were made smaller before the step, which the loss knows nothing of.
+def mean_share_left(mean: Number, clipped_to: Number, steps: Number) -> Number:
+    """By how much clipping makes the gradients smaller, in the mean over the last 10 steps or so.
 
-    A step along clipped gradients takes off the loss what is predicted with them, divided by this.
+    What a step along clipped gradients takes off the loss is predicted with them, divided by this.
+    Not by this step's own share: a gradient that is large by chance is rather noise than slope.
+
+    Args:
+        mean: the one before.
+        clipped_to: this step's own; not between 0 and 1 where nothing was clipped.
+        steps: how many there were before.
     """
-    share = _within(LEAST_EPS, clipped_to, 1.0)
-    return _where((clipped_to > 0) & (clipped_to < math.inf), share, 1.0)
+    clipped = (clipped_to > 0) & (clipped_to < 1)
+    share = _where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
+    return mean + (share - mean) / _within(1, steps + 1, 10)
 
 
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
