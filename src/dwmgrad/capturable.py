@@ -137,7 +137,7 @@ class DeviceWindow:
             cohorts: what is to move, by `age`.
             agreed: what the ranks make of the step.
             grad_scale: what a gradient scaler leaves to this step, if one does.
-            clipped_to: see `rule.mean_share_left`.
+            clipped_to: see `rule.share_left`.
             weight_of, total: how `rule.step_limit` adds up over the ranks.
         """
         happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
@@ -165,7 +165,7 @@ class DeviceWindow:
                 calls.append((group, cohort.buckets, five))
         limit: Any = now["step_limit"]
         if groups[0]["loss_limit"] is not None:
-            share = rule.mean_share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
+            share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
             predicted = total(self._predicted(calls, inverse, weight_of) / share)
             now["clipped_to"] = torch.where(happens, share, now["clipped_to"])
             schedule = rule.share_of_peak(present)

@@ -496,7 +496,7 @@ class DWMGrad(Optimizer, Joinable):
                 calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
             limit = self._step_limit(calls, window, loss)
-            numbers |= self._limited(window, limit) | {"clipped_to": self._mean_share_left()}
+            numbers |= self._limited(window, limit) | {"clipped_to": self._share_left()}
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
@@ -515,7 +515,7 @@ class DWMGrad(Optimizer, Joinable):
                 param = group["params"][ordinal]
                 weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
                 predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
-        predicted /= self._mean_share_left()
+        predicted /= self._share_left()
         if not alone:
             predicted = float(
                 ranks.total_of(predicted, ranks.home_of(self.param_groups), self.loss_group)
@@ -534,10 +534,10 @@ class DWMGrad(Optimizer, Joinable):
         schedule = float(rule.share_of_peak(self.param_groups))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
 
-    def _mean_share_left(self) -> float:
+    def _share_left(self) -> float:
         common = self.param_groups[0]
         clipped_to = float(self._clipped_to)
-        return rule.mean_share_left(common["clipped_to"], clipped_to, common["steps"])
+        return rule.share_left(common["clipped_to"], clipped_to, common["steps"])
 
     def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
         """The groups' numbers of a step limit."""
