@@ -58,7 +58,8 @@ def say(text: str) -> None:
 
 
 def _fingerprint(constraints: Path | None) -> str:
-    parts = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *([constraints] if constraints else [])]
+    names = ("setup.cfg", "setup.py", "pyproject.toml", "src/dwmgrad/kernels/native.c")
+    parts = [*(ROOT / name for name in names), *([constraints] if constraints else [])]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
     return f"{sys.version} {ROOT} {digest.hexdigest()}"
 

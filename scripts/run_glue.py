@@ -1,4 +1,4 @@
-"""Fine-tune a model on a GLUE task with the Hugging Face Trainer.
+"""Fine-tune a model on GLUE or one's own data with the Hugging Face Trainer.
 
     python scripts/run_glue.py configs/demo.yaml
     python scripts/run_glue.py configs/glue/mrpc.yaml --model_name_or_path roberta-base
@@ -15,10 +15,12 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("glue"):
+    import torch
     from glue.bare import is_of_bare_loop
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
     from glue.metrics import compute_metrics
+    from glue.optim import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
@@ -45,7 +47,8 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    trainer = WholeCheckpointTrainer(
+    trainer = GlueTrainer(
+        loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
         model=run.model,
         args=training,
         train_dataset=run.train if training.do_train else None,
@@ -65,7 +68,7 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     if training.do_eval:
         results.update(evaluate(trainer, run))
     if training.do_predict:
-        saved["submission"] = write_submissions(
+        saved["predictions"] = write_submissions(
             run,
             lambda split: (
                 trainer.predict(run.splits[split], metric_key_prefix="predict").predictions
@@ -74,7 +77,26 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
         )
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
+    if training.push_to_hub:
+        trainer.push_to_hub()
     return results
+
+
+class GlueTrainer(WholeCheckpointTrainer):
+    """The Trainer, with LoRA+ and the card that `report` writes."""
+
+    def __init__(self, *, loraplus_lr_ratio: float | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+
+    def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            [target] = model or [self.model]  # FSDP2's shards
+            self.optimizer = build_optimizer(target, self.args, self.loraplus_lr_ratio)
+        return super().create_optimizer(*model)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Each push would write another one."""
 
 
 class AtItsEnd(Exception):

@@ -1,4 +1,4 @@
-"""Fine-tune a model on a GLUE task with a bare Accelerate loop, to read and to change.
+"""Fine-tune a model on GLUE or one's own data with a bare Accelerate loop, to read and to change.
 
     python scripts/run_glue_no_trainer.py configs/demo.yaml
     accelerate launch scripts/run_glue_no_trainer.py configs/glue/mrpc.yaml \\
@@ -90,7 +90,7 @@ class Loop:
         if self.training.do_eval:
             results.update(self.save_metrics("eval", self.evaluate()))
         if self.training.do_predict:
-            saved["submission"] = write_submissions(
+            saved["predictions"] = write_submissions(
                 self.job, lambda split: self.outputs(split)[0], self.accelerator.is_main_process
             )
         path = self.folder / "all_results.json"
@@ -106,7 +106,7 @@ class Loop:
         self.sampler = train_sampler(data, training, accelerator.num_processes)
         self.model, self.optimizer, self.batches = accelerator.prepare(
             self.model,
-            build_optimizer(self.model, training),
+            build_optimizer(self.model, training, self.args.lora.loraplus_lr_ratio),
             loader(data, training, self.collate, self.sampler),
         )
         self.per_epoch = math.ceil(len(self.batches) / training.gradient_accumulation_steps)

@@ -23,11 +23,13 @@ HOSTS = {
     "integrations/test_resume.py",
     "integrations/test_trainer_fsdp2.py",
     "test_agreement.py",
-    "test_compiled.py",
     "test_ddp.py",
     "test_distributed.py",
     "test_fsdp2.py",
+    "test_groups.py",
     "test_import.py",
+    "test_libraries.py",
+    "test_notebook.py",
     "test_package.py",
     "test_ranks_apart.py",
     "test_readme.py",
@@ -62,8 +64,8 @@ def _seeded() -> None:
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch):
-    """As on a machine without a C compiler."""
+def no_library(monkeypatch: pytest.MonkeyPatch):
+    """As where the compiled kernel is not installed."""
     from dwmgrad.kernels import native
 
     monkeypatch.setenv("DWMGRAD_NATIVE", "0")

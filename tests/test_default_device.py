@@ -32,7 +32,7 @@ def train(settings: dict) -> list[torch.Tensor]:
     return [param.detach(), *optimizer.state[param].values()]
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["native", "no compiler"])
+@pytest.mark.parametrize("compiled", [True, False], ids=["native", "no library"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -50,7 +50,7 @@ def train(settings: dict) -> list[torch.Tensor]:
 )
 def test_a_default_device_changes_nothing(settings, compiled, meta_by_default, request) -> None:
     if not compiled:
-        request.getfixturevalue("no_compiler")
+        request.getfixturevalue("no_library")
     expected = train(settings)
     fused.is_right.cache_clear()
     meta_by_default()

@@ -34,7 +34,7 @@ KERNELS = {
 @pytest.fixture(params=KERNELS)
 def kernel(request) -> dict:
     if request.param == "operators":
-        request.getfixturevalue("no_compiler")
+        request.getfixturevalue("no_library")
     return KERNELS[request.param]
 
 

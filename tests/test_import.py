@@ -54,7 +54,13 @@ def test_no_file_imports_one_that_imports_it() -> None:
 
 
 def test_the_public_names() -> None:
-    assert set(dwmgrad.__all__) == {"DWMGrad", "__version__", "register", "unregister"}
+    assert set(dwmgrad.__all__) == {
+        "DWMGrad",
+        "__version__",
+        "param_groups",
+        "register",
+        "unregister",
+    }
     assert all(hasattr(dwmgrad, name) for name in dwmgrad.__all__)
 
 

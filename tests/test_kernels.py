@@ -51,7 +51,7 @@ def test_a_kernel_equals_the_loop_over_200_moving_windows(
     kernel: str, dtype: torch.dtype, weight_decay: float, sign: float, device: str, request
 ) -> None:
     if kernel == "fused":
-        request.getfixturevalue("no_compiler")
+        request.getfixturevalue("no_library")
     options = {"use_foreach": True} if kernel == "foreach" else {"use_fused": True}
     expected = state(dtype, device)
     actual = copy.deepcopy(expected)

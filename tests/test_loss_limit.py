@@ -175,7 +175,7 @@ def test_gradients_that_cannot_be_squared_are_left_out() -> None:
     )
 
 
-@pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+@pytest.mark.skipif(native.library() is None, reason="no library")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("size", [1, 15, 1024, 40_000])
@@ -253,3 +253,35 @@ def test_no_loss_makes_a_step_longer_than_without_a_limit(loss: float) -> None:
         for params, olds in zip((limited, free), before, strict=True)
     )
     assert moved <= moved_free * 1.0001
+
+
+@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clipped_gradients_do_not_hide_how_steep_the_loss_is(max_norm: float, form: dict) -> None:
+    """From the first step on, a clipped gradient gives the direction of the whole one."""
+    limits = []
+    for clips in (False, True):
+        params = params_of()
+        optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5, **form)
+        for param, grad in zip(params, gradients(0), strict=True):
+            param.grad = grad
+        if clips:
+            norm = torch.nn.utils.clip_grad_norm_(params, max_norm)
+            optimizer.observe_clipping(norm, max_norm)
+        optimizer.step(loss=1.0)
+        limits.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
+        assert float(optimizer._clipped_to) == 1.0, "for one step"
+    assert limits[0] == pytest.approx(limits[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), 0.0])
+def test_a_norm_that_says_nothing_changes_nothing(norm: float) -> None:
+    limits = []
+    for tells in (False, True):
+        optimizer = DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5)
+        if tells:
+            optimizer.observe_clipping(torch.tensor(norm), 1.0)
+        limits += train(optimizer, range(1))
+    assert limits[0] == limits[1]
+    with pytest.raises(ValueError, match="max_norm must be"):
+        optimizer.observe_clipping(1.0, -1.0)

@@ -1,14 +1,17 @@
 """The CPU kernel under AddressSanitizer and UndefinedBehaviorSanitizer: no byte beside a tensor."""
 
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from pages import ROOT
 
-from dwmgrad.kernels import compiled, native
+from dwmgrad.kernels import native
 
 pytestmark = pytest.mark.slow
+FLAGS = [*runpy.run_path(str(ROOT / "setup.py"))["FLAGS"], "-march=native", "-DDWMGRAD_SOURCE=0"]
 SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
@@ -19,7 +22,7 @@ def driven(folder: Path, text: str, *options: str) -> "subprocess.CompletedProce
         pytest.skip("no gcc")
     (folder / "native.c").write_text(text)
     driver = Path(__file__).with_name("sanitizer.c")
-    build = [gcc, *compiled._FLAGS, *SANITIZERS, "-Wall", "-Wextra", "-Werror", *options]
+    build = [gcc, *FLAGS, *SANITIZERS, "-Wall", "-Wextra", "-Werror", *options]
     build += ["-I", str(folder), str(driver), "-o", str(folder / "driver"), "-lm"]
     built = subprocess.run(build, capture_output=True, text=True)
     if "asan" in built.stderr:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -57,6 +57,25 @@ class DataArguments:
         "Use the real SST-2 sample inside the package (no network). Without a model argument "
         "also the small RoBERTa, with random weights, and the tokenizer there.",
     )
+    train_file: str | None = _argument(
+        None, "One's own training data: .csv, .tsv, .jsonl, .json or .parquet."
+    )
+    validation_file: str | None = _argument(None, "One's own data to evaluate on.")
+    test_file: str | None = _argument(None, "One's own data to predict; it needs no labels.")
+    dataset_name: str | None = _argument(
+        None, "A data set on the hub, or a folder: whatever datasets.load_dataset takes."
+    )
+    dataset_config_name: str | None = _argument(None, "The data set's configuration.")
+    train_split_name: str = _argument("train", "The data set's split, or a part: train[:90%%].")
+    validation_split_name: str = _argument("validation", "As above: train[90%%:].")
+    test_split_name: str = _argument("test", "As above.")
+    text_column_name: list[str] | None = _argument(
+        None, "One text column of one's own data, or two for pairs. Default: the only one."
+    )
+    label_column_name: str = _argument("label", "The column of one's own data with the labels.")
+    do_regression: bool | None = _argument(
+        None, "Take one's own labels for scores. Default: numbers of which not all are whole."
+    )
     max_seq_length: int = _argument(128, "Longer inputs are cut to this number of tokens.")
     pad_to_max_length: bool = _argument(
         False, "Pad every input to --max_seq_length, not to the batch's longest."
@@ -80,7 +99,19 @@ class LoraArguments:
     lora_alpha: int = _argument(16, "The adapter's scale: its output times alpha / r.")
     lora_dropout: float = _argument(0.0, "Dropout before the adapter.")
     lora_target_modules: list[str] | None = _argument(
-        None, "Modules that get an adapter. Default: peft's (RoBERTa: query, value)."
+        None,
+        "Modules that get an adapter: names, or all-linear, or one regular expression of the "
+        "whole path. Default: peft's (RoBERTa: query, value).",
+    )
+    lora_modules_to_save: list[str] | None = _argument(
+        None, "Modules that are trained in full, beside the classifier."
+    )
+    lora_init_weights: Literal["true", "false", "gaussian", "olora", "orthogonal", "pissa"] = (
+        _argument("true", "How the adapter starts: peft's init_lora_weights.")
+    )
+    lora_use_rslora: bool = _argument(False, "rsLoRA: the output times alpha / sqrt(r).")
+    loraplus_lr_ratio: float | None = _argument(
+        None, "LoRA+: the learning rate of the adapter's B is so many times that of A."
     )
     use_dora: bool = _argument(False, "DoRA in place of plain LoRA.")
     adapter_name_or_path: str | None = _argument(

@@ -1,4 +1,4 @@
-"""A GLUE task's examples, from the hub, a folder or the embedded sample, checked at once."""
+"""A task's examples, from the hub, files or the embedded sample, checked at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
+from transformers import PretrainedConfig
 
 from glue.arguments import DataArguments
 from glue.errors import UsageError
 from glue.files import find_split, read_columns
+from glue.own import Split, describe
 from glue.tasks import Task, get_task
 
 HUB = "nyu-mll/glue"
@@ -26,10 +28,12 @@ def load_splits(
     validation: bool,
     test: bool,
     cache_dir: str | None = None,
-) -> dict[str, Dataset]:
+    config: PretrainedConfig | None = None,
+) -> tuple[Task, dict[str, Dataset]]:
     """The splits that a run needs, with the task's columns and `label`, cut to `max_*_samples`.
 
-    Labels are class numbers (float scores for regression), or -1 in unlabelled test splits.
+    Labels are class numbers (float scores for regression); test splits have none. The task of
+    one's own data is described by it, or by the model's `config`.
 
     Raises:
         UsageError: a split, a column or a label is missing or wrong.
@@ -44,12 +48,15 @@ def load_splits(
         wanted |= dict.fromkeys(task.validation, arguments.max_eval_samples)
     if test:
         wanted |= dict.fromkeys(task.test, arguments.max_predict_samples)
+    load = _load_own if task.own else _load
+    raw = {str(split): load(task, str(split), arguments, cache_dir) for split in wanted}
+    if task.own and config is not None:
+        task = describe(raw, arguments, config)
     result = {}
-    for split, limit in wanted.items():
-        columns, source = _load(task, str(split), arguments, cache_dir)
-        columns = {name: values[:limit] for name, values in columns.items()}
-        result[str(split)] = _checked(columns, task, source, labelled=split not in task.test)
-    return result
+    for split, (columns, source) in raw.items():
+        columns = {name: values[: wanted[split]] for name, values in columns.items()}
+        result[split] = _checked(columns, task, source, labelled=split not in task.test)
+    return task, result
 
 
 def ax_of(arguments: DataArguments, cache_dir: str | None) -> Dataset | None:
@@ -57,7 +64,7 @@ def ax_of(arguments: DataArguments, cache_dir: str | None) -> Dataset | None:
     task = get_task("ax")
     if arguments.data_dir and task_folder(arguments.data_dir, task) == Path(arguments.data_dir):
         return None  # no folder of its own there
-    splits = load_splits(
+    _, splits = load_splits(
         task, arguments, train=False, validation=False, test=True, cache_dir=cache_dir
     )
     return splits["test"]
@@ -82,9 +89,7 @@ def task_folder(data_dir: str, task: Task) -> Path:
     return folder
 
 
-def _load(
-    task: Task, split: str, arguments: DataArguments, cache_dir: str | None
-) -> tuple[dict[str, Sequence[Any]], str]:
+def _load(task: Task, split: str, arguments: DataArguments, cache_dir: str | None) -> Split:
     """The split's columns and, for messages, where they came from."""
     if arguments.use_sample:
         if task.name != "sst2":
@@ -109,22 +114,44 @@ def _load(
                 )
             columns = {name: [*values, *shard[name]] for name, values in columns.items()}
         return columns, str(first)
+    remedy = "give the files by --data_dir FOLDER, or try --task_name sst2 --use_sample"
+    data = _from_hub(HUB, task.name, split, cache_dir, remedy)
+    return {name: data[name] for name in data.column_names}, f"{HUB}/{task.name}/{split}"
+
+
+def _load_own(task: Task, split: str, arguments: DataArguments, cache_dir: str | None) -> Split:
+    """The same of one's own data; labels of a known class by its name."""
+    name, label = arguments.dataset_name, arguments.label_column_name
+    if name is None:
+        path = getattr(arguments, f"{split}_file")
+        return read_columns(Path(path)), path
+    split = getattr(arguments, f"{split}_split_name")
+    data = _from_hub(name, arguments.dataset_config_name, split, cache_dir, "use --train_file, ...")
+    columns = {name: data[name] for name in data.column_names}
+    if isinstance(classes := data.features.get(label), ClassLabel):
+        names = {number: name for number, name in enumerate(classes.names)}
+        columns[label] = [names.get(number) for number in columns[label]]  # -1: not known
+    return columns, f"{name}/{split}"
+
+
+def _from_hub(
+    name: str, config: str | None, split: str, cache_dir: str | None, remedy: str
+) -> Dataset:
     try:
-        data = load_dataset(HUB, task.name, split=split, cache_dir=cache_dir)
+        return load_dataset(name, config, split=split, cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises a dozen kinds, none of them in common
         raise UsageError(
-            f"cannot load {HUB} ({task.name}, {split}) from the hub: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}. Without a network give the files "
-            "by --data_dir FOLDER, or try --task_name sst2 --use_sample"
+            f"cannot load {name} ({', '.join(filter(None, (config, split)))}) from the hub: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Without "
+            f"a network {remedy}"
         ) from error
-    return {name: data[name] for name in data.column_names}, f"{HUB}/{task.name}/{split}"
 
 
 def _checked(
     data: Mapping[str, Sequence[Any]], task: Task, source: str, *, labelled: bool
 ) -> Dataset:
     """The task's columns and numeric labels alone, or an error that names column, value and row."""
-    needed = [*task.columns, *(["label"] if labelled else [])]
+    needed = [*task.columns, *([task.label] if labelled else [])]
     missing = [name for name in needed if name not in data]
     if missing:
         raise UsageError(
@@ -133,15 +160,16 @@ def _checked(
         )
     if len(data[needed[0]]) == 0:
         raise UsageError(f"{source}: no examples")
-    columns: dict[str, list[Any]] = {n: _texts(data[n], n, source) for n in task.columns}
+    columns: dict[str, list[Any]] = {n: _texts(data[n], n, source, task.own) for n in task.columns}
     if labelled:
-        columns["label"] = [_label(each, n, task, source) for n, each in enumerate(data["label"])]
+        labels = enumerate(data[task.label])
+        columns["label"] = [_label(each, row, task, source) for row, each in labels]
     return Dataset.from_dict(columns)
 
 
-def _texts(values: Sequence[Any], name: str, source: str) -> list[str]:
+def _texts(values: Sequence[Any], name: str, source: str, not_empty: bool) -> list[str]:
     for row, value in enumerate(values):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or (not_empty and not value.strip()):
             raise UsageError(f"{source}: {name} in row {row} is {value!r:.80}, expected text")
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise UsageError(
@@ -154,19 +182,27 @@ def _texts(values: Sequence[Any], name: str, source: str) -> list[str]:
 def _label(value: Any, row: int, task: Task, source: str) -> int | float:
     """A score for regression; a class number, which may be given as its name."""
     where = f"{source}: label {value!r:.80} in row {row}"
-    if task.labels and value in task.labels:
-        return task.labels.index(value)
+    if task.labels and (name := str(value) if task.own else value) in task.labels:
+        return task.labels.index(name)
+    if task.own and task.labels:
+        problem = "missing" if value in (None, "") else "unknown"
+        raise UsageError(f"{where} is {problem}; the labels are {', '.join(task.labels)}")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if task.is_regression:
         wrong, wanted = not math.isfinite(number), "a number"
-        most, names = 5, "scores from 0 to 5"
+        least, most = task.scores
+        names = "finite numbers" if task.own else f"scores from {least:g} to {most:g}"
     else:
         wrong, wanted = not number.is_integer(), "an integer"
-        most, names = task.num_labels - 1, ", ".join(f"{i} {n}" for i, n in enumerate(task.labels))
-    if wrong or not 0 <= number <= most:
+        least, most, names = (
+            0,
+            task.num_labels - 1,
+            ", ".join(f"{i} {n}" for i, n in enumerate(task.labels)),
+        )
+    if wrong or not least <= number <= most:
         verb = "needs" if task.is_regression else "has"
         problem = f"not {wanted}" if wrong else "out of range"
         raise UsageError(f"{where} is {problem}; {task.name} {verb} {names}")

@@ -66,13 +66,13 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         return _read_json(text)
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--data_dir: cannot read {path}: byte {error.start:,} is not UTF-8; save it as UTF-8"
+            f"cannot read {path}: byte {error.start:,} is not UTF-8; save it as UTF-8"
         ) from error
     except RecursionError as error:
-        raise UsageError(f"--data_dir: cannot read {path}: nested too deeply") from error
+        raise UsageError(f"cannot read {path}: nested too deeply") from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"--data_dir: cannot read {path}: {reason}") from error
+        raise UsageError(f"cannot read {path}: {reason}") from error
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +17,78 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
     """Errors that need no model.
 
     Raises:
-        UsageError: a value is out of range, or an option needs LoRA and LoRA is off.
+        UsageError: a value is out of range, or an option that was `given` has no effect.
     """
+    names = {n for n in given & vars(arguments).keys() if getattr(arguments, n) is not False}
     if not arguments.enabled:
-        wants = {"lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "merge_adapter"}
-        for name in sorted(wants & given):
-            if getattr(arguments, name) is not False:
-                raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
+        for name in sorted(names - {"lora_r", "adapter_name_or_path"}):
+            raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
         return
     try:
         import peft  # noqa: F401
     except ImportError:
         raise UsageError(f"LoRA needs peft: {INSTALL.format('glue')}") from None
-    if arguments.adapter_name_or_path is not None:
-        if arguments.lora_r is not None or arguments.use_dora:
-            raise UsageError(
-                "--adapter_name_or_path brings its own rank: leave out --lora_r and --use_dora"
-            )
-        return
-    if arguments.lora_r is not None and arguments.lora_r < 1:
-        raise UsageError(f"--lora_r {arguments.lora_r}: must be at least 1")
+    fixed = names - {"adapter_name_or_path", "merge_adapter", "loraplus_lr_ratio"}
+    if arguments.adapter_name_or_path is not None and fixed:
+        raise UsageError(
+            "--adapter_name_or_path brings its own rank and the rest: leave out "
+            f"--{', --'.join(sorted(fixed))}"
+        )
     if not 0 <= arguments.lora_dropout < 1:
         raise UsageError(f"--lora_dropout {arguments.lora_dropout}: must be in [0, 1)")
+    if arguments.loraplus_lr_ratio is not None and not arguments.loraplus_lr_ratio >= 1:
+        raise UsageError(f"--loraplus_lr_ratio {arguments.loraplus_lr_ratio}: must be at least 1")
 
 
 def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
     """`model` with a new or a loaded adapter; the classifier head is trained in full.
 
     Raises:
-        UsageError: the adapter cannot be loaded, or the target modules do not exist.
+        UsageError: the adapter cannot be loaded, or a module does not exist.
     """
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
+    source, targets = arguments.adapter_name_or_path, arguments.lora_target_modules
     try:
-        if arguments.adapter_name_or_path is not None:
-            return PeftModel.from_pretrained(
-                model, arguments.adapter_name_or_path, is_trainable=True
-            )
+        if source is not None:
+            return PeftModel.from_pretrained(model, source, is_trainable=True)
+        expression = None  # or all-linear: no plain name
+        if targets and len(targets) == 1 and not re.fullmatch(r"[\w.]+", targets[0]):
+            [expression] = targets
+        _check_names(model, "lora_target_modules", None if expression else targets)
+        _check_names(model, "lora_modules_to_save", save := arguments.lora_modules_to_save)
+        init: Any = arguments.lora_init_weights
+        whole = "|".join(map(re.escape, ("classifier", "score", *(save or []))))
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=arguments.lora_r or 0,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=arguments.lora_dropout,
-            target_modules=arguments.lora_target_modules,
+            target_modules=expression or targets,
+            exclude_modules=rf"(.*\.)?({whole})(\..*)?",  # older peft adapts them, too
+            modules_to_save=save,
+            init_lora_weights={"true": True, "false": False}.get(init, init),
+            use_rslora=arguments.lora_use_rslora,
             use_dora=arguments.use_dora,
         )
         return get_peft_model(model, config)
-    except (OSError, ValueError, RuntimeError) as error:
-        name = "adapter_name_or_path" if arguments.adapter_name_or_path else "lora_target_modules"
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--{name} {getattr(arguments, name)}: {reason}") from error
+    except UsageError:
+        raise
+    except (OSError, ValueError, RuntimeError, re.error) as error:
+        name = "adapter_name_or_path" if source else "lora_r"
+        words = f"--{name} {getattr(arguments, name)}"
+        words += f" --lora_target_modules {' '.join(targets)}" if targets else ""
+        raise UsageError(f"{words}: {str(error).splitlines()[0]}") from error
+
+
+def _check_names(model: nn.Module, option: str, names: list[str] | None) -> None:
+    """peft passes over a name that no module has."""
+    paths = [f".{path}" for path, _ in model.named_modules() if path]
+    for name in names or []:
+        if not any(path.endswith(f".{name}") for path in paths):
+            last = {path.rpartition(".")[2] for path in paths}
+            known = ", ".join(sorted(each for each in last if not each.isdigit()))
+            raise UsageError(f"--{option} {name}: the model has no such module; it has {known}")
 
 
 def print_trainable(model: nn.Module) -> None:

@@ -1,7 +1,8 @@
-"""From a model's outputs to a GLUE task's metrics."""
+"""From a model's outputs to a task's metrics."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from glue.tasks import Task
 _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,
+    "f1_macro": functools.partial(f1_score, average="macro"),
     "matthews_correlation": matthews_corrcoef,
     "pearson": lambda labels, predictions: pearsonr(predictions, labels)[0],
     "spearmanr": lambda labels, predictions: spearmanr(predictions, labels)[0],
@@ -28,9 +30,9 @@ def predictions_of(outputs: Any, task: Task) -> np.ndarray:
 
 
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics by their official names; with two, also their mean: `combined_score`."""
+    """The task's metrics by their official names; GLUE's two also as a mean: `combined_score`."""
     values = {name: float(_METRICS[name](labels, predictions)) for name in task.metrics}
-    if len(values) > 1:
+    if len(values) > 1 and not task.own:
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -27,18 +28,25 @@ def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedToke
     return _load("use_sample", _sample_or_error(data), AutoTokenizer.from_pretrained, model)
 
 
-def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTrainedModel:
+def load_config(
+    model: ModelArguments, data: DataArguments, adapter: str | None = None
+) -> PretrainedConfig:
+    """The model's configuration, or the one that was saved beside an adapter: it has the labels."""
+    beside = adapter if adapter and (Path(adapter) / "config.json").is_file() else None
+    source = model.config_name or beside or model.model_name_or_path or _sample_or_error(data)
+    name = "config_name" if model.config_name else "model_name_or_path"
+    return _load(name, source, AutoConfig.from_pretrained, model)
+
+
+def load_model(model: ModelArguments, config: PretrainedConfig, task: Task) -> PreTrainedModel:
     """A sequence classifier with the task's labels; random weights where only a config is given.
 
     Raises:
         UsageError: nothing to load, or it cannot be loaded.
     """
-    source = model.config_name or model.model_name_or_path or _sample_or_error(data)
-    name = "config_name" if model.config_name else "model_name_or_path"
-    config = _load(name, source, AutoConfig.from_pretrained, model)
     _set_labels(config, task, model)
     if model.model_name_or_path is None:
-        print(f"Building {config.model_type} with random weights from {source}")
+        print(f"Building {config.model_type} with random weights from {config._name_or_path}")
         return AutoModelForSequenceClassification.from_config(
             config, trust_remote_code=model.trust_remote_code
         )
@@ -54,7 +62,9 @@ def load_model(model: ModelArguments, data: DataArguments, task: Task) -> PreTra
 
 def label_order(config: PretrainedConfig, task: Task) -> tuple[int, ...] | None:
     """The model's number of each class of the task; None where they are the task's own."""
-    names = {str(name).lower(): int(number) for name, number in (config.label2id or {}).items()}
+    names = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    if not task.own:  # published models write ENTAILMENT, too
+        names = {name.lower(): number for name, number in names.items()}
     if task.is_regression or sorted(names) != sorted(task.labels):
         return None
     order = tuple(names[name] for name in task.labels)

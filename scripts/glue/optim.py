@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from dwmgrad import param_groups
 from glue.errors import UsageError
 
 _NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
@@ -33,19 +34,23 @@ def check_optimizer(training: TrainingArguments) -> None:
         raise UsageError(f"--optim {name}{args}: {error}") from error
 
 
-def build_optimizer(model: Any, training: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that the Trainer would build; biases and norms (1-D) do not decay.
+def build_optimizer(
+    model: Any, training: TrainingArguments, loraplus_lr_ratio: float | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would build, or LoRA+'s with that ratio.
 
     Raises:
         UsageError: an optimizer that only the Trainer can build.
     """
     kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
-        raise UsageError(f"--optim {training.optim}: only run_glue.py (the Trainer) can build it")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return kind(groups, **options)
+        raise UsageError(
+            f"--optim {training.optim}: only run_glue.py (the Trainer) can build it, without "
+            "--loraplus_lr_ratio"
+        )
+    if loraplus_lr_ratio is None:
+        return kind(param_groups(model, training.weight_decay), **options)
+    from peft.optimizers import create_loraplus_optimizer
+
+    options |= {"loraplus_weight_decay": training.weight_decay}
+    return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=loraplus_lr_ratio, **options)

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from glue.checkpoints import checkpoints, has_weights, lacks, unusable, written
 from glue.errors import UsageError
 from glue.parsing import Arguments
-from glue.tasks import get_task
+from glue.tasks import Task
 
 _RECORD = ".run_arguments.json"
 _RESULTS = [f"{name}_results.json" for name in ("all", "train", "eval", "predict")]
@@ -96,7 +96,7 @@ _DECIDES = """
 and where; how gradients are computed (checkpointing, compilation, sharding)."""
 
 
-def identity(args: Arguments, script: str) -> dict[str, Any]:
+def identity(args: Arguments, script: str, task: Task) -> dict[str, Any]:
     """What must be equal for a run to go on from another's checkpoint by itself.
 
     Folders of this machine count by what they hold: a job may be given copies in another place.
@@ -106,7 +106,7 @@ def identity(args: Arguments, script: str) -> dict[str, Any]:
     precision = next((name for name in ("bf16", "fp16") if getattr(training, name)), None)
     record = {
         "script": script,
-        "task_name": get_task(data.task_name).name,
+        "task_name": task.name,
         "use_sample": data.use_sample,
         "data_dir": "given" if data.data_dir else None,
         "max_train_samples": data.max_train_samples,

@@ -132,8 +132,8 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
 
 
 _PATHS = """
-    data_dir model_name_or_path config_name tokenizer_name cache_dir adapter_name_or_path
-    resume_from_checkpoint
+    data_dir train_file validation_file test_file dataset_name model_name_or_path config_name
+    tokenizer_name cache_dir adapter_name_or_path resume_from_checkpoint
 """.split()
 
 

@@ -19,7 +19,7 @@ from glue.data import ax_of, load_splits
 from glue.errors import UsageError
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
-from glue.model import label_order, load_model, load_tokenizer
+from glue.model import label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
 from glue.output import (
     check_output,
@@ -32,6 +32,7 @@ from glue.output import (
     set_aside_damaged,
     write_record,
 )
+from glue.own import own_task
 from glue.parsing import Arguments
 from glue.preprocess import tokenize
 from glue.tasks import Task, get_task
@@ -99,6 +100,8 @@ class PreparedRun(contextlib.AbstractContextManager):
         state = PartialState()
         state.wait_for_everyone()
         if state.is_local_main_process:
+            if hasattr(self.model, "peft_config"):
+                self.model.config.save_pretrained(self.folder)  # an adapter has no place for labels
             write_record(self.folder, self.record, steps)
 
     @property
@@ -138,7 +141,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
     training.process_index  # noqa: B018 - reading it is what starts the process group
     with contextlib.ExitStack() as holds:
         holds.enter_context(exclusive(folder))
-        record = identity(args, script)
+        record = identity(args, script, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
         if PartialState().is_local_main_process:
@@ -157,9 +160,13 @@ def _checked_task(args: Arguments) -> Task:
     training, data = args.training, args.data
     if not (training.do_train or training.do_eval or training.do_predict):
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
-    if data.task_name is None:
-        raise UsageError("--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ...")
-    task = get_task(data.task_name)
+    task = own_task(training, data)
+    if task is None and data.task_name is None:
+        raise UsageError(
+            "--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ... (or, for one's own "
+            "data, --train_file or --dataset_name)"
+        )
+    task = task or get_task(data.task_name)
     numbers = {k: v for k, v in vars(data).items() if k.endswith("_samples")}
     for name, value in {**numbers, "check_ranks_steps": args.report.check_ranks_steps}.items():
         if value is not None and value < 1:
@@ -178,24 +185,28 @@ def _load(
     training, data = args.training, args.data
     check_optimizer(training)
     tokenizer = load_tokenizer(args.model, data)
-    raw = load_splits(
+    config = load_config(args.model, data, args.lora.adapter_name_or_path)
+    task, raw = load_splits(
         task,
         data,
         train=training.do_train,
         validation=training.do_eval,
         test=training.do_predict,
         cache_dir=args.model.cache_dir,
+        config=config,
     )
     if training.do_predict and task.name == "mnli":
         ax = ax_of(data, args.model.cache_dir)
         raw |= {"ax": ax} if ax is not None else {}
     set_seed(training.seed)  # the new head's weights, or all of them
-    model: Any = load_model(args.model, data, task)
+    model: Any = load_model(args.model, config, task)
     order = label_order(model.config, task)
     splits = tokenize(raw, task, tokenizer, data, order, args.model.cache_dir)
     if args.lora.enabled:
         model = add_lora(model, args.lora)
     if training.process_index == 0:
+        if task.own:
+            print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
         print_trainable(model)
     nothing = contextlib.ExitStack()
     return PreparedRun(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)

@@ -1,7 +1,8 @@
-"""Test predictions in the form that gluebenchmark.com takes."""
+"""Test predictions, in the form that gluebenchmark.com takes."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from glue.tasks import Task
 
 def write_submissions(run: PreparedRun, outputs: Callable[[str], Any], writes: bool) -> Path:
     """Every test split's file; `outputs(SPLIT)` gives the model's, on every rank, one `writes`."""
-    folder = run.folder / "submission"
+    folder = run.folder / ("predictions" if run.task.own else "submission")
     for split, task, name in run.predictions():
         predictions = predictions_of(outputs(split), task)
         if writes:
@@ -26,12 +27,13 @@ def write_submissions(run: PreparedRun, outputs: Callable[[str], Any], writes: b
 def write_submission(path: Path, task: Task, predictions: np.ndarray) -> None:
     """Write `index<TAB>prediction`, one line per example in the file's order.
 
-    `predictions` are the task's class numbers, or scores (cut to 0 .. 5) for regression.
+    `predictions` are the task's class numbers, or scores (cut to the task's) for regression.
     """
     if task.is_regression:
-        texts = [f"{value:.3f}" for value in np.clip(predictions, 0.0, 5.0)]
+        texts = [f"{value:.6g}" for value in np.clip(predictions, *task.scores)]
     else:
         texts = [task.labels[i] if task.write_names else str(i) for i in map(int, predictions)]
-    lines = ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(texts))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+        lines.writerows([("index", "prediction"), *enumerate(texts)])

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dwmgrad.report import plot_run
+from glue.card import write_card
 from glue.tasks import Task
 
 
 def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
-    """Print the run's table, with its plot if one was asked for."""
-    if args.training.do_train and args.report.plot:
-        try:
-            saved["plot"] = plot_run(run.folder)
-        except (ImportError, OSError, ValueError) as error:  # it must not cost the results
-            saved["plot"] = f"none: {error}"
+    """Print the run's table; draw its plot if one was asked for, and write its model card."""
+    drawn = {"plot": lambda: plot_run(run.folder)} if args.report.plot else {}
+    if args.training.do_train:
+        for name, make in {**drawn, "model card": lambda: write_card(args, run)}.items():
+            try:
+                saved[name] = make()
+            except (ImportError, OSError, ValueError) as error:  # it must not cost the results
+                saved[name] = f"none: {error}"
     optimizer = getattr(args.training.optim, "value", args.training.optim)
     print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
 

@@ -1,8 +1,9 @@
-"""The GLUE tasks as data: columns, labels, metrics, splits, submission files."""
+"""The tasks as data: columns, labels, metrics, splits, submission files."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from glue.errors import UsageError
@@ -10,7 +11,7 @@ from glue.errors import UsageError
 
 @dataclass(frozen=True)
 class Task:
-    """One GLUE task, with the names of the Hugging Face `nyu-mll/glue` data set.
+    """One GLUE task, with the names of the Hugging Face `nyu-mll/glue` data set, or one's own.
 
     Attributes:
         name: the task's short name.
@@ -20,6 +21,8 @@ class Task:
         metrics: the metric names, the main one first.
         train, validation, test: the splits' names.
         write_names: whether GLUE wants class names (not numbers) in the submission.
+        label: the column of the labels.
+        scores: for regression, the least and the most.
     """
 
     name: str
@@ -31,6 +34,13 @@ class Task:
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
     write_names: bool = False
+    label: str = "label"
+    scores: tuple[float, float] = (0.0, 5.0)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one's own data, not GLUE."""
+        return self.name == "own data"
 
     @property
     def is_regression(self) -> bool:
@@ -73,6 +83,16 @@ _ALL = (
     # MNLI's diagnostic: no training or validation data; predict it with a model tuned on MNLI.
     Task("ax", _PREMISE, _MNLI, ("AX.tsv",), _MATTHEWS, None, (), write_names=True),
 )
+OWN = Task(
+    "own data",
+    (),
+    (),
+    ("test.tsv",),
+    ("accuracy", "f1_macro"),
+    write_names=True,
+    scores=(-math.inf, math.inf),
+)
+"""One's own data; `glue.own` finds its columns and labels."""
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 

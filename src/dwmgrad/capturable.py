@@ -25,8 +25,9 @@ from .state import ZERO_SHARE, share_of, stochastic_state
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
 _COUNTS = ("window", "observations", "increases", "steps", *_GUARD_COUNTS)
-_MEASURES = ("micro_batches", "step_limit", "effective_lr", "guard_mean", "guard_deviation")
-_NUMBERS = (*_LOSSES, *_COUNTS, *_MEASURES)
+_MEASURES = ("micro_batches", "step_limit", "effective_lr", "clipped_to")
+_GUARD_MEASURES = ("guard_mean", "guard_deviation")
+_NUMBERS = (*_LOSSES, *_COUNTS, *_MEASURES, *_GUARD_MEASURES)
 
 
 class _Share:
@@ -124,7 +125,8 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         cohorts: Moves,
         agreed: AgreedOnDevice,
-        grad_scale: Tensor | None,
+        grad_scale: Tensor | None = None,
+        clipped_to: Tensor | float = 1.0,
         weight_of: Callable[[Tensor], float] = lambda param: 1.0,
         total: Callable[[Tensor], Tensor] = lambda predicted: predicted,
     ) -> None:
@@ -135,6 +137,7 @@ class DeviceWindow:
             cohorts: what is to move, by `age`.
             agreed: what the ranks make of the step.
             grad_scale: what a gradient scaler leaves to this step, if one does.
+            clipped_to: see `rule.share_left`.
             weight_of, total: how `rule.step_limit` adds up over the ranks.
         """
         happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
@@ -162,7 +165,9 @@ class DeviceWindow:
                 calls.append((group, cohort.buckets, five))
         limit: Any = now["step_limit"]
         if groups[0]["loss_limit"] is not None:
-            predicted = total(self._predicted(calls, inverse, weight_of))
+            share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
+            predicted = total(self._predicted(calls, inverse, weight_of) / share)
+            now["clipped_to"] = torch.where(happens, share, now["clipped_to"])
             schedule = rule.share_of_peak(present)
             fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
             self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))

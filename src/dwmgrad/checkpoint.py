@@ -20,6 +20,7 @@ _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capt
 _SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
 _SINCE_6 = {
     **{"auto_lr": False, "loss_guard": None, "peak_lr": None, "effective_lr": 0.0},
+    "clipped_to": 1.0,
     **guard_numbers(Guard(0.0)),
 }
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
@@ -189,6 +190,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     _check_number("micro_batches", group["micro_batches"], 0)
     _check_number("step_limit", group["step_limit"], 0, 1)
     _check_number("effective_lr", group["effective_lr"], 0)
+    _check_number("clipped_to", group["clipped_to"], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
     _check_number("guard_deviation", group["guard_deviation"], 0)
     for name in ("guard_seen", "guard_in_row", "guarded_steps"):

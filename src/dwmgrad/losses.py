@@ -240,7 +240,7 @@ class LossFeed:
                     "pass the mean that backward() ran on"
                 )
             self.say_if_coarse(loss)
-            return _copied(loss)
+            return copied(loss)
         if isinstance(loss, bool) or not isinstance(loss, Real):
             raise TypeError(
                 f"loss must be a tensor or a number, got {loss!r} ({type(loss).__name__})"
@@ -352,11 +352,11 @@ def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor 
         loss = (product.real if product.is_complex() else product).sum()
     if loss.numel() != 1:
         return None
-    value = _copied(loss)
+    value = copied(loss)
     return value if divisor == 1 else value / divisor
 
 
-def _copied(loss: Tensor) -> Tensor:
+def copied(loss: Tensor) -> Tensor:
     """A tensor with one element, detached, in float32 at least, in memory of its own."""
     loss = loss.detach()
     if type(loss) is not Tensor and hasattr(loss, "full_tensor"):

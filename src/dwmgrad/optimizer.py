@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .cohorts import NewState, share_reader
-from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation
+from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation, copied
 from .plan import Age, Moves, Plan, moves_of
 from .ranks import Agreed, AgreedOnDevice, Share
 
@@ -136,6 +136,7 @@ class DWMGrad(Optimizer, Joinable):
     _same_setup: bool
     _has_stepped_alone: bool
     _follows_length: bool
+    _clipped_to: Tensor | float
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class DWMGrad(Optimizer, Joinable):
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
-        defaults["peak_lr"] = None  # each group has its own
+        defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
         self._follows_length = preset == "auto" and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
@@ -287,6 +288,26 @@ class DWMGrad(Optimizer, Joinable):
         """
         self._feed.discard_dropped(self.param_groups)
         self._feed.observe(loss, route=OBSERVE)
+
+    def observe_clipping(self, total_norm: Tensor | float, max_norm: float) -> None:
+        """Tells `loss_limit` that the gradients of the step to come were clipped to a norm.
+
+        What a step takes off the loss is predicted from the gradients as they were before.
+        `accelerator.clip_grad_norm_`, which the Trainer calls, tells it by itself; with
+        `torch.nn.utils.clip_grad_norm_` call this before `step()`. It holds for one step.
+
+        Args:
+            total_norm: of all gradients before, as `clip_grad_norm_` returns it.
+            max_norm: what they were clipped to; infinity where they were only measured.
+
+        Raises:
+            ValueError: if `max_norm` is below 0, or NaN.
+        """
+        if not max_norm >= 0:
+            raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
+        if self.param_groups[0]["loss_limit"] is not None:
+            norm = copied(total_norm) if isinstance(total_norm, Tensor) else total_norm
+            self._clipped_to = max_norm / (norm + 1e-6)  # torch's formula
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
@@ -383,6 +404,7 @@ class DWMGrad(Optimizer, Joinable):
             self._say_once(_STANDS_OUT)
         if make_step is not None:
             make_step()
+        self._clipped_to = 1.0
         return loss
 
     @contextlib.contextmanager
@@ -418,7 +440,8 @@ class DWMGrad(Optimizer, Joinable):
             scale = self._of_scaler("grad_scale")
             is_sum = groups[0]["loss_limit"] is not None and not self._steps_alone()
             among = self._among_ranks() if is_sum else ()
-            return lambda: window.step(groups, moves, agreed, scale, *among)
+            clipped_to = self._clipped_to
+            return lambda: window.step(groups, moves, agreed, scale, clipped_to, *among)
         if agreed.makes_state:
             return None
         numbers: dict[str, Any] = {}
@@ -473,7 +496,7 @@ class DWMGrad(Optimizer, Joinable):
                 calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
             limit = self._step_limit(calls, window, loss)
-            numbers |= self._limited(window, limit)
+            numbers |= self._limited(window, limit) | {"clipped_to": self._share_left()}
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
@@ -492,6 +515,7 @@ class DWMGrad(Optimizer, Joinable):
                 param = group["params"][ordinal]
                 weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
                 predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
+        predicted /= self._share_left()
         if not alone:
             predicted = float(
                 ranks.total_of(predicted, ranks.home_of(self.param_groups), self.loss_group)
@@ -509,6 +533,11 @@ class DWMGrad(Optimizer, Joinable):
         common = self.param_groups[0]
         schedule = float(rule.share_of_peak(self.param_groups))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
+
+    def _share_left(self) -> float:
+        common = self.param_groups[0]
+        clipped_to = float(self._clipped_to)
+        return rule.share_left(common["clipped_to"], clipped_to, common["steps"])
 
     def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
         """The groups' numbers of a step limit."""
@@ -622,7 +651,6 @@ class DWMGrad(Optimizer, Joinable):
                 self.param_groups,
                 [[] for _ in self.param_groups],
                 agreed,
-                None,
                 total=lambda _: ranks.total_of(
                     None, ranks.home_of(self.param_groups), self.loss_group
                 ),
@@ -760,6 +788,7 @@ class DWMGrad(Optimizer, Joinable):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. A loss that a backward pass brought with these gradients goes with them."""
         self._feed.discard(WITH_GRADIENTS)
+        self._clipped_to = 1.0
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -821,6 +850,7 @@ class DWMGrad(Optimizer, Joinable):
         self._plan = None
         self._said = set()
         self._scaler = None
+        self._clipped_to = 1.0
 
 
 _Call = tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]

@@ -305,7 +305,7 @@ def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None
         raise RuntimeError(
             f"ranks are not set up alike, and would drift apart: {'; '.join(found)}. Give all "
             "ranks one version of dwmgrad, one set of arguments and one checkpoint, and the same "
-            "kernel: gcc on all of them, or DWMGRAD_NATIVE=0 on all"
+            "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all"
         )
 
 

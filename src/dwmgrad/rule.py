@@ -281,6 +281,23 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
     return abs(step_size) / (1 - momentum) * norm
 
 
+def share_left(last: Number, clipped_to: Number, steps: Number) -> Number:
+    """By how much clipping makes the gradients smaller, as far as that is their scale.
+
+    What a step along clipped gradients takes off the loss is predicted with them, divided by this.
+    It begins with the first step's share, and grows towards larger ones, a tenth of the way at a
+    step. It never shrinks: gradients that grow while the loss falls are rather noise than slope.
+
+    Args:
+        last: that of the step before.
+        clipped_to: this step's own share; not between 0 and 1 where nothing was clipped.
+        steps: how many there were before.
+    """
+    clipped = (clipped_to > 0) & (clipped_to < 1)
+    share = _where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
+    return _where(steps > 0, last + _within(0.0, share - last) / 10, share)
+
+
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
     """The total effect of a gradient of the usual size, which is AdamW's learning rate there."""
     step_size, _, momentum, *_ = coefficients(group, window, lr, 0.0)

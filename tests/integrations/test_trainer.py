@@ -318,3 +318,14 @@ def test_the_preset_auto_needs_no_learning_rate(dataset, arguments, capsys) -> N
     assert "dwmgrad: the loss held back 20 of 20 steps, to 0.0" in capsys.readouterr().out
     trainer, _ = train(tiny_roberta(), dataset, arguments(optim="dwmgrad"))
     assert "dwmgrad:" not in capsys.readouterr().out
+
+
+def test_the_trainers_clipping_is_seen(dataset, arguments) -> None:
+    """With the gradients clipped to almost nothing, the limit is that of the whole ones."""
+    firsts = []
+    for norm in (0.0, 1e-3):
+        args = arguments(optim="dwmgrad_auto", max_steps=1, max_grad_norm=norm, logging_steps=1)
+        trainer, _ = train(tiny_roberta(), dataset, args)
+        (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+        firsts.append(entry["effective_lr"])
+    assert firsts[0] == pytest.approx(firsts[1], rel=0.05)

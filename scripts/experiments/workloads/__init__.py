@@ -37,6 +37,14 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("digits.Sounds", {}),
     # for a sweep: half the width, 6 epochs
     "digits-brief": ("digits.Sounds", dict(width=8, steps=6 * 43, evaluations=6)),
+    # a share of the batches with wrong labels, for docs/plans/loss-guard.md
+    **{
+        f"digits-broken-{share}": (
+            "digits.Sounds",
+            dict(width=8, steps=6 * 43, evaluations=6, broken=share / 100),
+        )
+        for share in (5, 10)
+    },
     # the paper's audio data: 10 classes of city sounds, 4 s each, 20 epochs
     "urbansound8k": (
         "digits.Sounds",

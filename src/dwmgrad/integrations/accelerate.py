@@ -24,6 +24,7 @@ def attach(host: ModuleType) -> None:
     wrap(host.Accelerator, "prepare", _checking)
     wrap(host.Accelerator, "prepare_model", _remembering)
     wrap(host.Accelerator, "backward", _with_loss)
+    wrap(host.Accelerator, "clip_grad_norm_", _telling)
     wrap(host.Accelerator, "free_memory", _forgetting)
 
 
@@ -84,6 +85,19 @@ def _with_loss(backward: Any) -> Any:
         return result
 
     return backward_with_loss
+
+
+def _telling(clip: Any) -> Any:
+    def clip_and_tell(
+        self: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
+    ) -> Any:
+        norm = clip(self, parameters, max_norm, *args, **kwargs)
+        if norm is not None:
+            for optimizer in inside(self._optimizers):
+                optimizer.observe_clipping(norm, max_norm)
+        return norm
+
+    return clip_and_tell
 
 
 def _forgetting(free_memory: Any) -> Any:

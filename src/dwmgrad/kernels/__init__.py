@@ -2,7 +2,7 @@
 
 | kernel | chosen by default | right for |
 |---|---|---|
-| `native` | on the CPU where there is a C compiler | float32 and bfloat16, any state |
+| `native` | on the CPU where its library is | float32 and bfloat16, any state |
 | `one_launch` | on GPUs where there is Triton | 16 and 32 bits, any state |
 | `fused` | where neither is to be had, if it agrees with the loop | one dtype, lr > 0 |
 | `foreach` | on accelerators, for what `fused` cannot take | one dtype, 32 bits or more |

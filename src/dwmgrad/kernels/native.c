@@ -1,12 +1,19 @@
 /* The rule for all tensors of one pair of dtypes in one pass over memory, for CPUs.
  *
- * Compiled on the user's machine by native.py. No Python and no PyTorch in here: it gets addresses
- * and numbers. What it must compute is defined by reference.py and low_bit.py.
+ * Compiled by setup.py, once for each instruction set, and loaded by native.py. No Python and no
+ * PyTorch in here: it gets addresses and numbers. What it must compute is defined by reference.py and
+ * low_bit.py.
  */
+#ifdef _MSC_VER
+#pragma fp_contract(off) /* as -ffp-contract=off: the same numbers on every CPU */
+#endif
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+/* The checksum of this file. */
+const uint32_t dwmgrad_source = DWMGRAD_SOURCE;
 
 enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 enum { BLOCK = 256, CHUNK = 1024, PIECE = 16 * CHUNK };

@@ -1,6 +1,6 @@
-"""The rule as one pass of compiled C over all tensors: what the CPU runs where it has a compiler.
+"""The rule as one pass of compiled C over all tensors: what the CPU runs where the library is.
 
-The C file is compiled once per machine (a fraction of a second); see `compiled`. It runs on the
+setup.py builds one library for each instruction set; all compute the same bits. They run on the
 threads that PyTorch has already (the OpenMP library that it loaded).
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import struct
+import sys
 import warnings
+import zlib
 from array import array
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled
 from .coefficients import Buffer, Coefficients, Tensors
 
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCE = Path(__file__).with_name("native.c")  # in a checkout
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT8 = 2
 _PIECE = 16 * 1024  # native.c's PIECE
@@ -93,60 +93,47 @@ def _call(
 
 @cache
 def library() -> Any | None:
-    """The compiled kernel; None where there is none to be had, with a warning that says so once.
+    """The kernel for this CPU; None, with one warning, where there is none to be had.
 
-    An interrupt leaves nothing behind: the next call begins anew.
+    `ATEN_CPU_CAPABILITY` chooses another instruction set, as it does for torch.
     """
     if os.environ.get("DWMGRAD_NATIVE") == "0":
         return None
     try:
-        loaded: Any = compiled.load(_SOURCE, _prepare)
-        # a forked child has none of its parent's threads, and OpenMP would wait for them
-        loaded.is_forked = False
-        os.register_at_fork(after_in_child=lambda: setattr(loaded, "is_forked", True))
-        return loaded
-    except Exception as error:  # whatever compilers, loaders and file systems raise
+        loaded = _load(torch.backends.cpu.get_cpu_capability().lower())
+    except OSError as error:
         warnings.warn(
-            f"DWMGrad's CPU kernel could not be built ({error or type(error).__name__}), so its "
-            "step runs on PyTorch's operators: equal, but slower. Install gcc, or set "
-            "DWMGRAD_NATIVE=0 to silence this.",
+            f"DWMGrad's CPU kernel could not be loaded ({error}), so its step runs on PyTorch's "
+            "operators: slower, and rounded otherwise. Install a wheel of dwmgrad for this "
+            "platform, or gcc and then dwmgrad again, or set DWMGRAD_NATIVE=0 to silence this.",
             stacklevel=2,
         )
         return None
+    # a forked child has none of its parent's threads, and OpenMP would wait for them
+    loaded.is_forked = False
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: setattr(loaded, "is_forked", True))
+    return loaded
 
 
-def _prepare(loaded: Any) -> None:
-    """Declares the kernel's arguments and tries it on one number of each kind.
-
-    The number's v and s are such that they stay as they are, and nothing rounds.
+def _load(capability: str) -> Any:
+    """The library for what torch calls a CPU's capability, with its arguments declared.
 
     Raises:
-        OSError: if the kernel is not there or not right.
+        OSError: if it is not there, does not load, or was built from another source.
     """
-    update = getattr(loaded, "dwmgrad_update", None)
-    if update is None:
-        raise OSError("the library has no dwmgrad_update")
+    kind = capability if capability in ("avx2", "avx512") else "baseline"
+    suffix = ".dll" if sys.platform == "win32" else ".so"
+    path = Path(__file__).with_name(f"native_{kind}{suffix}")
+    if not path.is_file():
+        raise OSError(f"there is no {path}")
+    loaded: Any = ctypes.CDLL(str(path))
+    built_from = ctypes.c_uint32.in_dll(loaded, "dwmgrad_source").value
+    if _SOURCE.is_file() and zlib.crc32(_SOURCE.read_bytes()) != built_from:
+        raise OSError(f"{path} was built from another {_SOURCE.name}")
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    update, norms = loaded.dwmgrad_update, loaded.dwmgrad_norms
     update.argtypes = [address, address, size, size, number, number, address, number]
     update.restype = number
-    norms = loaded.dwmgrad_norms
     norms.argtypes, norms.restype = [*update.argtypes, address], None
-    numbers = _Numbers(0.25, 0.75, 0.25, 0.5, 4.0, 0.5, 0, 0, 0)
-    floats = _TYPES.values()
-    for kind, state_kind in itertools.product(floats, (*floats, _INT8)):
-        state = [b"\x7f", b"\xff"]  # the codes of a block's largest numbers
-        if state_kind != _INT8:
-            state = [_bytes(0.25, state_kind), _bytes(16, state_kind)]
-        before = [_bytes(1, kind), *state, _bytes(0.25), _bytes(16), _bytes(4, kind)]
-        cells = [ctypes.create_string_buffer(each, len(each)) for each in before]
-        *row, grad = map(ctypes.addressof, cells)
-        table, grads = (ctypes.c_int64 * 8)(*row, 1, 0, 0), (ctypes.c_int64 * 1)(grad)
-        update(table, grads, 1, 1, kind, state_kind, ctypes.byref(numbers), 1)
-        if [cell.raw for cell in cells] != [_bytes(0.25, kind), *before[1:]]:
-            raise OSError("the library does not compute what it should")
-
-
-def _bytes(number: float, kind: int = 0) -> bytes:
-    """A number as float32, or as bfloat16, which is the upper half of it."""
-    (bits,) = struct.unpack("=I", struct.pack("=f", number))
-    return struct.pack("=H", bits >> 16) if kind else struct.pack("=I", bits)
+    return loaded

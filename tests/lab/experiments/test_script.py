@@ -13,7 +13,9 @@ from glue.errors import UsageError
 from ..conftest import load_script
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
+CONFIGS = sorted(
+    path for kind in ("experiments", "studies") for path in (ROOT / "configs" / kind).glob("*.yaml")
+)
 
 
 @pytest.fixture(scope="module")
