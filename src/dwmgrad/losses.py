@@ -339,7 +339,8 @@ def _refuse_limit(optimizers: list[Any]) -> None:
     if any(optimizer.param_groups[0]["loss_limit"] is not None for optimizer in optimizers):
         raise RuntimeError(
             "loss_limit does not work under DeepSpeed, which steps one piece of the parameters "
-            "after the other: use DDP or FSDP2, or leave loss_limit out"
+            "after the other: use DDP or FSDP2, or leave loss_limit out (in place of the preset "
+            "auto, which sets it, use finetune)"
         )
 
 

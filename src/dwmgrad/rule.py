@@ -96,22 +96,22 @@ class Window:
             with 0 (the authors' CIFAR-10 and MNIST scripts). `"loss"`: the loss is positive
             (Algorithm 1 as printed), or above its `floor`.
         smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
-        floor: a lower bound of the loss.
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
+        floor: a lower bound of the loss.
     """
 
     size: Number = 5
     max_size: int = 10
     signal: str = "decrease"
     smoothing: float = 0.0
-    floor: float = 0.0
     last_loss: Number | None = None
     mean_loss: Number | None = None
     observations: Number = 0
     increases: Number = 0
+    floor: float = 0.0
 
     def observe(self, loss: Number, alike: Number = True, counts: Number = True) -> None:
         """Moves the window by one step for one loss.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 # Not from `transformers` itself, which may still be half imported; nor the Trainer, which must not
@@ -12,6 +13,22 @@ from transformers.trainer_callback import TrainerCallback
 from ..distributed import assert_ranks_agree
 from ..wrappers import dwmgrad_in, innermost
 from .names import preset_of
+
+
+@dataclass
+class _Limits:
+    """What the loss made of the steps: how many it held back, the sum of their `step_limit`."""
+
+    steps: int = 0
+    held: int = 0
+    total: float = 0.0
+    highest: float = 0.0  # of `effective_lr`
+
+    def add(self, limit: float, effective_lr: float) -> None:
+        self.steps += 1
+        if limit < 1:
+            self.held, self.total = self.held + 1, self.total + limit
+        self.highest = max(self.highest, effective_lr)
 
 
 class DWMGradCallback(TrainerCallback):
@@ -25,7 +42,7 @@ class DWMGradCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._seen = (0, 0)
-        self._limits: list[tuple[float, float]] = []  # step_limit and effective_lr of each step
+        self._limits = _Limits()
         self._asked: bool | None = None  # None: whatever the arguments' `optim` says
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -50,7 +67,7 @@ class DWMGradCallback(TrainerCallback):
             )
         if optimizer is None:
             return
-        self._seen, self._limits = _counts(optimizer), []
+        self._seen, self._limits = _counts(optimizer), _Limits()
         optimizer.expect_steps(state.max_steps)
         if _groups_by_length(args):
             warnings.warn(
@@ -65,18 +82,16 @@ class DWMGradCallback(TrainerCallback):
             return
         group = optimizer.param_groups[0]
         if group["loss_limit"] is not None and not group["capturable"]:  # which would have to wait
-            self._limits.append((group["step_limit"], group["effective_lr"]))
+            self._limits.add(group["step_limit"], group["effective_lr"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._limits or not state.is_world_process_zero:
-            return
-        limits, rates = zip(*self._limits, strict=True)
-        held = [limit for limit in limits if limit < 1]
-        mean = sum(held) / len(held) if held else 1.0
-        print(
-            f"dwmgrad: the loss held back {len(held)} of {len(limits)} steps, to {mean:.2g} of "
-            f"their size in the mean; the effective_lr was at most {max(rates):.2g}"
-        )
+        limits = self._limits
+        if limits.steps and state.is_world_process_zero:
+            print(
+                f"dwmgrad: the loss held back {limits.held} of {limits.steps} steps, to "
+                f"{limits.total / max(1, limits.held):.2g} of their size in the mean; the "
+                f"effective_lr was at most {limits.highest:.2g}"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         optimizer = dwmgrad_in(kwargs.get("optimizer"))

@@ -101,7 +101,7 @@ def library() -> Any | None:
         return None
     try:
         loaded = _load(torch.backends.cpu.get_cpu_capability().lower())
-    except OSError as error:
+    except (OSError, AttributeError, ValueError) as error:  # the last two: a name is not in it
         warnings.warn(
             f"DWMGrad's CPU kernel could not be loaded ({error}), so its step runs on PyTorch's "
             "operators: slower, and rounded otherwise. Install a wheel of dwmgrad for this "
