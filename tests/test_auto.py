@@ -241,3 +241,16 @@ def test_checkpoints_before_it_had_no_peak() -> None:
     saved["param_groups"][0]["peak_lr"] = "high"
     with pytest.raises(TypeError, match="peak_lr must be a number or None"):
         optimizer.load_state_dict(saved)
+
+
+@FORMS
+def test_a_learning_rate_as_a_ceiling(form: dict) -> None:
+    """With `auto_lr` off, a low rate is taken as it is, and a high one is what `auto` allows."""
+    settings = {"auto_lr": False, "normalize_momentum": True, **form}
+    low = optimizer_of(1e-7, **settings)
+    train(low, range(10))
+    assert low.state_dict()["param_groups"][0]["step_limit"] == 1.0
+    high, auto = optimizer_of(1.0, **settings), optimizer_of(**form)
+    assert train(high, range(20)) == pytest.approx(train(auto, range(20)), rel=1e-5)
+    for one, other in zip(params_of(high), params_of(auto), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
