@@ -495,13 +495,16 @@ class DWMGrad(Optimizer, Joinable):
                 noise = numbers.get("steps", group["steps"])
                 calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
-            limit = self._step_limit(calls, window, loss)
-            numbers |= self._limited(window, limit) | {"clipped_to": self._share_left()}
+            share = rule.share_left(common["clipped_to"], float(self._clipped_to), common["steps"])
+            limit = self._step_limit(calls, window, loss, share)
+            numbers |= self._limited(window, limit) | {"clipped_to": share}
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
-    def _step_limit(self, calls: list[_Call], window: rule.Window, loss: float | None) -> float:
-        """What the loss makes of the step that the calls would be."""
+    def _step_limit(
+        self, calls: list[_Call], window: rule.Window, loss: float | None, share_left: float
+    ) -> float:
+        """What the loss makes of the step that the calls would be; see `rule.share_left`."""
         common = self.param_groups[0]
         last = common["step_limit"]
         if loss is None:
@@ -515,11 +518,9 @@ class DWMGrad(Optimizer, Joinable):
                 param = group["params"][ordinal]
                 weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
                 predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
-        predicted /= self._share_left()
+        predicted /= share_left
         if not alone:
-            predicted = float(
-                ranks.total_of(predicted, ranks.home_of(self.param_groups), self.loss_group)
-            )
+            predicted = float(self._total(predicted))
         return self._limit_of(predicted, window, loss)
 
     def _among_ranks(self) -> tuple[Callable[[Tensor], float], Callable[[Tensor], Tensor]]:
@@ -533,11 +534,6 @@ class DWMGrad(Optimizer, Joinable):
         common = self.param_groups[0]
         schedule = float(rule.share_of_peak(self.param_groups))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
-
-    def _share_left(self) -> float:
-        common = self.param_groups[0]
-        clipped_to = float(self._clipped_to)
-        return rule.share_left(common["clipped_to"], clipped_to, common["steps"])
 
     def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
         """The groups' numbers of a step limit."""
@@ -651,9 +647,7 @@ class DWMGrad(Optimizer, Joinable):
                 self.param_groups,
                 [[] for _ in self.param_groups],
                 agreed,
-                total=lambda _: ranks.total_of(
-                    None, ranks.home_of(self.param_groups), self.loss_group
-                ),
+                total=lambda _: self._total(None),
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
             common = self.param_groups[0]

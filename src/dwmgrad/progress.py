@@ -10,6 +10,14 @@ from typing import Any
 from .rule import Guard, Window
 
 SCHEMA = 6
+_GUARD = {
+    "guard_mean": "mean",
+    "guard_deviation": "deviation",
+    "guard_seen": "seen",
+    "guard_in_row": "in_row",
+    "guarded_steps": "refused",
+}
+"""A group's name of each number of `rule.Guard`."""
 PROGRESS = (
     "window",
     "last_loss",
@@ -20,11 +28,7 @@ PROGRESS = (
     "steps",
     "step_limit",
     "effective_lr",
-    "guard_mean",
-    "guard_deviation",
-    "guard_seen",
-    "guard_in_row",
-    "guarded_steps",
+    *_GUARD,
     "schema",
 )
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
@@ -67,25 +71,12 @@ def window_of(group: dict[str, Any]) -> Window:
 
 def guard_numbers(guard: Guard) -> dict[str, Any]:
     """The guard as the plain numbers that a group holds."""
-    return {
-        "guard_mean": guard.mean,
-        "guard_deviation": guard.deviation,
-        "guard_seen": guard.seen,
-        "guard_in_row": guard.in_row,
-        "guarded_steps": guard.refused,
-    }
+    return {name: getattr(guard, field) for name, field in _GUARD.items()}
 
 
 def guard_of(group: dict[str, Any]) -> Guard:
     """The guard that a group's numbers, on the host or on a device, and settings describe."""
-    return Guard(
-        threshold=group["loss_guard"],
-        mean=group["guard_mean"],
-        deviation=group["guard_deviation"],
-        seen=group["guard_seen"],
-        in_row=group["guard_in_row"],
-        refused=group["guarded_steps"],
-    )
+    return Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
 
 
 def stands_out(group: dict[str, Any], loss: float | None) -> bool:
