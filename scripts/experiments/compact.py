@@ -140,10 +140,7 @@ def experiment_record(
             }
             for label, some in found.items()
         },
-        "failures": [
-            {"run": str(failure.run), "error": without_folders(failure.error)}
-            for failure in failures
-        ],
+        "failures": list(map(failure_record, failures)),
     }
 
 
@@ -221,6 +218,11 @@ def _run_with_window(result: Result) -> dict[str, Any]:
 def _short(value: Any, digits: int = 5) -> Any:
     """To so many significant digits; what is no float stays."""
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def failure_record(failure: Failure) -> dict[str, str]:
+    """A run that ended with an error."""
+    return {"run": str(failure.run), "error": without_folders(failure.error)}
 
 
 def without_folders(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +9,13 @@ import numpy as np
 from glue.errors import UsageError
 
 from experiments import config
-from experiments.config import REQUIRED, Keys, checked, keep, load, workload_of
+from experiments.config import REQUIRED, Keys, Plan, checked, keep, load, workload_of
 from experiments.contenders import CONTENDERS, choose
 from experiments.runner import Run
-from experiments.workload import Workload
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a file asks for.
-
-    Attributes:
-        workload: the task.
-        values: the file's, complete; see `read_comparison`.
-        output_dir: the folder of all results.
-    """
-
-    workload: Workload
-    values: Mapping[str, Any]
-    output_dir: Path
-
-    @property
-    def contenders(self) -> list[str]:
-        """Their names."""
-        return self.values["contenders"]
-
-    @property
-    def title(self) -> str:
-        """As in reports."""
-        return self.values["title"]
-
-    def plan(self) -> dict[str, Any]:
-        """The file's values, complete, without folders."""
-        return dict(self.values)
+class Comparison(Plan):
+    """What a file asks for; its values: see `read_comparison`."""
 
     @property
     def tuning(self) -> dict[str, Any]:

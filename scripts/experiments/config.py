@@ -94,6 +94,35 @@ def _with_numbers(value: Any) -> Any:
     return float(value) if number else value
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a file asks for that has one list of contenders.
+
+    Attributes:
+        workload: the task.
+        values: the file's, complete.
+        output_dir: the folder of all results.
+    """
+
+    workload: Workload
+    values: Mapping[str, Any]
+    output_dir: Path
+
+    @property
+    def contenders(self) -> list[str]:
+        """Their names."""
+        return self.values["contenders"]
+
+    @property
+    def title(self) -> str:
+        """As in reports."""
+        return self.values["title"]
+
+    def plan(self) -> dict[str, Any]:
+        """The file's values, complete, without folders."""
+        return dict(self.values)
+
+
 def workload_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Workload, dict]:
     """The workload that a file asks for, and its options without folders."""
     options = dict(values["options"])

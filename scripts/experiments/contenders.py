@@ -138,6 +138,13 @@ def _guarded_adamw() -> type[Optimizer]:
 
 _dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
+_adamw = partial(
+    Contender,
+    load=lambda: torch.optim.AdamW,
+    search=(1e-4, 3e-2),
+    fixed=_FUSED,
+    decoupled=True,
+)
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -148,14 +155,7 @@ CONTENDERS = {
             defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
         ),
         *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
-        Contender(
-            "adamw",
-            "AdamW",
-            lambda: torch.optim.AdamW,
-            search=(1e-4, 3e-2),
-            fixed=_FUSED,
-            decoupled=True,
-        ),
+        _adamw("adamw", "AdamW"),
         Contender("adam", "Adam", lambda: torch.optim.Adam, search=(1e-4, 3e-2), fixed=_FUSED),
         Contender(
             "sgd",
@@ -195,22 +195,16 @@ OTHERS = {
             rateless=True,
         ),
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
-        Contender(
+        _adamw(
             "adamw-guarded",
             "AdamW, guarded by the gradient's norm",
-            _guarded_adamw,
-            search=(1e-4, 3e-2),
-            fixed=_FUSED,
-            decoupled=True,
+            load=_guarded_adamw,
             clips=True,
         ),
-        Contender(
+        _adamw(
             "adamw-control",
             "AdamW, betas 0.6 and 0.998",
-            lambda: torch.optim.AdamW,
-            search=(1e-4, 3e-2),
             fixed={**_FUSED, "betas": (0.6, 0.998)},
-            decoupled=True,
         ),
         Contender(
             "momo-adam", "MoMo-Adam", _momo, search=(1e-4, 1e-1), decoupled=True, needs_loss=True
@@ -221,9 +215,7 @@ OTHERS = {
 """What a file has to name: a comparison of all leaves them out."""
 
 
-def every_contender() -> dict[str, Contender]:
-    """All by their names."""
-    return CONTENDERS | OTHERS
+EVERY = CONTENDERS | OTHERS
 
 
 def get_contender(name: str) -> Contender:
@@ -232,8 +224,8 @@ def get_contender(name: str) -> Contender:
     Raises:
         UsageError: there is none; the message lists them all.
     """
-    choose("contender", name, every_contender())
-    return every_contender()[name]
+    choose("contender", name, EVERY)
+    return EVERY[name]
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> None:

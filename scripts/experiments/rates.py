@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pandas as pd
 from glue.configs import read_settings
 
 from experiments import config
-from experiments.compact import head, run_record, without_folders
-from experiments.config import REQUIRED, Keys, keep, load, workload_of
-from experiments.contenders import choose, every_contender, get_contender
+from experiments.compact import failure_record, head, run_record
+from experiments.config import REQUIRED, Keys, Plan, keep, load, workload_of
+from experiments.contenders import EVERY, choose, get_contender
 from experiments.runner import Failure, Run, made
 from experiments.table import SHARES, table
-from experiments.workload import Workload
 
 HALF_DECADES = [float(f"{10 ** (-5 + n / 2):.2g}") for n in range(11)]
 """From 1e-5 to 1."""
@@ -26,31 +24,23 @@ WITHOUT = 1.0
 WORKS = 3.0
 """A rate works that is at most so many points worse than AdamW's best."""
 
+_RATES = config.KindOfValue(
+    "`all`, or a list of rates", lambda value: value == "all" or config.RATES.fits(value)
+)
 _KEYS: Keys = {
     "workload": (config.TEXT, REQUIRED),
     "options": (config.LINES, {}),
     "title": (config.TEXT, None),
     "contenders": (config.NAMES, REQUIRED),
-    "rates": (config.RATES, HALF_DECADES),
+    "rates": (_RATES, HALF_DECADES),
     "seeds": (config.SEEDS, REQUIRED),
     "chosen_on": (config.SWITCH, False),
     "output_dir": (config.TEXT, "runs/rates"),
 }
 
 
-@dataclass(frozen=True)
-class RatePlan:
-    """What a file asks for.
-
-    Attributes:
-        workload: the task.
-        values: the file's, complete; see `read_rate_plan`.
-        output_dir: the folder of all results.
-    """
-
-    workload: Workload
-    values: dict[str, Any]
-    output_dir: Path
+class RatePlan(Plan):
+    """What a file asks for; its values: see `read_rate_plan`."""
 
     def runs(self) -> dict[str, list[Run]]:
         """Contender: a run at each of its rates with each seed."""
@@ -60,7 +50,7 @@ class RatePlan:
                 for lr in ([WITHOUT] if get_contender(name).rateless else self.values["rates"])
                 for seed in self.values["seeds"]
             ]
-            for name in self.values["contenders"]
+            for name in self.contenders
         }
 
 
@@ -70,10 +60,10 @@ def has_rates(path: str | Path) -> bool:
 
 
 def read_rate_plan(path: str | Path, **replacements: Any) -> RatePlan:
-    """Read a file like configs/comparisons/rates_cora.yaml. Its keys:
+    """Read a file like configs/rates/cora.yaml. Its keys:
 
         workload, options, title, output_dir: as in `comparison.read_comparison`.
-        contenders: names of `contenders.every_contender`.
+        contenders: names of `contenders.EVERY`.
         rates: the learning rates of all of them; `all`: those of `HALF_DECADES`.
         seeds: each contender runs once with each, at each rate.
         chosen_on: whether this workload took part in choosing a preset among the contenders.
@@ -89,12 +79,12 @@ def read_rate_plan(path: str | Path, **replacements: Any) -> RatePlan:
     """
     given = {name: value for name, value in replacements.items() if value is not None}
     wanted = given.pop("contenders", None)
-    if read_settings(path)["rates"] == "all":
-        given["rates"] = HALF_DECADES
     values = load(path, _KEYS, **given)
+    if values["rates"] == "all":
+        values["rates"] = HALF_DECADES
     workload, values["options"] = workload_of(values, given)
     for name in values["contenders"]:
-        choose(f"{path}: contender", name, every_contender())
+        choose(f"{path}: contender", name, EVERY)
         workload.settings(name, {"lr": values["rates"][0]})
     values["title"] = values["title"] or workload.name
     values["contenders"] = keep(values["contenders"], wanted)
@@ -106,9 +96,9 @@ def rates_record(plan: RatePlan, failures: Sequence[Failure], command: str) -> d
     results = {name: made(runs, plan.output_dir) for name, runs in plan.runs().items()}
     return {
         "kind": "rates",
-        "title": plan.values["title"],
+        "title": plan.title,
         **head(plan.workload, [each for some in results.values() for each in some], command),
-        "plan": plan.values,
+        "plan": plan.plan(),
         "contenders": {
             name: {
                 "title": get_contender(name).title,
@@ -118,15 +108,12 @@ def rates_record(plan: RatePlan, failures: Sequence[Failure], command: str) -> d
             }
             for name, some in results.items()
         },
-        "failures": [
-            {"run": str(failure.run), "error": without_folders(failure.error)}
-            for failure in failures
-        ],
+        "failures": list(map(failure_record, failures)),
     }
 
 
 def frame(record: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a run: contender, title, lr, seed, score, regret, seconds; see `regrets`."""
+    """A row a run: contender, title, rateless, lr, seed, score, seconds; and its `points`."""
     rows = [
         {"contender": name, "title": own["title"], "rateless": own["rateless"], **run}
         for name, own in record["contenders"].items()

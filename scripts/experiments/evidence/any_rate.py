@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments.evidence.results import read_result
 from experiments.plots import rate_curves
 from experiments.rates import WORKS, frame, rates_table
 from experiments.table import score_head, table
@@ -17,9 +17,13 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def any_rate_page(results: Path, output: Path) -> str:
-    """The page's text; its pictures are written beside `output`. Empty without results."""
+    """The page's text; its pictures are written beside `output`. Empty without results.
+
+    Raises:
+        UsageError: a file is no result of this kind; the message names it.
+    """
     paths = sorted(results.glob("rates-*.json"))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    records = [read_result(path, "rates") for path in paths]
     if not records:
         return ""
     parts = [HEAD]

@@ -14,7 +14,7 @@ from glue.errors import UsageError
 
 from experiments import stats
 from experiments.contenders import CONTENDERS
-from experiments.evidence.results import FORMS, read_result
+from experiments.evidence.results import read_result
 from experiments.table import SHARES
 
 ADAMW = "adamw"
@@ -35,7 +35,7 @@ def read_results(folder: Path) -> list[Result]:
         (Measured if kind == "comparison" else Result)(
             kind, path.stem.removeprefix(f"{kind}-"), read_result(path, kind)
         )
-        for kind in FORMS
+        for kind in ("comparison", "experiment", "ablation")
         for path in sorted(folder.glob(f"{kind}-*.json"))
     ]
 

@@ -52,11 +52,18 @@ _CONTENDER = {
     **dict.fromkeys(("trials?", "reach?", "seeds?", "shared?"), [_TRIAL]),
     **{"best_lr?": positive_number, "defaults?": dict},
 }
+_RATES = {
+    "title": str,
+    "command": str,
+    "plan": {"seeds": list, "chosen_on": bool},
+    "contenders": {"*": {"title": str, "rateless": bool, "runs?": [_TRIAL]}},
+}
 _EXPERIMENT = {**_COMMON, "results": {"*": {"settings": {"lr": number}, "runs": [_RUN]}}}
 FORMS: dict[str, Any] = {
     "comparison": {**_COMMON, "complete": bool, "plan": _PLAN, "contenders": {"*": _CONTENDER}},
     "experiment": _EXPERIMENT,
     "ablation": _EXPERIMENT,
+    "rates": {**_COMMON, **_RATES},
 }
 
 
