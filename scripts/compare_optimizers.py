@@ -80,7 +80,8 @@ def over_rates(
     check_output(path)
     failures: list[Failure] = []
     try:
-        failures = sweep(sum(plan.runs().values(), []), plan.output_dir, processes)[1]
+        runs = sorted(sum(plan.runs().values(), []), key=lambda run: run.seed)  # whole seeds first
+        failures = sweep(runs, plan.output_dir, processes)[1]
     finally:  # after Ctrl-C, too
         record = rates_record(plan, failures, command("compare_optimizers.py", file, values))
         write_text(path, as_text(record) + "\n")

@@ -137,6 +137,8 @@ def _guarded_adamw() -> type[Optimizer]:
 
 
 _dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
+# the window follows the length of the run where it is not given
+_AUTO = {name: value for name, value in PRESETS["auto"].items() if name != "max_window"}
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
 _adamw = partial(
     Contender,
@@ -190,9 +192,14 @@ OTHERS = {
             "dwmgrad-auto",
             "DWMGrad, preset auto",
             fixed={"preset": "auto"},
-            # the window follows the length of the run where it is not given
-            defaults={n: v for n, v in PRESETS["auto"].items() if n != "max_window"},
+            defaults=_AUTO,
             rateless=True,
+        ),
+        _dwmgrad(
+            "dwmgrad-ceiling",
+            "DWMGrad, preset auto, lr as a ceiling",
+            fixed={"preset": "auto"},
+            defaults={**_AUTO, "auto_lr": False, "normalize_momentum": True},
         ),
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
         _adamw(

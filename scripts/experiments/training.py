@@ -51,6 +51,8 @@ def train(
         learning_rate=settings["lr"],
         weight_decay=settings["weight_decay"],
         max_grad_norm=0.0 if rule.clips else job.max_grad_norm,
+        bf16=workload.bf16,
+        use_cpu=workload.bf16 and not torch.cuda.is_available(),  # it has to be told so
         seed=seed,
         eval_strategy="steps",
         eval_steps=max(1, math.ceil(steps / max(1, workload.evaluations))),

@@ -154,15 +154,18 @@ class TrainerWorkload(Workload):
     Attributes:
         batch_size: examples per step.
         broken: the share of the batches that get wrong labels.
+        bf16: whether the forward pass runs in bfloat16 (autocast); the loss is float32.
     """
 
     batch_size: int
     broken: float = 0.0
+    bf16: bool = False
 
     def description(self) -> dict[str, Any]:
         values = super().description()
-        if not values["broken"]:  # such runs are those of before there was this field
-            del values["broken"]
+        for name in values.keys() & {"broken", "bf16", "holdout"}:
+            if not values[name]:  # such runs are those of before there was this field
+                del values[name]
         return values
 
     @property

@@ -37,6 +37,8 @@ class Glue(TrainerWorkload):
         model_name_or_path: a pretrained encoder; None: the sample's small RoBERTa, random weights.
         lora_r: the adapter's rank; None: all weights are trained.
         train_examples, eval_examples: at most so many; None: all.
+        holdout: the share of the training set that is kept out of it and evaluated in place of the
+            development set, the same for every seed.
         max_seq_length: in tokens.
         evaluations: how often the score is taken.
     """
@@ -47,6 +49,7 @@ class Glue(TrainerWorkload):
     lora_r: int | None = None
     train_examples: int | None = None
     eval_examples: int | None = None
+    holdout: float = 0.0
     max_seq_length: int = 128
     batch_size: int = 32
     evaluations: int = 3
@@ -82,10 +85,13 @@ class Glue(TrainerWorkload):
             run = prepare(parse(self._arguments(seed, folder)), "experiment")
         with run:
             run.model.accepts_loss_kwargs = False  # heads ignore num_items_in_batch
+            examples, evaluation = run.train, run.splits[run.task.validation[0]]
+            if self.holdout:
+                examples, evaluation = examples.train_test_split(self.holdout, seed=0).values()
             job = Job(
                 model=run.model,
-                train=run.train,
-                evaluation=run.splits[run.task.validation[0]],
+                train=examples,
+                evaluation=evaluation,
                 collate=collator(run.tokenizer, False, False),
                 compute_metrics=compute_metrics(run.task),
                 score=lambda metrics: metrics[run.task.main_metric],
