@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 
 from dwmgrad import DWMGrad
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:(pytorch_)?lightning"),
 ]
 PACKAGES = ("lightning", "pytorch_lightning")
+FABRICS = ("lightning.fabric", "lightning_fabric")
 
 
 def data() -> DataLoader:
@@ -176,7 +178,98 @@ def test_other_optimizers_are_left_alone(package: str, tmp_path) -> None:
     assert len(module.losses) == 6
 
 
-@pytest.mark.parametrize("package", ["lightning.fabric", "lightning_fabric"])
+def limited(net: torch.nn.Module) -> DWMGrad:
+    return DWMGrad(net.parameters(), lr=1.0, preset="finetune", loss_limit=0.3)
+
+
+def clipped_by_hand(norm_type: float = 2.0) -> tuple[list[float], list[torch.Tensor]]:
+    """The limit of every step, and the parameters at the end."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 1)
+    optimizer = limited(net)
+    limits = []
+    for rows, sums in data():
+        optimizer.zero_grad()
+        loss = mse_loss(net(rows), sums)
+        loss.backward()
+        norm = clip_grad_norm_(net.parameters(), 0.1, norm_type)
+        optimizer.observe_clipping(norm, 0.1)
+        optimizer.step(loss=loss)
+        limits.append(optimizer.param_groups[0]["step_limit"])
+    assert max(limits) < 1.0, "the limit is at work"
+    return limits, list(net.parameters())
+
+
+def clipped(base: type) -> type:
+    """A module whose step is limited; the Trainer clips its gradients, or it does so itself."""
+
+    class Module(base):  # type: ignore[misc, valid-type]
+        by_itself = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Linear(4, 1)
+            self.automatic_optimization = not self.by_itself
+            self.limits: list[float] = []
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = mse_loss(self.net(batch[0]), batch[1])
+            if self.by_itself:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                self.clip_gradients(optimizer, 0.1, "norm")
+                optimizer.step()
+            return loss
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.limits.append(self.optimizers().optimizer.param_groups[0]["step_limit"])
+
+        def configure_optimizers(self) -> Any:
+            return limited(self.net)
+
+    return Module
+
+
+@pytest.mark.parametrize("by_itself", [False, True], ids=["automatic", "manual"])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_its_clipping_to_a_norm_is_that_of_a_loop_which_tells_it(
+    package: str, by_itself: bool, tmp_path
+) -> None:
+    def made(base: type) -> type:
+        return type("Made", (clipped(base),), {"by_itself": by_itself})
+
+    module = fit(package, made, tmp_path, **({} if by_itself else {"gradient_clip_val": 0.1}))
+    limits, params = clipped_by_hand()
+    assert module.limits == limits
+    assert all(map(torch.equal, module.parameters(), params))
+
+
+@pytest.mark.parametrize("norm_type", [2.0, float("inf")])
+@pytest.mark.parametrize("package", FABRICS)
+def test_the_clipping_of_fabric_is_that_of_a_loop_which_tells_it(
+    package: str, norm_type: float
+) -> None:
+    pytest.importorskip(package.partition(".")[0])
+    fabric = importlib.import_module(package).Fabric(accelerator="cpu")
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 1)
+    inner = limited(net)
+    model, optimizer = fabric.setup(net, inner)
+    found = []
+    for rows, sums in data():
+        optimizer.zero_grad()
+        fabric.backward(mse_loss(model(rows), sums))
+        fabric.clip_gradients(model, optimizer, max_norm=0.1, norm_type=norm_type)
+        optimizer.step()
+        found.append(inner.param_groups[0]["step_limit"])
+    limits, params = clipped_by_hand(norm_type)
+    assert found == limits
+    assert all(map(torch.equal, net.parameters(), params))
+
+
+@pytest.mark.parametrize("package", FABRICS)
 def test_fabric(package: str) -> None:
     pytest.importorskip(package.partition(".")[0])
     fabric = importlib.import_module(package).Fabric(accelerator="cpu")

@@ -1,13 +1,16 @@
 """The losses of Lightning and Fabric: every backward pass of theirs is a strategy's.
 
 The Trainer's own, `manual_backward(loss)` and `fabric.backward(loss)` all end there. The loss is
-unscaled, and divided by the number of batches that are accumulated.
+unscaled, and divided by the number of batches that are accumulated. The step limit is told of the
+clipping to a norm.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 from typing import Any
+
+from torch.nn.utils import clip_grad_norm_
 
 from ..gradient_trace import may_be_elsewhere
 from ..losses import LIGHTNING, brought
@@ -17,8 +20,12 @@ from .hooks import wrap
 
 
 def attach(host: ModuleType) -> None:
-    """Wraps `Strategy.backward`; each of the host's packages has one."""
+    """Wraps `Strategy.backward`, of which each package has one, and what clips in that package."""
     wrap(host.Strategy, "backward", _with_loss)
+    if hasattr(host.Strategy, "clip_gradients_norm"):  # Fabric
+        wrap(host.Strategy, "clip_gradients_norm", _telling)
+    else:
+        wrap(host.Precision, "clip_grad_by_norm", _keeping_the_norm)
 
 
 def _with_loss(backward: Any) -> Any:
@@ -45,3 +52,28 @@ def _concerned(strategy: Any) -> tuple[list[DWMGrad], bool]:
     ours = inside(given)
     alone = len({id(innermost(each)) for each in given}) == 1 and bool(ours)
     return ours, alone and (is_partitioned(given[0]) or may_be_elsewhere(ours[0].param_groups))
+
+
+def _telling(clip: Any) -> Any:
+    def clip_and_tell(
+        self: Any, module: Any, optimizer: Any, max_norm: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        norm = clip(self, module, optimizer, max_norm, *args, **kwargs)
+        for each in inside([optimizer]):
+            each.observe_clipping(norm, max_norm)
+        return norm
+
+    return clip_and_tell
+
+
+def _keeping_the_norm(clip: Any) -> Any:
+    def clip_and_tell(self: Any, optimizer: Any, clip_val: Any, *args: Any, **kwargs: Any) -> Any:
+        # manual optimization brings Lightning's wrapper, whose class is a DWMGrad's, too
+        ours = inside([getattr(optimizer, "optimizer", optimizer)])
+        if not ours:
+            return clip(self, optimizer, clip_val, *args, **kwargs)
+        # Lightning's own does this, and drops the norm
+        norm = clip_grad_norm_(self.main_params(optimizer), clip_val)
+        ours[0].observe_clipping(norm, clip_val)
+
+    return clip_and_tell
