@@ -42,6 +42,7 @@ class Observation:
         micro_batches: how many they are.
         agreed: what the ranks have made of it, once they have.
         used: whether a step has taken it.
+        limited: the groups' numbers that the first `step()` of several made of its `loss_limit`.
     """
 
     route: str
@@ -49,6 +50,7 @@ class Observation:
     micro_batches: int = 1
     agreed: Any = None
     used: bool = False
+    limited: dict[str, float] | None = None
     _stepped: set[int] = field(default_factory=set)
     _moved: set[int] = field(default_factory=set)
 
@@ -272,7 +274,6 @@ def brought(
     only: bool = False,
     alone: bool = False,
     steps_inside: bool = False,
-    in_pieces: bool = False,
 ) -> Iterator[None]:
     """Around a backward pass: hands its loss to those optimizers whose gradients it changes.
 
@@ -289,11 +290,8 @@ def brought(
         alone: there is one optimizer, and the loss is its, also where nothing is to be seen in
             `.grad`: FSDP2 and DeepSpeed keep gradients elsewhere until the step.
         steps_inside: the optimizer's step is made inside of the backward pass.
-        in_pieces: the host steps one piece of the parameters after the other, as DeepSpeed does.
     """
     value = _differentiated(loss, gradient, divisor)
-    if in_pieces:
-        _refuse_limit(optimizers)
     for optimizer in optimizers:
         optimizer._feed.discard_dropped(optimizer.param_groups)
         if only or alone:
@@ -333,15 +331,6 @@ def _used_inside(
             if optimizer._feed.is_open:
                 optimizer._feed.observation = earlier
         raise
-
-
-def _refuse_limit(optimizers: list[Any]) -> None:
-    if any(optimizer.param_groups[0]["loss_limit"] is not None for optimizer in optimizers):
-        raise RuntimeError(
-            "loss_limit does not work under DeepSpeed, which steps one piece of the parameters "
-            "after the other: use DDP or FSDP2, or leave loss_limit out (in place of the preset "
-            "auto, which sets it, use finetune)"
-        )
 
 
 def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor | None:

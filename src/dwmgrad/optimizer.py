@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import starmap
+from itertools import chain, starmap
 from numbers import Number
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +24,7 @@ from .cohorts import NewState, share_reader
 from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation, copied
 from .plan import Age, Moves, Plan, moves_of
 from .ranks import Agreed, AgreedOnDevice, Share
+from .zero import Pieces
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -137,6 +138,7 @@ class DWMGrad(Optimizer, Joinable):
     _has_stepped_alone: bool
     _follows_length: bool
     _clipped_to: Tensor | float
+    _pieces: Pieces | None
 
     def __init__(
         self,
@@ -450,7 +452,7 @@ class DWMGrad(Optimizer, Joinable):
             numbers = progress.advanced(moving[0], *loss)
         if agreed.stands_out:
             return lambda: self._make_step(observation, moving, [(g, numbers) for g in moving], [])
-        changes, calls = self._on_host(moves, numbers, agreed.loss)
+        changes, calls = self._on_host(moves, numbers, agreed.loss, observation)
         changes = [*((group, numbers) for group in moving), *changes]
         return lambda: self._make_step(observation, moving, changes, calls)
 
@@ -470,53 +472,101 @@ class DWMGrad(Optimizer, Joinable):
         return moves
 
     def _on_host(
-        self, moves: Moves, numbers: dict[str, Any], loss: float | None
+        self,
+        moves: Moves,
+        numbers: dict[str, Any],
+        loss: float | None,
+        observation: Observation | None,
     ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[_Call]]:
         """What becomes of the parameters' ages, and the calls of the kernels.
 
         Args:
             moves: what is to move.
-            numbers: the groups' after the step; gets `step_limit` here.
+            numbers: the groups' after the step; gets those of `loss_limit` here.
             loss: of the step, the mean over the ranks.
+            observation: which it comes from.
         """
         common = self.param_groups[0]
         window = progress.window_of({**common, **numbers})
         decay = window.decay(common["second_moment_window"])
         changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         calls: list[_Call] = []
-        rates = map(float, rule.learning_rates(self.param_groups))
-        for group, lr, own in zip(self.param_groups, rates, moves, strict=True):
+        call = self._caller(window, numbers)
+        for group, own in zip(self.param_groups, moves, strict=True):
             for zero_share, states_of, buckets in own:
                 share = rule.share_after(zero_share, decay)
                 if zero_share:
                     new = {state.ZERO_SHARE: state.share_of(share)}
                     changes += [(kept, new) for kept in states_of]
-                five = rule.coefficients(group, window, lr, share)
-                noise = numbers.get("steps", group["steps"])
-                calls.append((buckets, _coefficients(group, five, noise), group))
+                calls.append(call(buckets, share, group))
         if common["loss_limit"] is not None:
-            share = rule.share_left(common["clipped_to"], float(self._clipped_to), common["steps"])
-            limit = self._step_limit(calls, window, loss, share)
-            numbers |= self._limited(window, limit) | {"clipped_to": share}
+            limited = observation.limited if observation is not None else None
+            if limited is None:
+                limited = self._limits(calls, call, window, loss)
+            if observation is not None:
+                observation.limited = limited
+            numbers |= limited
+            limit = limited["step_limit"]
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
+    def _caller(self, window: rule.Window, numbers: dict[str, Any]) -> _Caller:
+        """Makes the calls of a step, of buckets, their `rule.share_after`, and their group."""
+        groups = self._all_groups()
+        rates = map(float, rule.learning_rates(groups))
+        lr_of = dict(zip(map(id, groups), rates, strict=True))
+
+        def call(buckets: list[kernels.Bucket], share: float, group: dict[str, Any]) -> _Call:
+            five = rule.coefficients(group, window, lr_of[id(group)], share)
+            noise = numbers.get("steps", group["steps"])
+            return buckets, _coefficients(group, five, noise), group
+
+        return call
+
+    def _all_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, of which DeepSpeed shows one at a time."""
+        return self._pieces.groups if self._pieces else self.param_groups
+
+    def _limits(
+        self, calls: list[_Call], call: _Caller, window: rule.Window, loss: float | None
+    ) -> dict[str, float]:
+        """The groups' numbers of the limit that the loss sets to the step."""
+        common = self.param_groups[0]
+        if self._pieces is not None:
+            self.observe_clipping(*self._pieces.clipping())
+        share = rule.share_left(common["clipped_to"], float(self._clipped_to), common["steps"])
+        limit = common["step_limit"]
+        if loss is not None:
+            waiting = self._waiting(self._pieces, call, window) if self._pieces is not None else ()
+            limit = self._step_limit(chain(calls, waiting), window, loss, share)
+        return self._limited(window, limit) | {"clipped_to": share}
+
+    def _waiting(self, pieces: Pieces, call: _Caller, window: rule.Window) -> Iterator[_Call]:
+        """The calls of the pieces that DeepSpeed steps after this one; they get no state here."""
+        common = self.param_groups[0]
+        corrected = common["bias_correction"] or common["steps"] > 0
+        decay = window.decay(common["second_moment_window"])
+        clipped_to = min(max(0.0, float(self._clipped_to)), 1.0)
+        for piece, view, group in pieces.waiting(self.param_groups, clipped_to):
+            states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
+            groups = [{**group, "params": [view]}]
+            moves = moves_of(groups, states, share_reader(), kernels.Overlaps())
+            for zero_share, _, buckets in moves[0]:
+                yield call(buckets, rule.share_after(zero_share, decay), group)
+
     def _step_limit(
-        self, calls: list[_Call], window: rule.Window, loss: float | None, share_left: float
+        self, calls: Iterable[_Call], window: rule.Window, loss: float, share_left: float
     ) -> float:
         """What the loss makes of the step that the calls would be; see `rule.share_left`."""
-        common = self.param_groups[0]
-        last = common["step_limit"]
-        if loss is None:
-            return last
-        if loss <= common["loss_floor"]:
+        if loss <= self.param_groups[0]["loss_floor"]:
             self._say_at_floor()
         alone = self._steps_alone()
         predicted = 0.0
         for buckets, c, group in calls:
             for norm, ordinal in kernels.squared_norms(buckets, c):
-                param = group["params"][ordinal]
-                weight = 1.0 if alone else ranks.weight_of(param, self.loss_group)
+                weight = 1.0
+                if not (alone or self._pieces):
+                    weight = ranks.weight_of(group["params"][ordinal], self.loss_group)
                 predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
         predicted /= share_left
         if not alone:
@@ -532,13 +582,14 @@ class DWMGrad(Optimizer, Joinable):
 
     def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
         common = self.param_groups[0]
-        schedule = float(rule.share_of_peak(self.param_groups))
+        schedule = float(rule.share_of_peak(self._all_groups()))
         return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
 
     def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
         """The groups' numbers of a step limit."""
-        lr = limit * float(rule.learning_rates(self.param_groups)[0])
-        effective = rule.effective_lr(self.param_groups[0], window, lr)
+        groups = self._all_groups()
+        lr = limit * float(rule.learning_rates(groups)[0])
+        effective = rule.effective_lr(groups[0], window, lr)
         return {"step_limit": limit, "effective_lr": effective}
 
     def _make_step(
@@ -569,7 +620,8 @@ class DWMGrad(Optimizer, Joinable):
             agreed = feed.ahead or self._agree(None, self._of_scaler("found_inf"))
         else:
             common = self.param_groups[0]
-            if observation.used and (common["capturable"] or common["loss_limit"] is not None):
+            limited = common["loss_limit"] is not None and self._pieces is None
+            if observation.used and (common["capturable"] or limited):
                 name = "capturable=True" if common["capturable"] else "loss_limit"
                 raise RuntimeError(f"{name} takes one step() a loss, for all parameters")
             if observation.agreed is None:
@@ -845,10 +897,12 @@ class DWMGrad(Optimizer, Joinable):
         self._said = set()
         self._scaler = None
         self._clipped_to = 1.0
+        self._pieces = None
 
 
 _Call = tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]
 """What `kernels.run` gets, and the parameter group."""
+_Caller = Callable[[list[kernels.Bucket], float, dict[str, Any]], _Call]
 
 
 def _scaled(c: kernels.Coefficients, limit: float) -> kernels.Coefficients:

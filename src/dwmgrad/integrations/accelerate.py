@@ -16,6 +16,7 @@ from ..gradient_trace import may_be_elsewhere
 from ..losses import BACKWARD, brought
 from ..ranks import replicas
 from ..wrappers import innermost, inside
+from ..zero import show_pieces
 from .hooks import wrap
 
 
@@ -65,6 +66,8 @@ def _with_loss(backward: Any) -> Any:
         if not optimizers:
             return backward(self, loss, **kwargs)
         steps_inside = self.distributed_type == "DEEPSPEED"
+        if steps_inside:
+            show_pieces(self._optimizers)
         only = len({id(innermost(o)) for o in self._optimizers}) == 1
         with brought(
             optimizers,
@@ -75,7 +78,6 @@ def _with_loss(backward: Any) -> Any:
             only=only,
             alone=only and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
             steps_inside=steps_inside,
-            in_pieces=steps_inside,
         ):
             result = backward(self, loss, **kwargs)
         if steps_inside and self.sync_gradients:

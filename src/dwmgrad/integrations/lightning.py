@@ -16,6 +16,7 @@ from ..gradient_trace import may_be_elsewhere
 from ..losses import LIGHTNING, brought
 from ..optimizer import DWMGrad
 from ..wrappers import innermost, inside, is_partitioned
+from ..zero import show_pieces
 from .hooks import wrap
 
 
@@ -35,10 +36,8 @@ def _with_loss(backward: Any) -> Any:
             return backward(self, loss, *args, **kwargs)
         # after the optimizer, or the module, come the arguments of Tensor.backward()
         gradient = kwargs.get("gradient", args[1] if len(args) > 1 else None)
-        in_pieces = any(map(is_partitioned, getattr(self, "optimizers", None) or ()))
-        with brought(
-            optimizers, loss, LIGHTNING, gradient=gradient, alone=alone, in_pieces=in_pieces
-        ):
+        show_pieces(filter(is_partitioned, getattr(self, "optimizers", None) or ()))
+        with brought(optimizers, loss, LIGHTNING, gradient=gradient, alone=alone):
             return backward(self, loss, *args, **kwargs)
 
     return backward_with_loss
