@@ -47,7 +47,7 @@ class Pieces:
         groups: all parameter groups, also while ZeRO shows the DWMGrad one of them.
 
     Raises:
-        RuntimeError: if this form, or version, of DeepSpeed does not show the gradients.
+        RuntimeError: if the gradients are not to be seen in this form, or version, of DeepSpeed.
     """
 
     def __init__(self, zero: Any, optimizer: Any) -> None:
@@ -60,6 +60,8 @@ class Pieces:
             hiding = [kind]
         elif lacking:
             hiding = [f"a {kind} without {', '.join(lacking)}, as this version has it"]
+        elif self.groups[0]["capturable"]:
+            hiding = ["capturable=True"]
         elif ranks.size(zero.dp_process_group) != ranks.size(optimizer.loss_group):
             hiding = ["ranks that do not share one loss and one set of pieces"]
         if hiding:

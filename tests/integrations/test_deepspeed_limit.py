@@ -1,4 +1,4 @@
-"""`loss_limit` and the preset `auto` under DeepSpeed ZeRO, on two CPU processes, beside one process.
+"""`loss_limit` and the preset `auto` under DeepSpeed ZeRO, on two processes, beside one process.
 
 This file is also the script that those processes run, as test_deepspeed.py is.
 """
@@ -47,6 +47,7 @@ HALF: dict[str, dict[str, Any]] = {
         "bf16": {"enabled": True},
         "data_types": {"grad_accum_dtype": "fp32"},
     },
+    "torch_autocast": {"stage": 2, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
 }
 
 
@@ -90,7 +91,7 @@ def test_a_resumed_run_is_the_run(ranks, name: str, stop: int) -> None:
 
 
 @pytest.mark.parametrize("name", HALF)
-def test_bf16(ranks, name: str) -> None:
+def test_bfloat16(ranks, name: str) -> None:
     one, other = (rank[name]["limits"] for rank in ranks)
     assert one == other
     for ours, expected in zip(one, ranks[0]["auto x2, clipped"]["limits"], strict=True):
@@ -118,6 +119,7 @@ def test_the_scale_of_fp16_is_not_in_the_limit(ranks, stage: int) -> None:
     ("case", "words"),
     [
         ("stage 0", "DeepSpeedOptimizerWrapper: use its ZeRO-1, 2 or 3"),
+        ("capturable", "capturable=True: use"),
         ("a loss of its own", "ranks that do not share one loss"),
         ("another version", "a DeepSpeedZeroOptimizer without averaged_gradients"),
     ],
@@ -172,12 +174,12 @@ def counted(*args: Any, **options: Any) -> dict[str, Any]:
     return {**told, "reductions": sum(wide)}
 
 
-def refusal(stage: int, change: str = "", **settings: Any) -> str:
+def refusal(stage: int, lacks: str = "", **settings: Any) -> str:
     """What the first backward pass says."""
     accelerator = new_accelerator(2, 1, {"stage": stage})
     model, optimizer, loader, inner = prepare(accelerator, preset="auto", **settings)
-    if change:
-        delattr(layers(optimizer)[-2], change)
+    if lacks:
+        delattr(layers(optimizer)[-2], lacks)
     try:
         accelerator.backward(model(next(iter(loader))).square().mean())
     except RuntimeError as error:
@@ -190,9 +192,10 @@ def main(folder: Path) -> None:
     new_accelerator(2, 1, {})  # for the process group
     told: dict[str, Any] = {case: alone(**options) for case, options in CASES.items()}
     told["stage 0"] = refusal(0)
+    told["capturable"] = refusal(2, capturable=True)
     own = dist.new_subgroups(group_size=1)[0]
     told["a loss of its own"] = refusal(2, loss_group=own)
-    told["another version"] = refusal(2, change="averaged_gradients")
+    told["another version"] = refusal(2, lacks="averaged_gradients")
     for name, zero in ZERO.items():
         for case, options in CASES.items():
             told[f"{name}, {case}"] = counted(end=STEPS, **{**zero, **options})

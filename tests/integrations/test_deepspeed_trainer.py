@@ -81,6 +81,16 @@ def test_a_resumed_run_is_the_run(ranks, name: str) -> None:
         assert resumed["moves"] == whole["moves"]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_auto_does_as_under_ddp(ranks, stage: int) -> None:
+    """With the Trainer's clipping, which DeepSpeed does inside of its step."""
+    ddp, zero = (ranks[0][f"auto, {name}"] for name in ("ddp", f"zero{stage}"))
+    assert zero["limits"] == pytest.approx(ddp["limits"], rel=1e-4)
+    assert 0 < min(ddp["limits"]) < max(ddp["limits"]) < 1
+    assert zero["windows"] == ddp["windows"]
+    torch.testing.assert_close(zero["parameters"], ddp["parameters"], rtol=0, atol=1e-5)
+
+
 def test_a_class_and_its_arguments_do_the_same_as_the_name(ranks) -> None:
     for rank in ranks:
         assert torch.equal(rank["by class"]["parameters"], rank["zero2"]["parameters"])
@@ -134,7 +144,7 @@ class Seen(TrainerCallback):
 
     def __init__(self, stop: int | None) -> None:
         self.stop = stop
-        self.told: dict[str, list] = {"logged": [], "observed": [], "windows": []}
+        self.told: dict[str, list] = {"logged": [], "observed": [], "windows": [], "limits": []}
 
     def on_log(self, args, state, control, logs=None, optimizer=None, **kwargs) -> None:
         if "loss" in logs:
@@ -142,6 +152,7 @@ class Seen(TrainerCallback):
             self.told["logged"].append(logs["loss"])
             self.told["observed"].append(inner.last_loss)
             self.told["windows"].append(inner.window)
+            self.told["limits"].append(logs.get("step_limit"))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step == self.stop:
@@ -260,6 +271,9 @@ def main(folder: Path) -> None:
     told["bf16"] = train(folder / "bf16", config_of(2, bf16={"enabled": True}), changes=bf16)
     autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
     told["autocast"] = train(folder / "autocast", config_of(2, **autocast))
+    auto = {"optim": "dwmgrad_auto", "max_grad_norm": 0.1}
+    told["auto, ddp"] = train(folder / "auto", None, changes=auto)
+    told["auto, zero2"] = train(folder / "auto", config_of(2), changes=auto)
     for name, settings in CASES.items():
         config = config_of(**settings)
         told[name] = train(folder / name, config)
@@ -267,6 +281,7 @@ def main(folder: Path) -> None:
         file.write_text(json.dumps(config))
         train(folder / name, str(file), stop=STOP)
         told[f"{name} resumed"] = train(folder / name, str(file), resume=True)
+    told["auto, zero3"] = train(folder / "auto", config_of(3), changes=auto)
     for file in SHIPPED:  # ZeRO-3's is the last
         told[file.name] = train(folder / file.stem, str(file))
     torch.save(told, folder / f"{dist.get_rank()}.pt")
