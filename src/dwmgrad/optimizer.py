@@ -491,18 +491,19 @@ class DWMGrad(Optimizer, Joinable):
         decay = window.decay(common["second_moment_window"])
         changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         calls: list[_Call] = []
-        call = self._caller(window, numbers)
+        rates = self._rates()
         for group, own in zip(self.param_groups, moves, strict=True):
             for zero_share, states_of, buckets in own:
                 share = rule.share_after(zero_share, decay)
                 if zero_share:
                     new = {state.ZERO_SHARE: state.share_of(share)}
                     changes += [(kept, new) for kept in states_of]
-                calls.append(call(buckets, share, group))
+                five = rule.coefficients(group, window, rates[id(group)], share)
+                noise = numbers.get("steps", group["steps"])
+                calls.append((buckets, _coefficients(group, five, noise), group))
         if common["loss_limit"] is not None:
             limited = observation.limited if observation is not None else None
-            if limited is None:
-                limited = self._limits(calls, call, window, loss)
+            limited = limited or self._limits(calls, window, loss)
             if observation is not None:
                 observation.limited = limited
             numbers |= limited
@@ -510,49 +511,43 @@ class DWMGrad(Optimizer, Joinable):
             calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
         return changes, calls
 
-    def _caller(self, window: rule.Window, numbers: dict[str, Any]) -> _Caller:
-        """Makes the calls of a step, of buckets, their `rule.share_after`, and their group."""
-        groups = self._all_groups()
-        rates = map(float, rule.learning_rates(groups))
-        lr_of = dict(zip(map(id, groups), rates, strict=True))
-
-        def call(buckets: list[kernels.Bucket], share: float, group: dict[str, Any]) -> _Call:
-            five = rule.coefficients(group, window, lr_of[id(group)], share)
-            noise = numbers.get("steps", group["steps"])
-            return buckets, _coefficients(group, five, noise), group
-
-        return call
-
     def _all_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups, of which DeepSpeed shows one at a time."""
+        """The parameter groups, of which DeepSpeed may show but one at a time."""
         return self._pieces.groups if self._pieces else self.param_groups
 
+    def _rates(self) -> dict[int, float]:
+        """Each group's learning rate, by the group's id."""
+        groups = self._all_groups()
+        rates = map(float, rule.learning_rates(groups))
+        return dict(zip(map(id, groups), rates, strict=True))
+
     def _limits(
-        self, calls: list[_Call], call: _Caller, window: rule.Window, loss: float | None
+        self, calls: list[_Call], window: rule.Window, loss: float | None
     ) -> dict[str, float]:
-        """The groups' numbers of the limit that the loss sets to the step."""
+        """The groups' numbers of a step that the loss limits; the calls are what it would be."""
         common = self.param_groups[0]
         if self._pieces is not None:
             self.observe_clipping(*self._pieces.clipping())
         share = rule.share_left(common["clipped_to"], float(self._clipped_to), common["steps"])
         limit = common["step_limit"]
         if loss is not None:
-            waiting = self._waiting(self._pieces, call, window) if self._pieces is not None else ()
+            waiting = () if self._pieces is None else self._waiting(self._pieces, window)
             limit = self._step_limit(chain(calls, waiting), window, loss, share)
         return self._limited(window, limit) | {"clipped_to": share}
 
-    def _waiting(self, pieces: Pieces, call: _Caller, window: rule.Window) -> Iterator[_Call]:
+    def _waiting(self, pieces: Pieces, window: rule.Window) -> Iterator[_Call]:
         """The calls of the pieces that DeepSpeed steps after this one; they get no state here."""
-        common = self.param_groups[0]
+        common, rates = self.param_groups[0], self._rates()
         corrected = common["bias_correction"] or common["steps"] > 0
         decay = window.decay(common["second_moment_window"])
-        clipped_to = min(max(0.0, float(self._clipped_to)), 1.0)
-        for piece, view, group in pieces.waiting(self.param_groups, clipped_to):
+        for piece, view, group in pieces.waiting(self.param_groups, float(self._clipped_to)):
             states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
             groups = [{**group, "params": [view]}]
             moves = moves_of(groups, states, share_reader(), kernels.Overlaps())
             for zero_share, _, buckets in moves[0]:
-                yield call(buckets, rule.share_after(zero_share, decay), group)
+                share = rule.share_after(zero_share, decay)
+                five = rule.coefficients(group, window, rates[id(group)], share)
+                yield buckets, _coefficients(group, five, noise=0), group
 
     def _step_limit(
         self, calls: Iterable[_Call], window: rule.Window, loss: float, share_left: float
@@ -902,7 +897,6 @@ class DWMGrad(Optimizer, Joinable):
 
 _Call = tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]
 """What `kernels.run` gets, and the parameter group."""
-_Caller = Callable[[list[kernels.Bucket], float, dict[str, Any]], _Call]
 
 
 def _scaled(c: kernels.Coefficients, limit: float) -> kernels.Coefficients:

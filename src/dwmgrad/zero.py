@@ -16,24 +16,23 @@ from torch import Tensor
 from . import ranks
 from .wrappers import inside, layers
 
-_ALL = ("clip_grad", "dp_process_group")
-_IN_TURN = (*_ALL, "_global_grad_norm", "averaged_gradients", "loss_scale")
+_ZERO = ("clip_grad", "dp_process_group", "_global_grad_norm", "averaged_gradients", "loss_scale")
 _SUPPORTED = {
-    "DeepSpeedZeroOptimizer": _IN_TURN,
+    "DeepSpeedZeroOptimizer": _ZERO,
     "DeepSpeedZeroOptimizer_Stage3": (
-        *_IN_TURN,
-        "fp32_partitioned_groups_flat",
-        "sub_group_to_group_id",
+        *_ZERO,
+        *("fp32_partitioned_groups_flat", "sub_group_to_group_id"),
     ),
-    "BF16_Optimizer": _ALL,  # ZeRO-1 with bf16 and float32 gradients: steps all pieces at once
+    # ZeRO-1 with bf16 and float32 gradients: it steps all at once
+    "BF16_Optimizer": ("clip_grad", "dp_process_group"),
 }
-"""DeepSpeed's optimizers that show the gradients, and the names by which they do."""
+"""DeepSpeed's optimizers, and the names by which they show the gradients of all pieces."""
 _HIDING = {
     "swap_optimizer": "off-load to NVMe",
     "backup_optimizer": "off-load of a part of the optimizer",
     "torch_autocast_gradscaler": "torch_autocast in float16",
 }
-"""What these have where they do not, and what that is."""
+"""What they have where they do not show them."""
 
 
 class Pieces:
@@ -54,28 +53,25 @@ class Pieces:
         self.groups: list[dict[str, Any]] = optimizer.param_groups
         self._zero = zero
         kind = type(zero).__name__
-        hiding = [what for name, what in _HIDING.items() if getattr(zero, name, None)]
         lacking = [name for name in _SUPPORTED.get(kind, ()) if not hasattr(zero, name)]
+        reasons = [what for name, what in _HIDING.items() if getattr(zero, name, None)]
         if kind not in _SUPPORTED:
-            hiding = [kind]
+            reasons = [kind]
         elif lacking:
-            hiding = [f"a {kind} without {', '.join(lacking)}, as this version has it"]
+            reasons = [f"a {kind} that has no {lacking[0]}, as this version"]
         elif self.groups[0]["capturable"]:
-            hiding = ["capturable=True"]
+            reasons = ["capturable=True"]
         elif ranks.size(zero.dp_process_group) != ranks.size(optimizer.loss_group):
-            hiding = ["ranks that do not share one loss and one set of pieces"]
-        if hiding:
+            reasons = ["ranks that do not share one loss and one set of pieces"]
+        if reasons:
             raise RuntimeError(
-                f"loss_limit does not work under DeepSpeed with {hiding[0]}: use its ZeRO-1, 2 or "
-                "3, DDP or FSDP2, or leave loss_limit out (in place of the preset auto, which sets "
-                "it, use finetune)"
+                f"loss_limit does not work under DeepSpeed with {reasons[0]}: use ZeRO-1, 2 or 3 "
+                "without that, DDP or FSDP2, or leave loss_limit out (in place of the preset auto, "
+                "which sets it, use finetune)"
             )
 
     def clipping(self) -> tuple[Tensor | float, float]:
-        """The norm of all gradients, and what it is clipped to, as `observe_clipping` takes them.
-
-        Known once ZeRO steps.
-        """
+        """What `observe_clipping` takes; known once ZeRO steps."""
         zero = self._zero
         return (zero._global_grad_norm, zero.clip_grad) if zero.clip_grad > 0 else (0.0, math.inf)
 
@@ -88,29 +84,26 @@ class Pieces:
 
         Args:
             shown: the groups, as ZeRO steps them now.
-            clipped_to: the share that clipping leaves of the gradients.
+            clipped_to: what clipping leaves of the gradients; all of them if it is not below 1.
         """
-        ready = {id(param) for group in shown for param in group["params"]}
-        for index, (piece, group) in enumerate(self._in_order()):
+        zero, ready = self._zero, {id(param) for group in shown for param in group["params"]}
+        if hasattr(zero, "sub_group_to_group_id"):  # ZeRO-3
+            flats = enumerate(zero.fp32_partitioned_groups_flat)
+            pieces = [(flat, self.groups[zero.sub_group_to_group_id[i]]) for i, flat in flats]
+        else:
+            pieces = [(param, group) for group in self.groups for param in group["params"]]
+        for index, (piece, group) in enumerate(pieces):
             if id(piece) in ready:
                 continue
-            parts = self._zero.averaged_gradients.get(index)
+            parts = zero.averaged_gradients.get(index)
             if parts is None:  # off-loaded
                 parts = [piece.grad]
             view = piece.detach()
             view.grad = torch.zeros_like(view)  # of ZeRO-1 and 2's last rank, the end is padding
             flat = torch.cat([part.reshape(-1) for part in parts])
             view.grad[: flat.numel()] = flat
-            view.grad *= clipped_to / self._zero.loss_scale
+            view.grad *= min(max(0.0, clipped_to), 1.0) / zero.loss_scale
             yield piece, view, group
-
-    def _in_order(self) -> list[tuple[Tensor, dict[str, Any]]]:
-        """Pieces and their groups, as ZeRO numbers them."""
-        group_of = getattr(self._zero, "sub_group_to_group_id", None)
-        if group_of is None:  # not ZeRO-3
-            return [(param, group) for group in self.groups for param in group["params"]]
-        pieces = self._zero.fp32_partitioned_groups_flat
-        return [(piece, self.groups[group_of[index]]) for index, piece in enumerate(pieces)]
 
 
 def show_pieces(optimizers: Iterable[Any]) -> None:

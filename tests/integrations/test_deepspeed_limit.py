@@ -118,10 +118,10 @@ def test_the_scale_of_fp16_is_not_in_the_limit(ranks, stage: int) -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("stage 0", "DeepSpeedOptimizerWrapper: use its ZeRO-1, 2 or 3"),
+        ("stage 0", "DeepSpeedOptimizerWrapper: use ZeRO-1, 2 or 3"),
         ("capturable", "capturable=True: use"),
         ("a loss of its own", "ranks that do not share one loss"),
-        ("another version", "a DeepSpeedZeroOptimizer without averaged_gradients"),
+        ("another version", "a DeepSpeedZeroOptimizer that has no averaged_gradients"),
     ],
 )
 def test_what_does_not_show_the_gradients_is_refused(ranks, case: str, words: str) -> None:
