@@ -15,7 +15,6 @@ import torch.distributed as dist
 deepspeed = pytest.importorskip("deepspeed")
 
 from test_deepspeed import (  # noqa: E402
-    STOPS,
     ZERO,
     _limits,
     launch,
@@ -31,6 +30,7 @@ from dwmgrad.wrappers import layers  # noqa: E402
 pytestmark = pytest.mark.ecosystem
 
 STEPS = 24
+STOP = 6  # in the middle of an epoch of four steps
 CLIP = 0.1
 # rates that differ: what is a share of the highest must not be taken of one group alone
 AUTO: dict[str, Any] = {"preset": "auto", "lr": 1e-2, "bias_lr": 3e-2}
@@ -81,12 +81,11 @@ def test_a_step_takes_one_more_small_reduction(ranks, name: str, case: str) -> N
         assert rank[f"{name}, {case}"]["reductions"] == 2 * STEPS  # the loss, and one more
 
 
-@pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("name", ZERO)
-def test_a_resumed_run_is_the_run(ranks, name: str, stop: int) -> None:
+def test_a_resumed_run_is_the_run(ranks, name: str) -> None:
     for rank in ranks:
-        whole, resumed = rank[f"{name}, auto x2, clipped"], rank[f"{name} from {stop}"]
-        assert resumed["limits"] == whole["limits"][stop:]
+        whole, resumed = rank[f"{name}, auto x2, clipped"], rank[f"{name} resumed"]
+        assert resumed["limits"] == whole["limits"][STOP:]
         assert torch.equal(resumed["parameters"], whole["parameters"])
 
 
@@ -200,12 +199,10 @@ def main(folder: Path) -> None:
         for case, options in CASES.items():
             told[f"{name}, {case}"] = counted(end=STEPS, **{**zero, **options})
         options = CASES["auto x2, clipped"]
-        folders = {stop: folder / f"{name}-{stop}" for stop in STOPS}
-        train(end=STOPS[-1], save=folders, **{**zero, **options})
-        for stop, saved in folders.items():
-            told[f"{name} from {stop}"] = train(
-                begin=stop, end=STEPS, load=saved, **{**zero, **options}
-            )
+        saved = folder / name
+        train(end=STOP, save={STOP: saved}, **{**zero, **options})
+        resumed = train(begin=STOP, end=STEPS, load=saved, **{**zero, **options})
+        told[f"{name} resumed"] = resumed
     for name, half in HALF.items():
         told[name] = train(end=STEPS, **{**half, **CASES["auto x2, clipped"]})
     # DeepSpeed refuses fp16 on CPUs without fast instructions for it; torch computes it anyway.
