@@ -80,10 +80,14 @@ def unusable(checkpoint: Path, error: Exception | str) -> UsageError:
     )
 
 
-def begin(checkpoint: Path) -> None:
-    """Every rank calls it before its first file: what an older run left in the folder goes."""
-    state = PartialState()
-    if state.is_local_main_process:
+def begin(checkpoint: Path, each_node: bool = False) -> None:
+    """Every rank calls it before its first file: what an older run left in the folder goes.
+
+    Args:
+        checkpoint: its folder.
+        each_node: whether every machine has a folder of its own.
+    """
+    if _writes(each_node):
         forget_later(checkpoint.parent, _step(checkpoint) - 1)
         if checkpoint.is_dir() and not checkpoint.is_symlink():
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -91,7 +95,7 @@ def begin(checkpoint: Path) -> None:
             checkpoint.unlink()
         elif checkpoint.exists():  # a file of the user's, perhaps
             checkpoint.replace(checkpoint.with_name(f"{checkpoint.name}.file"))
-    state.wait_for_everyone()
+    PartialState().wait_for_everyone()
 
 
 def forget_later(folder: Path, steps: int) -> None:
@@ -110,11 +114,10 @@ def finish(
         checkpoint: its folder.
         keep: how many written checkpoints stay, the newest; None: all.
         best: one that stays in any case.
-        each_node: whether every machine has a folder of its own.
+        each_node: as for `begin`.
     """
-    state = PartialState()
-    state.wait_for_everyone()
-    if not (state.is_local_main_process if each_node else state.is_main_process):
+    PartialState().wait_for_everyone()
+    if not _writes(each_node):
         return
     if missing := lacks(checkpoint):
         logger.warning(
@@ -139,10 +142,12 @@ class WholeCheckpointTrainer(Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._keep, self.args.save_total_limit = self.args.save_total_limit, None
+        if self.args.save_on_each_node:  # transformers 5 writes the weights on rank 0 alone
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"
-        begin(folder)
+        begin(folder, self.args.save_on_each_node)
         super()._save_checkpoint(model, trial)
         best = self.state.best_model_checkpoint
         finish(folder, self._keep, Path(best) if best else None, self.args.save_on_each_node)
@@ -153,6 +158,11 @@ def _all(folder: Path) -> list[Path]:
     named = re.compile("checkpoint-(0|[1-9][0-9]*)").fullmatch
     found = (p for p in folder.glob("checkpoint-*") if p.is_dir() and named(p.name))
     return sorted(found, key=_step)
+
+
+def _writes(each_node: bool) -> bool:
+    state = PartialState()
+    return state.is_local_main_process if each_node else state.is_main_process
 
 
 def _step(checkpoint: Path) -> int:

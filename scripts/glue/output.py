@@ -9,10 +9,13 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import TrainingArguments
 
@@ -45,6 +48,38 @@ def check_output(folder: str | None) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--output_dir {folder}: cannot be written: {reason}") from error
     return path
+
+
+def check_machines(training: TrainingArguments, folder: Path) -> None:
+    """All machines of a launch share the folder, or each has its own: as --save_on_each_node says.
+
+    Raises:
+        UsageError: on every rank, if it is otherwise.
+    """
+    state = PartialState()
+    [launch] = broadcast_object_list([uuid.uuid4().hex])
+    marks = [folder / f".{launch}-{rank}" for rank in range(state.num_processes)]
+    mine = marks[state.process_index]
+    try:
+        if state.is_local_main_process:
+            mine.touch()
+        state.wait_for_everyone()
+        seen = gather_object([(mine.exists(), sum(mark.exists() for mark in marks))])
+    finally:
+        mine.unlink(missing_ok=True)
+    machines = sum(is_first for is_first, _ in seen)
+    counts = {count for _, count in seen}
+    if training.save_on_each_node and counts != {1}:
+        raise UsageError(
+            f"--save_on_each_node: machines share --output_dir {folder}, and would write the same "
+            "files there; leave it out"
+        )
+    saves = training.do_train and training.save_strategy != "no"
+    if saves and not training.save_on_each_node and counts != {machines}:
+        raise UsageError(
+            f"--output_dir {folder}: the machines do not share it, so no run could go on from its "
+            "checkpoints; give a folder that they share, or --save_on_each_node"
+        )
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from datasets import Dataset
+from torch import distributed
+from torch.distributed import distributed_c10d
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from glue.checkpoints import forget_later, steps_done
@@ -22,6 +24,7 @@ from glue.lora import add_lora, check_lora, print_trainable
 from glue.model import label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
 from glue.output import (
+    check_machines,
     check_output,
     check_same_run,
     checkpoint_to_resume,
@@ -47,7 +50,8 @@ class PreparedRun(contextlib.AbstractContextManager):
     `order` is the model's number of each class of the task, where they differ.
     `checkpoint` is where training goes on from, if anywhere; `folder` takes all results; `record`
     says which run it is; `begun` whether its training has; `complete` whether its training's
-    results were all there when it was about to.
+    results were all there when it was about to; `writes` whether this rank is the one that writes
+    the folder's files.
     """
 
     task: Task
@@ -59,6 +63,7 @@ class PreparedRun(contextlib.AbstractContextManager):
     folder: Path
     record: dict[str, Any]
     holds: contextlib.ExitStack
+    writes: bool
     begun: bool = False
     complete: bool = False
 
@@ -88,7 +93,7 @@ class PreparedRun(contextlib.AbstractContextManager):
         self.begun, self.complete = True, bool(found[0][1])
         if self.checkpoint is not None and done >= total:
             return False
-        if state.is_local_main_process:
+        if self.writes:
             forget_later(self.folder, done)
             if self.checkpoint is None:
                 remove_results(self.folder)
@@ -97,9 +102,8 @@ class PreparedRun(contextlib.AbstractContextManager):
 
     def end(self, steps: int) -> None:
         """All that training leaves is written: every rank calls it."""
-        state = PartialState()
-        state.wait_for_everyone()
-        if state.is_local_main_process:
+        PartialState().wait_for_everyone()
+        if self.writes:
             if hasattr(self.model, "peft_config"):
                 self.model.config.save_pretrained(self.folder)  # an adapter has no place for labels
             write_record(self.folder, self.record, steps)
@@ -139,12 +143,15 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
     task = _checked_task(args)
     folder = check_output(training.output_dir)
     training.process_index  # noqa: B018 - reading it is what starts the process group
+    if training.use_cpu and distributed.is_initialized():  # transformers drops the timeout there
+        distributed_c10d._set_pg_timeout(training.ddp_timeout_delta)
     with contextlib.ExitStack() as holds:
+        check_machines(training, folder)
         holds.enter_context(exclusive(folder))
         record = identity(args, script, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
-        if PartialState().is_local_main_process:
+        if training.should_save:
             set_aside_damaged(folder)
         run = _load(args, task, checkpoint, folder, record)
         if training.do_train:
@@ -208,5 +215,15 @@ def _load(
         if task.own:
             print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
         print_trainable(model)
-    nothing = contextlib.ExitStack()
-    return PreparedRun(task, splits, tokenizer, model, order, checkpoint, folder, record, nothing)
+    return PreparedRun(
+        task=task,
+        splits=splits,
+        tokenizer=tokenizer,
+        model=model,
+        order=order,
+        checkpoint=checkpoint,
+        folder=folder,
+        record=record,
+        holds=contextlib.ExitStack(),
+        writes=training.should_save,
+    )

@@ -29,6 +29,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "single_gpu_bf16": {"ACCELERATE_MIXED_PRECISION": "bf16", "CUDA_VISIBLE_DEVICES": "0"},
     "single_gpu_fp16": {"ACCELERATE_MIXED_PRECISION": "fp16", "CUDA_VISIBLE_DEVICES": "0"},
     "ddp": {"ACCELERATE_MIXED_PRECISION": "bf16"},
+    "multi_node": {"ACCELERATE_MIXED_PRECISION": "bf16"},
     "fsdp1": {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_USE_ORIG_PARAMS": "true"},
     "fsdp2": {"ACCELERATE_MIXED_PRECISION": "bf16", "FSDP_VERSION": "2"},
     **{
@@ -109,10 +110,11 @@ def test_a_launch_is_built_from_it(file: Path, monkeypatch) -> None:
     assert (args.use_deepspeed, args.use_fsdp, args.multi_gpu) == (
         file in DEEPSPEED,
         file.stem.startswith("fsdp"),
-        file.stem == "ddp",
+        file.stem in ("ddp", "multi_node"),
     )
     several = file in DEEPSPEED or args.use_fsdp or args.multi_gpu
     assert args.num_processes == (2 if several else 1)
+    assert args.num_machines == (2 if file.stem == "multi_node" else 1)
 
 
 @pytest.mark.parametrize("file", DEEPSPEED, ids=lambda file: file.stem)
