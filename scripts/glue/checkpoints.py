@@ -143,7 +143,8 @@ class WholeCheckpointTrainer(Trainer):
         super().__init__(*args, **options)
         self._keep, self.args.save_total_limit = self.args.save_total_limit, None
         if self.args.save_on_each_node:  # transformers 5 writes the weights on rank 0 alone
-            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
+            model: Any = self.model
+            model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"

@@ -13,7 +13,7 @@ from typing import Any
 from ..optimizer import DWMGrad
 from ..state import keep_in_float32
 from .hooks import wrap
-from .names import NAMES
+from .names import NAMES, preset_of
 from .optim_args import check, settings_of
 
 _undo: dict[str, ExitStack] = {}
@@ -23,20 +23,21 @@ _lock = threading.Lock()
 
 
 def add_names(host: ModuleType) -> None:
-    """Makes the names members of transformers' enum, and checks `optim_args` with the arguments."""
+    """Adds the names that transformers' enum lacks; checks `optim_args` with the arguments."""
     names, reducers = host.OptimizerNames, ForkingPickler._extra_reducers  # type: ignore[attr-defined]
     with _lock:
         if "names" in _undo:
             return
         undo = _undo["names"] = ExitStack()
-        for name in NAMES:
+        added = [name for name in NAMES if name not in names._value2member_map_]
+        for name in added:
             _add_member(names, name)
             undo.callback(_remove_member, names, name)
         # A pickled member could not be loaded where dwmgrad is not imported (training_args.bin); as
         # a plain str it can, and is still equal to the member. A child process gets the member.
-        copyreg.pickle(names, _made_by(str))
+        copyreg.pickle(names, _made_by(str, added))
         undo.callback(copyreg.dispatch_table.pop, names, None)
-        ForkingPickler.register(names, _made_by(member_of))
+        ForkingPickler.register(names, _made_by(member_of, added))
         undo.callback(reducers.pop, names, None)
         undo.callback(wrap(host.TrainingArguments, "__post_init__", _checking))
 
@@ -53,6 +54,14 @@ def enter_trainer(host: ModuleType) -> None:
         host.DEFAULT_CALLBACKS.append(DWMGradCallback)
         undo.enter_context(suppress(ValueError))  # the user may have removed it
         undo.callback(host.DEFAULT_CALLBACKS.remove, DWMGradCallback)
+
+
+def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+    """What the Trainer makes its optimizer of where `args.optim` is one of our names."""
+    settings: Any = settings_of(args)
+    if model is not None:
+        keep_in_float32(model)
+    return DWMGrad, settings
 
 
 def detach() -> None:
@@ -93,9 +102,9 @@ def _remove_member(names: Any, name: str) -> None:
         type.__delattr__(names, name.upper())
 
 
-def _made_by(make: Callable[[str], Any]) -> Callable[[Any], tuple[Any, ...]]:
+def _made_by(make: Callable[[str], Any], ours: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     """How the enum's members are pickled: ours as a call of `make`, the others as ever."""
-    return lambda member: (make if member.value in NAMES else type(member), (member.value,))
+    return lambda member: (make if member.value in ours else type(member), (member.value,))
 
 
 def _checking(post_init: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,12 +118,8 @@ def _checking(post_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_dwmgrad(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        settings = settings_of(args)
-        if settings is None:
-            return original(args, model)
-        if model is not None:
-            keep_in_float32(model)
-        return DWMGrad, settings
+    def get_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        ours = preset_of(args.optim) is not None
+        return (get_optimizer_cls_and_kwargs if ours else original)(args, model)
 
-    return get_optimizer_cls_and_kwargs
+    return get_cls_and_kwargs
