@@ -39,9 +39,9 @@ BAD = [
     (
         {"preset": "finetun"},
         ValueError,
-        "preset must be None or one of finetune, auto; got 'finetun'",
+        "preset must be None or one of finetune, capped, auto; got 'finetun'",
     ),
-    ({"preset": 1}, ValueError, "preset must be None or one of finetune, auto; got 1"),
+    ({"preset": 1}, ValueError, "preset must be None or one of finetune, capped, auto; got 1"),
     ({"maximize": 1}, TypeError, "maximize must be True or False"),
     ({"fused": "yes"}, TypeError, "fused must be True, False or None"),
     ({"foreach": True, "fused": True}, ValueError, "exclude each other"),

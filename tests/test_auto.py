@@ -1,4 +1,4 @@
-"""The preset `auto`: no learning rate; the loss sets the size of the step."""
+"""The presets `auto` and `capped`: the loss sets the size of the step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def loss_of(step: int) -> float:
 
 def optimizer_of(lr: float = 1e-3, **settings: Any) -> DWMGrad:
     params = [torch.nn.Parameter(torch.linspace(-1, 1, size)) for size in SIZES]
-    return DWMGrad(params, lr=lr, preset="auto", **settings)
+    return DWMGrad(params, lr=lr, **{"preset": "auto", **settings})
 
 
 def params_of(optimizer: DWMGrad) -> list[torch.Tensor]:
@@ -244,13 +244,13 @@ def test_checkpoints_before_it_had_no_peak() -> None:
 
 
 @FORMS
-def test_a_learning_rate_as_a_ceiling(form: dict) -> None:
-    """With `auto_lr` off, a low rate is taken as it is, and a high one is what `auto` allows."""
-    settings = {"auto_lr": False, "normalize_momentum": True, **form}
-    low = optimizer_of(1e-7, **settings)
+def test_capped_takes_a_learning_rate_as_a_ceiling(form: dict) -> None:
+    """A low rate is taken as it is, and a high one is what `auto` allows."""
+    form = {**form, "preset": "capped"}
+    low = optimizer_of(1e-7, **form)
     train(low, range(10))
     assert low.state_dict()["param_groups"][0]["step_limit"] == 1.0
-    high, auto = optimizer_of(1.0, **settings), optimizer_of(**form)
+    high, auto = optimizer_of(1.0, **form), optimizer_of(**{**form, "preset": "auto"})
     assert train(high, range(20)) == pytest.approx(train(auto, range(20)), rel=1e-5)
     for one, other in zip(params_of(high), params_of(auto), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

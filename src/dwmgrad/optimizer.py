@@ -59,9 +59,10 @@ class DWMGrad(Optimizer, Joinable):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        preset: None: the paper's rule. `"finetune"` or `"auto"`: what `rule.PRESETS` has under this
-            name for each of the arguments below that is not given. AdamW's learning rates suit
-            `finetune`; `auto` needs none, and takes from lr only its schedule.
+        preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: what `rule.PRESETS`
+            has under this name for each of the arguments below that is not given. AdamW's learning
+            rates suit `finetune` and `capped`, which takes shorter steps where the loss asks for
+            them; `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
@@ -83,7 +84,7 @@ class DWMGrad(Optimizer, Joinable):
         auto_lr: take from lr only how it changes: α is 0.03 · lr / its peak, and `loss_limit`
             makes it as small as it has to be. The peak is the `max_lr` or `initial_lr` that a
             scheduler leaves in the groups, else the lr given here; the highest of all groups.
-            False by default. The preset auto sets it.
+            False by default; the preset auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
             scaled down, so that a learning rate that is too high does little harm. None, the
@@ -202,7 +203,8 @@ class DWMGrad(Optimizer, Joinable):
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
-        self._follows_length = preset == "auto" and max_window is None and initial_window is None
+        grows = preset in ("auto", "capped")
+        self._follows_length = grows and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False
         self._forget_losses()
@@ -210,7 +212,7 @@ class DWMGrad(Optimizer, Joinable):
         self._be_known()
 
     def expect_steps(self, steps: int) -> None:
-        """Lets the window of the preset `auto` grow over a fifth of a run, not over 95 steps.
+        """Lets the window of `auto` or `capped` grow over a fifth of a run, not over 95 steps.
 
         The Trainer's integration calls it. It does nothing with another preset, with a window that
         was given, and after the first step.

@@ -48,6 +48,13 @@ PAPER: dict[str, Any] = {
 }
 """The arguments that a preset may set, with the paper's values, which hold without one."""
 
+_BY_THE_LOSS: dict[str, Any] = {
+    "max_window": 100,
+    "window_signal": "loss",
+    "bias_correction": True,
+    "second_moment_window": 1000,
+    "loss_limit": 0.3,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {
         "max_window": 100,
@@ -56,20 +63,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_momentum": True,
         "second_moment_window": 500,
     },
-    "auto": {
-        "max_window": 100,
-        "window_signal": "loss",
-        "bias_correction": True,
-        "second_moment_window": 1000,
-        "auto_lr": True,
-        "loss_limit": 0.3,
-    },
+    "capped": {**_BY_THE_LOSS, "normalize_momentum": True},
+    "auto": {**_BY_THE_LOSS, "auto_lr": True},
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
 AUTO_LR = 0.03
 """The learning rate that `auto_lr` begins from: larger than any that the loss allows for long."""
 AUTO_SHARE = 0.2
-"""Of a run's steps: over so many the window of the preset auto grows, where they are known."""
+"""Of a run's steps: over so many the windows of `capped` and `auto` grow, where they are known."""
 
 GUARD_WARMUP = 15
 """Losses from which a guard learns before it refuses the first one."""

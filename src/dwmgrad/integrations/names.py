@@ -7,6 +7,7 @@ from typing import Any
 NAMES: dict[str, dict[str, Any]] = {
     "dwmgrad": {},
     "dwmgrad_finetune": {"preset": "finetune"},
+    "dwmgrad_capped": {"preset": "capped"},
     "dwmgrad_auto": {"preset": "auto"},
     "dwmgrad_auto_bf16": {"preset": "auto", "state_dtype": "bfloat16"},
     "dwmgrad_auto_8bit": {"preset": "auto", "state_dtype": "int8"},
