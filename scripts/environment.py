@@ -34,7 +34,8 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
         return python
     say(f"making {home} (once; downloads PyTorch and the Hugging Face libraries)")
     _run([sys.executable, "-m", "venv", str(home)], "install Python's venv module")
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    # what is never imported need not be compiled
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
     if constraints is not None:
         pip += ["--constraint", str(constraints)]
     _run([*pip, "--editable", f"{ROOT}[{extra}]"], "see pip's message above, then run this again")

@@ -6,7 +6,7 @@
   python3 scripts/test.py --slow        the slow tests, too
   python3 scripts/test.py --cov         with a report of coverage
   python3 scripts/test.py --oldest      the tests with the oldest supported versions, but for those
-                                        of the experiments, which are made with the newest
+                                        of experiments and benchmarks, made with the newest
   python3 scripts/test.py --ecosystem   the tests with DeepSpeed, TRL, Sentence Transformers and
                                         the tests that ship with torch and Accelerate
   python3 scripts/test.py --docs        the documentation, built strictly into site/
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     marked = "not ecosystem"
     if options.kind == "oldest":
         python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))
-        arguments += ["--ignore", "tests/lab/experiments"]
+        arguments += ["--ignore", "tests/lab/experiments", "--ignore", "tests/lab/bench"]
     elif options.kind == "ecosystem":
         python, marked = str(prepare("ecosystem")), "ecosystem"
     else:
@@ -71,7 +71,7 @@ def style(python: str) -> None:
 
 def documentation() -> None:
     """Builds the documentation."""
-    python = str(prepare("docs", ".venv-docs"))
+    python = str(prepare("docs"))
     say("docs: mkdocs")
     run([python, "-m", "mkdocs", "build", "--strict"])
 
