@@ -3,8 +3,8 @@
     python scripts/make_report.py
     python scripts/make_report.py --results my/results --output my/evidence.md
 
-Reads comparison-*.json, experiment-*.json and ablation-*.json, and rates-*.json for the page
-any-learning-rate.md beside it. The same files give the same pages, byte by byte.
+Reads comparison-*.json, experiment-*.json and ablation-*.json. The same files give the same page,
+byte by byte.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import NoReturn
 from glue.errors import UsageError, add_version, needs, run_cli
 
 with needs("experiments"):
-    from experiments.evidence.any_rate import any_rate_page
-    from experiments.evidence.measures import read_results
-    from experiments.evidence.page import page
+    from experiments.evidence.page import page, read_results
 
 
 class _ReportParser(ArgumentParser):
@@ -52,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(results, arguments.configs, output), encoding="utf-8")
-        text = any_rate_page(arguments.results, output)
-        if text:
-            (output.parent / "any-learning-rate.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written: {error}") from error
     print(f"{len(results)} files of results: {output} and its pictures")

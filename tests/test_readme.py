@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -124,8 +125,27 @@ def test_its_figures_are_those_of_the_results():
         f"{faults['equal_ends']} of {faults['kills']} killed"
     )
     # the page itself is held to the results by tests/lab/experiments/test_evidence.py
-    mean = row(ROOT / "docs/evidence.md", "**mean of those not chosen on; ahead of AdamW?**")[4]
-    value, interval = mean[mean.index("(") + 1 :].split(" points")[0].split(" ", 1)
-    quality = row(README, "quality")[1]
-    assert quality.startswith(f"{value} points") and interval in quality
-    assert mean.startswith("**not met**") and "no difference established" in quality
+    quality, page = row(README, "quality")[1], (ROOT / "docs/evidence.md").read_text("utf-8")
+    for title in ("Graph convolutional network, Cora", "Small CNN, spoken digits"):
+        (scores,) = (line for line in page.splitlines() if line.startswith(f"| {title} (accuracy"))
+        difference = scores.split(" | ")[3].partition(" (")[2]
+        assert f"{difference.split()[0]} on {title.split(', ')[1]}" in quality
+        (test,) = (x for x in page.splitlines() if re.match(rf"\| {title} \| [a-z ]*shown ", x))
+        assert test.split(" | ")[1].startswith("shown"), "at most 1 point worse"
+
+
+def test_its_figures_of_wrong_rates_are_those_of_the_results():
+    record = json.loads((ROOT / "docs/results/comparison-glue-cola.json").read_text())
+    scores = {
+        name: {run["lr"]: 100 * run["score"] for run in own["runs"] if run["seed"] == 0}
+        for name, own in record["contenders"].items()
+    }
+    text, wrong = README.read_text("utf-8"), row(README, "wrong rates")[1]
+    assert "over 7 learning rates, 1e-5 to 1e-2" in wrong and len(scores["adamw"]) == 7
+    for name, title in (("dwmgrad-capped", "`dwmgrad_capped`"), ("adamw", "AdamW")):
+        own = scores[name].values()
+        assert f"{sum(own) / 7:.2f} % with {title}" in wrong
+        assert round(max(own)) == 35
+    assert sum(score > 1 for score in scores["adamw"].values()) == 2
+    assert min(scores["dwmgrad-capped"].values()) > 20
+    assert f"reached {scores['dwmgrad-auto'][1.0]:.0f} %" in text

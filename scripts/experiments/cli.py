@@ -20,7 +20,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "model_name_or_path": {"help": "the pretrained encoder, for glue-*"},
     "contenders": {"nargs": "+", "help": "only these of the file"},
     "output_dir": {"help": "where the runs go"},
-    "processes": {"type": int, "default": 2, "help": "runs at a time, one thread each"},
+    "processes": {"type": int, "default": 2, "help": "runs at a time, one thread each; 0: none"},
 }
 _PLACEHOLDERS = {"data_dir": "DATA", "model_name_or_path": "MODEL"}
 
@@ -58,8 +58,8 @@ def parse(
     file = values.pop("file")
     if file is None:
         raise UsageError(f"give the file first, as {example}")
-    if values["processes"] < 1:
-        raise UsageError(f"--processes {values['processes']}: must be at least 1")
+    if values["processes"] < 0:
+        raise UsageError(f"--processes {values['processes']}: must be at least 0")
     return file, values
 
 

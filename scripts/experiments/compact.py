@@ -9,11 +9,10 @@ from typing import Any
 
 from glue.errors import UsageError
 
-from experiments.comparison import Comparison
+from experiments.comparison import Comparison, told
 from experiments.config import Experiment
 from experiments.contenders import get_contender
-from experiments.runner import Failure
-from experiments.tuning import results, search, told
+from experiments.runner import Failure, made
 from experiments.workload import Workload
 
 Result = Mapping[str, Any]
@@ -21,48 +20,55 @@ Result = Mapping[str, Any]
 CURVES = {"scores": "score", "losses": "loss", "windows": "window"}
 """Name in a record: name in a run's history."""
 
-_NOT_OF_RUNS = ("title", "contenders", "target", "tolerance", "chosen_on", "reach")
+_NOT_OF_RUNS = ("title", "contenders", "rates", "seeds", "final", "chosen_on")
 """What a plan may say otherwise without any run's being another."""
 
 
 def comparison_record(
     comparison: Comparison, failures: Sequence[Failure], command: str
 ) -> dict[str, Any]:
-    """What there is of a comparison."""
-    contenders: dict[str, Any] = {}
-    found: list[Result] = []
-    for name in comparison.contenders:
-        state, contender = search(comparison, name), get_contender(name)
-        runs = {
-            "trials": state.trials,
-            "reach": results(comparison.reach_runs(name), comparison),
-            "seeds": results(comparison.seed_runs(name, state.best_lr), comparison),
-            "shared": results(comparison.shared_runs(name), comparison),
-        }
-        errors = [failure.error for failure in failures if failure.run.contender == name]
-        if not state.wanted and state.best_lr is None:
-            errors.append("every learning rate of its search diverged")
-        contenders[name] = {
-            "title": contender.title,
-            "defaults": dict(contender.defaults),
-            "rule": contender.rule,
-            "best_lr": state.best_lr,
-            **{
-                part: [_of_part(each, part, comparison) for each in some]
-                for part, some in runs.items()
-            },
-            "error": without_folders(errors[0]) if errors else None,
-        }
-        found += [each for some in runs.values() for each in some]
-    plan = comparison.plan()
+    """What there is of a comparison; contenders without a run are left out."""
+    plan, by = comparison.plan(), comparison.values["by"]
+    final, contenders, found = comparison.final_runs(), {}, list[Result]()
+    for name, runs in comparison.rate_runs().items():
+        own = get_contender(name)
+        first, last = (made(some, comparison.output_dir) for some in (runs, final.get(name, [])))
+        found += [*first, *last]
+        if first:
+            contenders[name] = {
+                "title": own.title,
+                "rule": own.rule,
+                "rateless": own.rateless,
+                "best_lr": comparison.best_lr(name),
+                "runs": [{**run_record(each), "by": told(each, by)} for each in first],
+                "final": [run_record(each) for each in last],
+            }
     return {
         "kind": "comparison",
         "title": comparison.title,
         **head(comparison.workload, found, command),
         "plan": plan,
         "contenders": contenders,
-        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
+        "complete": is_complete(contenders, plan),
+        "failures": list(map(failure_record, failures)),
     }
+
+
+def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a record has all that its plan asks for."""
+    new = len((plan["final"] or {"seeds": ()})["seeds"])
+    for name in plan["contenders"]:
+        entry = contenders.get(name) or {
+            "rateless": False,
+            "best_lr": None,
+            "runs": (),
+            "final": (),
+        }
+        rates = 1 if entry["rateless"] else len(plan["rates"])
+        last = 0 if entry["best_lr"] is None else new  # all rates may have diverged
+        if (len(entry["runs"]), len(entry["final"])) != (rates * len(plan["seeds"]), last):
+            return False
+    return True
 
 
 def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
@@ -78,47 +84,27 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
             if name not in _NOT_OF_RUNS and old.get(name) != new.get(name):
                 raise UsageError(
                     f"its {part} has {name} {old.get(name)!r}, the file asks for "
-                    f"{new.get(name)!r}: give another --output, or run all contenders"
+                    f"{new.get(name)!r}: give another --output"
                 )
 
 
-def joined(
-    record: Mapping[str, Any], kept: Mapping[str, Any], names: Sequence[str], command: str
-) -> dict[str, Any]:
-    """`record`, of some contenders, with what `kept`, an older one, has of the others.
+def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with what `kept`, an older one of the same plan, has more of.
 
-    Args:
-        record, kept: of one plan, see `check_same_plan`.
-        names: all contenders of the file.
-        command: the one that would make all of them.
+    The folder of its runs may be gone, or another one.
     """
-    plan = {**record["plan"], "contenders": list(names)}
     contenders = {}
-    for name in names:
-        new, old = record["contenders"].get(name), kept["contenders"].get(name)
-        # what was interrupted does not replace what is whole
-        contenders[name] = old if old and not _whole(name, new, plan) else new
-    both = {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
+    for name in record["plan"]["contenders"]:
+        both = [each["contenders"].get(name) for each in (record, kept)]
+        best = max(both, key=lambda each: len(each["runs"] + each["final"]) if each else -1)
+        if best:
+            contenders[name] = best
     return {
         **record,
-        **both,
-        "command": command,
-        "plan": plan,
-        "contenders": {name: entry for name, entry in contenders.items() if entry},
-        "complete": all(_whole(name, entry, plan) for name, entry in contenders.items()),
+        **{part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")},
+        "contenders": contenders,
+        "complete": is_complete(contenders, record["plan"]),
     }
-
-
-def _whole(name: str, entry: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool:
-    """Whether all that the plan asks of a contender was run."""
-    if entry is None or len(entry["trials"]) < plan["tuning"]["trials"]:
-        return False
-    wanted = {
-        "reach": plan["reach"].get(name, []),
-        "seeds": [] if entry["best_lr"] is None else plan["seeds"],
-        "shared": (plan["shared"] or {"seeds": []})["seeds"],
-    }
-    return all(len(entry.get(part, [])) == len(some) for part, some in wanted.items())
 
 
 def experiment_record(
@@ -193,12 +179,6 @@ def run_record(result: Result, *curves: str) -> dict[str, Any]:
             if name in ("scores", *curves)
         },
     }
-
-
-def _of_part(result: Result, part: str, comparison: Comparison) -> dict[str, Any]:
-    if part in ("seeds", "shared"):
-        return run_record(result, "losses")
-    return {**run_record(result), "tuned_by": told(result, comparison)}
 
 
 def _run_with_window(result: Result) -> dict[str, Any]:

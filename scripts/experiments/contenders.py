@@ -196,9 +196,9 @@ OTHERS = {
             rateless=True,
         ),
         _dwmgrad(
-            "dwmgrad-ceiling",
-            "DWMGrad, preset auto, lr as a ceiling",
-            fixed={"preset": "auto"},
+            "dwmgrad-capped",
+            "DWMGrad, preset capped",
+            fixed={"preset": "capped"},
             defaults={**_AUTO, "auto_lr": False, "normalize_momentum": True},
         ),
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),

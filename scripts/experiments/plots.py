@@ -1,8 +1,7 @@
-"""Pictures: an experiment's curves, a comparison's, and paths over Rosenbrock's valley."""
+"""Pictures: an experiment's curves, scores over learning rates, paths over a valley."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.stats import trailing_means
 from experiments.table import SHARES, score_head
 from experiments.workloads.rosenbrock import rosenbrock
 
@@ -20,12 +18,11 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 # the same everywhere, whoever takes part: those that are judged stand out from the others
 _STRONG = {
     **{"adamw": "black", "dwmgrad-finetune": "tab:red", "dwmgrad-decrease": "tab:blue"},
-    "dwmgrad-auto": "tab:orange",
+    **{"dwmgrad-auto": "tab:orange", "dwmgrad-capped": "tab:green"},
 }
 _FAINT = {
-    **{"dwmgrad-increase": "tab:cyan", "dwmgrad-loss": "tab:purple", "adam": "tab:gray"},
-    **{"sgd": "tab:olive", "rmsprop": "tab:brown", "schedule-free-adamw": "tab:green"},
-    **{"adamw-control": "tab:gray", "momo-adam": "tab:purple", "prodigy": "tab:pink"},
+    **{"schedule-free-adamw": "tab:cyan", "adamw-control": "tab:gray"},
+    **{"momo-adam": "tab:purple", "prodigy": "tab:pink"},
 }
 
 
@@ -109,41 +106,16 @@ def valley(results: Results, path: Path) -> Path:
     return _save(figure, path, "Rosenbrock's function; the star is the minimum", 120)
 
 
-def comparison_curves(measured: Any, path: Path) -> Path | None:
-    """Which learning rates work, and what the training loss does; None where nothing was run.
-
-    Args:
-        measured: an `evidence.measures.Measured`.
-        path: the picture.
-    """
-    names = [name for name in measured.names if len(measured.runs(name, "trials"))]
-    if not names:
-        return None
-    names.sort(key=lambda name: name in _STRONG)  # the strong ones are drawn last, on top
-    faint = {"linewidth": 1, "alpha": 0.75, "zorder": 2}
-    styles = {
-        name: {"color": _STRONG[name], "linewidth": 2.2, "zorder": 3}
-        if name in _STRONG
-        else {"color": _FAINT.get(name, f"C{number}"), **faint}
-        for number, name in enumerate(names)
-    }
-    figure = _figure(11, 4.8)
-    left, right = figure.subplots(1, 2)
-    _rates(left, measured, styles)
-    _losses(right, measured, styles)
-    lines = [line for line in left.lines[::-1] if not line.get_label().startswith("_")]
-    lines.sort(key=lambda line: line.get_linestyle() != "-")  # contenders, then the dashed mark
-    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, path, measured.title, 110)
-
-
 def rate_curves(runs: pd.DataFrame, record: Mapping[str, Any], path: Path) -> Path:
-    """Mean scores over the learning rates, a line an optimizer; `runs`: see `rates.frame`."""
+    """Mean scores over the learning rates, a line an optimizer.
+
+    `runs`: see `evidence.compared.Compared.rates`.
+    """
     figure = _figure(8, 4.4)
     axis = figure.subplots()
     factor = 100 if record["metric"] in SHARES else 1
     rates = runs.lr[~runs.rateless]
-    for name, own in runs.groupby("contender", sort=False):
+    for name, own in runs.groupby("of", sort=False):
         means = factor * own.groupby("lr").score.mean()
         if own.rateless.iloc[0]:
             means = pd.Series([means.iloc[0]] * 2, [rates.min(), rates.max()])
@@ -161,77 +133,3 @@ def rate_curves(runs: pd.DataFrame, record: Mapping[str, Any], path: Path) -> Pa
     handles = axis.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, path, record["title"], 110)
-
-
-def _rates(axis: Any, measured: Any, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """The trials of the tuning; a cross for each that diverged."""
-    metric, higher = measured.metric, measured.higher
-    factor = 100 if metric in SHARES else 1
-    strong = []
-    for name, style in styles.items():
-        tried = measured.tried(name)
-        good = tried.dropna(subset="score").sort_values(["lr", "score"])
-        label = measured.label(name)
-        axis.plot(good.lr, factor * good.score, "o-", markersize=4, label=label, **style)
-        lost = tried.lr[tried.score.isna()]
-        cross = {"markersize": 8, "markeredgewidth": 2, "color": style["color"]}
-        height = [0.02 if higher else 0.98] * len(lost)
-        where = axis.get_xaxis_transform()
-        axis.plot(lost, height, "x", label=f"_{name}", transform=where, **cross)
-        if name in _STRONG:
-            strong += list(factor * measured.runs(name, "trials").score.dropna())
-    if math.isfinite(measured.mark):
-        label = "AdamW's best trial less the tolerance"
-        axis.axhline(factor * measured.mark, color="black", ls="--", linewidth=1, label=label)
-    axis.set_xscale("log")
-    _log_if_wide(axis)
-    if len(set(strong)) > 1:  # far worse others would press all flat
-        (bottom, top), room = axis.get_ylim(), 0.05 * (max(strong) - min(strong))
-        low, high = max(bottom, min(strong) - room), min(top, max(strong) + room)
-        axis.set_ylim((low, top) if higher else (bottom, high))
-    axis.set(xlabel="learning rate", ylabel=score_head(metric, higher))
-    title = "trials of the tuning; a cross: diverged;\nwhat is far worse leaves the frame"
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3)
-
-
-def _losses(axis: Any, measured: Any, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """The training losses at each one's best learning rate."""
-    for name, style in styles.items():
-        runs = measured.runs(name, "seeds")
-        points = [
-            point
-            for losses in runs.losses[~runs.diverged]
-            for point in trailing_means(losses, measured.data["steps"])
-        ]
-        values = pd.DataFrame(points, columns=["step", "loss"]).groupby("step").loss
-        if points:  # more shades than these would hide each other
-            _band(axis, values, "-", name in _STRONG, label=measured.label(name), **style)
-    if not axis.lines:
-        axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
-    _log_if_wide(axis)
-    axis.set(xlabel="step", ylabel="training loss")
-    title = (
-        "tuned: trailing mean over 5 % of the steps,\nmean over the seeds, shade from low to high"
-    )
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3, which="both")
-    axis.margins(x=0.01)
-
-
-def _log_if_wide(axis: Any) -> None:
-    """A log axis where the curves span more than a power of ten."""
-    lines = [line for line in axis.lines if line.get_transform() == axis.transData]
-    values = [float(y) for line in lines for y in line.get_ydata()]
-    if values and 0 < 10 * min(values) < max(values):
-        from matplotlib.ticker import LogFormatter
-
-        class Plain(LogFormatter):
-            """0.2, not 2 x 10^-1, where matplotlib finds room for a label."""
-
-            def __call__(self, x: float, pos: Any = None) -> str:
-                return f"{x:g}" if super().__call__(x, pos) else ""
-
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(Plain())
-        axis.yaxis.set_minor_formatter(Plain())

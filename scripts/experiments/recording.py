@@ -15,7 +15,8 @@ POINTS = 100
 """The loss curve has about this many points."""
 REACH = 25
 """The trend of the loss at a step compares its means over this many steps before and after."""
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "schedulefree", "optuna", "scipy")
+_PEERS = ("schedulefree", "momo-opt", "prodigyopt")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", *_PEERS)
 """What numbers may depend on."""
 
 

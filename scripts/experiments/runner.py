@@ -119,8 +119,8 @@ def sweep(
     Args:
         runs: what to run; the same run twice is made once.
         root: the folder of all results; `root`/workers.log takes what the processes print.
-        processes: how many at a time. They are spawned, so a script that calls this must guard
-            its main part with `if __name__ == "__main__":`.
+        processes: how many at a time; 0: none is made. They are spawned, so a script that calls
+            this must guard its main part with `if __name__ == "__main__":`.
         show: a progress bar with the time left, and a line for each failure, on stderr.
 
     Returns:
@@ -145,7 +145,7 @@ def sweep(
                     bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
             bar.update()
 
-        if todo:
+        if todo and processes:
             work_through(run_once, [(run, root) for run in todo], processes, done, _log(root))
     return made(runs, root), failures
 

@@ -65,37 +65,3 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 }
             )
     return table(rows) or "no results"
-
-
-def comparison_tables(record: Mapping[str, Any]) -> str:
-    """A comparison's JSON: the search, the seeds at each one's best rate, the shared rate."""
-    tuning, all_of = record["plan"]["tuning"], record["contenders"].values()
-    by = record["metric"] if tuning["by"] == "score" else tuning["by"]
-    whole = "" if record["complete"] else "; not complete: the same command goes on"
-    parts = [
-        f"{record['title']}: {record['workload']}, {record['steps']} steps{whole}",
-        f"Search, seed {tuning['seed']}: the learning rates and their {by}",
-        table(map(_search_row, all_of)),
-    ]
-    for key, title in (("seeds", "At each one's best rate"), ("shared", "At one rate for all")):
-        runs = {
-            each["title"]: [{**record, **run, "settings": run} for run in each[key]]
-            for each in all_of
-        }
-        if any(runs.values()):
-            parts += [title, markdown(runs)]
-    return "\n\n".join(parts)
-
-
-def _search_row(contender: Mapping[str, Any]) -> dict[str, str]:
-    cells = [
-        f"{run['lr']:g}: " + ("diverged" if run["tuned_by"] is None else f"{run['tuned_by']:.4g}")
-        for run in sorted(contender["trials"], key=lambda run: run["lr"])
-    ]
-    best = "-" if contender["best_lr"] is None else f"{contender['best_lr']:g}"
-    error = f" ({contender['error']})" if contender["error"] else ""
-    return {
-        "optimizer": contender["title"],
-        "trials": ", ".join(cells),
-        "best": best + error,
-    }

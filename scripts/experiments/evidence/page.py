@@ -5,18 +5,35 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from glue.errors import UsageError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
 from experiments.compact import full_results
-from experiments.evidence import words
-from experiments.evidence.measures import FASTER, Measured, Result
-from experiments.plots import comparison_curves, learning_curves, valley
+from experiments.evidence import compared, words
+from experiments.evidence.compared import Compared
+from experiments.evidence.measures import Result
+from experiments.evidence.results import read_result
+from experiments.plots import learning_curves, rate_curves, valley
 from experiments.recording import REACH
+
+KINDS = {"comparison": Compared, "experiment": Result, "ablation": Result}
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder, by kind and name.
+
+    Raises:
+        UsageError: no such folder, or a file in it that is no result; the message names it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--results {folder}: no such folder; it should hold comparison-*.json")
+    return [
+        make(kind, path.stem.removeprefix(f"{kind}-"), read_result(path, kind))
+        for kind, make in KINDS.items()
+        for path in sorted(folder.glob(f"{kind}-*.json"))
+    ]
 
 
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
@@ -26,10 +43,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         *sorted(configs.glob("experiments/*.yaml")),
     ]
     found = {path: [each for each in results if config_of(each, configs) == path] for path in files}
-    workloads = {each.name: each for each in results if isinstance(each, Measured)}
-    for path in files:
-        if path.parent.name == "comparisons" and not found[path]:
-            workloads[path.stem] = planned(path)
+    comparisons = [each for each in results if isinstance(each, Compared)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -40,12 +54,13 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     environment.globals.update({**vars(table), **vars(words)}, full_results=full_results)
     return environment.get_template("page.md.j2").render(
         results=results,
-        workloads=[workloads[name] for name in sorted(workloads)],
+        comparisons=comparisons,
+        confirming=[each for each in comparisons if not each.chosen_on],
+        compared=compared,
         found=found,
         others=[each for each in results if not any(each in some for some in found.values())],
-        pictures={each.file: draw(each, output) for each in {*results, *workloads.values()}},
+        pictures={each.file: draw(each, output) for each in results},
         reach=REACH,
-        share=f"{FASTER:g}",
     )
 
 
@@ -58,29 +73,12 @@ def config_of(result: Result, configs: Path) -> Path | None:
     return None
 
 
-def planned(path: Path) -> Measured:
-    """A comparison that has a file and no result."""
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    values = values if isinstance(values, dict) else {}
-    plan = {
-        "seeds": [],
-        "tuning": {},
-        "target": 0,
-        "tolerance": 0,
-        "chosen_on": values.get("chosen_on"),
-    }
-    data = {"title": values.get("title"), "workload": path.stem, "plan": plan, "steps": 0}
-    return Measured("comparison", path.stem, {**data, "complete": False})
-
-
 def draw(result: Result, output: Path) -> list[str]:
     """Draw what there is to draw; the pictures' names."""
     drawn: list[Path | None] = []
-    if isinstance(result, Measured):
-        drawn = [comparison_curves(result, output.parent / f"{output.stem}-{result.name}.png")]
+    if isinstance(result, Compared):
+        picture = output.parent / f"{output.stem}-{result.name}.png"
+        drawn = [rate_curves(result.rates(), result.data, picture)] if len(result.rates()) else []
     elif result.kind == "experiment":
         runs, name = full_results(result.data), f"{output.stem}-experiment-{result.name}"
         drawn = [learning_curves(runs, output.parent / f"{name}.png")]

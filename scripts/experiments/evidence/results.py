@@ -37,33 +37,25 @@ _RUN: dict[str, Any] = {
     **dict.fromkeys(("losses?", "scores?", "windows?", "path?"), list_of_pairs),
     "diverged": bool,
 }
-_TRIAL = {**_RUN, "lr": positive_number}
 _COMMON = {
     **{"workload": str, "metric": str, "higher_is_better": bool, "steps": int},
     **{"machine": [dict], "versions": [dict]},
 }
-_PLAN = {
-    **{"seeds": list, "target": number, "tolerance": number, "reach?": dict},
-    "tuning": {"trials": number, "grid": number, "seed": number, "by": str},
-    "shared?": {"lr": number, "seeds": list},
-    "search?": {"low": number, "high": number},
-}
-_CONTENDER = {
-    **dict.fromkeys(("trials?", "reach?", "seeds?", "shared?"), [_TRIAL]),
-    **{"best_lr?": positive_number, "defaults?": dict},
-}
-_RATES = {
-    "title": str,
-    "command": str,
-    "plan": {"seeds": list, "chosen_on": bool},
-    "contenders": {"*": {"title": str, "rateless": bool, "runs?": [_TRIAL]}},
+_COMPARISON = {
+    **{"title": str, "command": str, "complete": bool},
+    "plan": {"contenders": list, "rates": list, "seeds": list, "chosen_on": bool},
+    "contenders": {
+        "*": {
+            **{"title": str, "rateless": bool, "best_lr": number_or_null},
+            **dict.fromkeys(("runs", "final"), [{**_RUN, "lr": positive_number}]),
+        }
+    },
 }
 _EXPERIMENT = {**_COMMON, "results": {"*": {"settings": {"lr": number}, "runs": [_RUN]}}}
 FORMS: dict[str, Any] = {
-    "comparison": {**_COMMON, "complete": bool, "plan": _PLAN, "contenders": {"*": _CONTENDER}},
+    "comparison": {**_COMMON, **_COMPARISON},
     "experiment": _EXPERIMENT,
     "ablation": _EXPERIMENT,
-    "rates": {**_COMMON, **_RATES},
 }
 
 

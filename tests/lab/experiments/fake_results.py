@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.contenders import CONTENDERS
+from experiments.contenders import get_contender
 
 MACHINE = {"processor": "Fake 1", "system": "Linux", "cores": 2, "threads": 1, "accelerator": None}
 VERSIONS = {"python": "3.11", "dwmgrad": "0.1.0", "torch": "2.13"}
 SKILL = {
     "adamw": 0.0,
-    "adam": -0.01,
     "dwmgrad-finetune": 0.03,
+    "dwmgrad-auto": -0.05,
     "dwmgrad-decrease": -0.02,
     "sgd": -0.1,
 }
@@ -60,25 +60,30 @@ def diverged(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def a_comparison(
-    name: str, contenders: list[str], higher: bool = True, seeds: int = 5, **plan: Any
+    name: str, contenders: list[str], higher: bool = True, new_seeds: int = 5, **plan: Any
 ) -> dict[str, Any]:
     """A complete comparison; `plan` replaces values of its plan."""
     rng, steps = np.random.default_rng(sum(map(ord, name))), 200
+    rates = [1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2]
     entries = {}
     for contender in contenders:
-        skill = SKILL[contender]
-        trials = [
-            a_run(rng, skill, lr, 100, steps, higher)
-            for lr in (1e-4, 4.2e-4, 1.7e-3, 7.2e-3, 0.03, 9e-4)
+        skill, own = SKILL[contender], get_contender(contender)
+        best = 1.0 if own.rateless else 1e-3
+        runs = [
+            a_run(rng, skill, lr, seed, steps, higher)
+            for lr in ([1e-3] if own.rateless else rates)
+            for seed in (0, 1, 2)
         ]
-        known = CONTENDERS.get(contender)
+        if own.rateless:
+            runs = [{**run, "lr": best} for run in runs]
+        final = [a_run(rng, skill, 1e-3, seed, steps, higher) for seed in range(10, 10 + new_seeds)]
         entries[contender] = {
-            "title": known.title if known else f"DWMGrad ({contender})",
-            "best_lr": 9e-4,
-            "trials": [{**run, "tuned_by": run["score"]} for run in trials],
-            "seeds": [a_run(rng, skill, 9e-4, seed, steps, higher) for seed in range(seeds)],
-            "shared": [a_run(rng, skill, 1e-3, seed, steps, higher) for seed in range(3)],
-            "error": None,
+            "title": own.title,
+            "rule": own.rule,
+            "rateless": own.rateless,
+            "best_lr": best,
+            "runs": [{**run, "by": run["score"]} for run in runs],
+            "final": [{**run, "lr": best} for run in final],
         }
     return {
         "kind": "comparison",
@@ -90,20 +95,20 @@ def a_comparison(
         "plan": {
             "workload": name,
             "contenders": contenders,
-            "seeds": list(range(seeds)),
-            "tuning": {"trials": 6, "grid": 5, "seed": 100, "by": "score"},
-            "search": {},
-            "shared": {"lr": 1e-3, "seeds": [0, 1, 2]},
-            "target": 0.75 if higher else 105,
-            "tolerance": 0.02 if higher else 5,
+            "rates": rates,
+            "seeds": [0, 1, 2],
+            "by": "score",
+            "final": {"seeds": list(range(10, 10 + new_seeds)), "options": {}} if new_seeds else {},
+            "chosen_on": False,
             **plan,
         },
-        "description": {},
+        "description": {"defaults": {"schedule": "linear", "warmup": 0.05}},
         "command": f"python scripts/compare_optimizers.py configs/comparisons/{name}.yaml",
         "machine": [MACHINE],
         "versions": [VERSIONS],
         "contenders": entries,
         "complete": True,
+        "failures": [],
     }
 
 
@@ -142,24 +147,14 @@ def an_experiment(
 def write(folder: Path) -> Path:
     """Every kind of file, and every kind of mishap."""
     folder.mkdir(parents=True, exist_ok=True)
-    everyone = ["dwmgrad-finetune", "dwmgrad-decrease", "adamw", "adam", "sgd"]
+    everyone = ["adamw", "dwmgrad-finetune", "dwmgrad-auto", "dwmgrad-decrease", "sgd"]
     cora = a_comparison("cora", everyone, chosen_on=True)
     sgd = cora["contenders"]["sgd"]
-    sgd["trials"][4] = diverged(sgd["trials"][4])
-    sgd["seeds"][2] = diverged(sgd["seeds"][2])
-    sgd["best_lr"] = 1e-4
-    digits = a_comparison("digits", everyone)
-    digits["contenders"]["adamw"]["seeds"][1] = diverged(digits["contenders"]["adamw"]["seeds"][1])
-    digits["contenders"]["adam"]["error"] = "MemoryError: none left"
-    digits["contenders"]["adam"] |= {"trials": [], "seeds": [], "shared": [], "best_lr": None}
+    sgd["runs"][-1], sgd["final"][2] = diverged(sgd["runs"][-1]), diverged(sgd["final"][2])
+    digits = a_comparison("digits", everyone, new_seeds=0)
+    del digits["contenders"]["sgd"]
     digits["complete"] = False
-    language = a_comparison("language", ["adamw", "dwmgrad-decrease"], higher=False, seeds=3)
-    del language["plan"]["shared"]
-    tiny = a_comparison("tiny_sst2", everyone)
-    for name in ("dwmgrad-finetune", "dwmgrad-decrease"):
-        tiny["contenders"][name] |= {"seeds": [], "best_lr": None}
-    del tiny["contenders"]["sgd"]
-    tiny["complete"] = False
+    language = a_comparison("language", everyone[:-1], higher=False)
     settings = {"lr": 1e-3, "weight_decay": 0.01}
     ours = {"DWMGrad, max_window=15": settings | {"max_window": 15}, "Adam": settings}
     windows = {f"window {n}": settings | {"max_window": n} for n in (15, 100, 400)}
@@ -167,7 +162,6 @@ def write(folder: Path) -> Path:
         "comparison-cora": cora,
         "comparison-digits": digits,
         "comparison-language": language,
-        "comparison-tiny_sst2": tiny,
         "experiment-rosenbrock": an_experiment("experiment", "rosenbrock", ours, 1),
         "experiment-cora": an_experiment("experiment", "cora", ours, 10),
         "ablation-window": an_experiment("ablation", "tiny-sst2", windows, 3),

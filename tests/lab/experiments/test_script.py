@@ -95,7 +95,7 @@ def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
         ([], "give the file first"),
         (["no.yaml"], "cannot read no.yaml"),
         (["FILE", "--output-dri", "x"], "--output-dri"),
-        (["FILE", "--processes", "0"], "--processes 0"),
+        (["FILE", "--processes", "-1"], "--processes -1"),
         (["FILE", "--output", "/"], "--output /: cannot be written: it is a folder"),
         (["FILE", "--seeds", "1", "1"], r"seeds \[1, 1\]"),
         (["FILE", "--contenders", "adamw"], "the file has ours, sgd, adam"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from experiments import training
 from experiments.workloads import language, make_workload
 from glue.errors import UsageError
 from transformers import Trainer
@@ -145,6 +147,31 @@ def test_pretrained_encoders_in_full_and_with_lora(tmp_path, monkeypatch):
         (tmp_path / "out").mkdir(exist_ok=True)
         result = workload.run(*DWMGRAD, 0, tmp_path / "out")
         assert workload.metric == "pearson" and -1 <= result["score"] <= 1
+
+
+def test_a_share_of_the_training_set_takes_the_place_of_the_development_set(tmp_path, monkeypatch):
+    """The same for every seed, apart from what is trained on, and in bfloat16."""
+    seen = []
+
+    train = training.train
+
+    def look(workload, job, *args):
+        sets = [{tuple(row["input_ids"]) for row in each} for each in (job.train, job.evaluation)]
+        seen.append((len(job.train), len(job.evaluation), *sets))
+        return train(workload, job, *args)
+
+    monkeypatch.setattr("experiments.training.train", look)
+    plain = make_workload("tiny-sst2", steps=2, batch_size=8, train_examples=40, eval_examples=16)
+    kept = replace(plain, holdout=0.1, bf16=True)
+    results = [
+        each.run(*DWMGRAD, seed, tmp_path) for each, seed in ((kept, 0), (kept, 1), (plain, 0))
+    ]
+    assert [some[:2] for some in seen] == [(36, 4), (36, 4), (40, 16)]
+    assert seen[0][2:] == seen[1][2:] and not seen[0][2] & seen[0][3]
+    assert seen[0][3] <= seen[2][2], "they are of the training set"
+    assert results[0]["train_loss"] != results[2]["train_loss"]
+    assert not plain.description().keys() & {"holdout", "bf16"}  # their runs keep their names
+    assert kept.description()["holdout"] == 0.1 and kept.description()["bf16"] is True
 
 
 @pytest.mark.parametrize("name", ["cora", "cifar10", "digits", "urbansound8k", "glue-rte"])

@@ -1,0 +1,257 @@
+"""What follows from a comparison's file: what a wrong learning rate costs, and who is ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments import stats
+from experiments.evidence.measures import Result
+from experiments.evidence.words import lead
+from experiments.table import SHARES, score_head, spread, table
+
+ADAMW = "adamw"
+WORKS = 3.0
+"""A rate works that is at most so many points worse than AdamW's best."""
+MARGIN = 1.0
+"""Not worse is who is at most so many points worse."""
+
+
+class Compared(Result):
+    """One comparison."""
+
+    def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
+        super().__init__(kind, name, data)
+        self.plan: Mapping[str, Any] = data["plan"]
+        self.chosen_on = bool(self.plan.get("chosen_on"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the plan was run."""
+        return bool(self.data["complete"])
+
+    @cached_property
+    def all_runs(self) -> pd.DataFrame:
+        """Each run also with its `title`, whether it is `rateless`, and its `points`."""
+        frame = super().all_runs
+        entries = frame["of"].map(self.entries.get)
+        return frame.assign(
+            title=[entry["title"] for entry in entries],
+            rateless=[bool(entry["rateless"]) for entry in entries],
+            points=points(frame.score, self.data),
+        )
+
+    def rates(self, name: str | None = None) -> pd.DataFrame:
+        """The runs of the first stage; of one contender, or of all."""
+        frame = self.all_runs[self.all_runs.part == "runs"]
+        return frame if name is None else frame[frame["of"] == name]
+
+    def means(self, name: str) -> pd.Series:
+        """Learning rate: the mean of the first stage's points."""
+        return self.rates(name).groupby("lr").points.mean()
+
+    @property
+    def best(self) -> float:
+        """AdamW's points at its best rate."""
+        return float(self.means(ADAMW).max())
+
+    def at_best(self, name: str) -> tuple[float, pd.DataFrame] | None:
+        """A contender's best rate and its runs there; None where there are none.
+
+        They are those of the second stage where AdamW has one. Else the rate is the best in
+        hindsight, and the runs are those that it was chosen by.
+        """
+        if self.renewed:
+            runs = self.runs(name, "final")
+        else:
+            means, runs = self.means(name), self.rates(name)
+            runs = runs[runs.lr == means.idxmax()] if len(means) else runs
+        return (float(runs.lr.iloc[0]), runs) if len(runs) else None
+
+    @property
+    def renewed(self) -> bool:
+        """Whether there is a second stage."""
+        return len(self.runs(ADAMW, "final")) > 0
+
+    def difference(self, name: str) -> stats.Estimate | None:
+        """By how many points a contender is better than AdamW, each at its best rate."""
+        ours, theirs = self.at_best(name), self.at_best(ADAMW)
+        if ours is None or theirs is None:
+            return None
+        return stats.welch(ours[1].points, theirs[1].points)
+
+    def in_deviations(self, name: str) -> stats.Estimate | None:
+        """The difference of the second stage, in standard deviations of AdamW's seeds."""
+        found, unit = self.difference(name), float(self.runs(ADAMW, "final").points.std())
+        if not self.renewed or found is None or found.interval is None or unit == 0:
+            return None
+        return stats.Estimate(found.mean / unit, found.variance / unit**2, found.freedom, 1)
+
+
+def points(scores: pd.Series, record: Mapping[str, Any]) -> pd.Series:
+    """Scores in points, higher is better: a share's hundredths, or -100 times a logarithm.
+
+    A run that diverged is as bad as the worst that did not.
+    """
+    scores = scores.astype(float)
+    if record["metric"] in SHARES:
+        found = 100 * scores
+    elif record["higher_is_better"]:
+        found = scores
+    else:
+        found = -100 * np.log(scores)
+    return found.fillna(found.min())
+
+
+def shown(compared: Compared, name: str) -> str:
+    """A contender's score at its best rate, with the rate."""
+    found = compared.at_best(name)
+    if found is None:
+        return "not run"
+    lr, runs = found
+    rate = "" if runs.rateless.iloc[0] else f" at {lr:.0e}"
+    lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
+    return f"{spread(runs.score, compared.metric)}{rate}{lost}"
+
+
+def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
+    """A row a workload: AdamW and `ours`, name: title, each at its best rate; the difference.
+
+    Then the mean difference in deviations, over the workloads that have a second stage and had no
+    part in choosing a preset.
+    """
+    rows = []
+    for each in some:
+        unit = score_head(each.metric, each.higher).removesuffix(" (higher is better)")
+        row = {
+            "workload": f"{each.title} ({unit})" + ", chosen on" * each.chosen_on,
+            "seeds": seeds_of(each),
+            "AdamW": shown(each, ADAMW),
+        }
+        for name, title in ours.items():
+            row[title] = f"{shown(each, name)} ({lead(each.difference(name))})"
+        rows.append(row)
+    if len(some) > 1:
+        last = dict.fromkeys(rows[0], "")
+        last["workload"] = "**mean of those not chosen on, in deviations of AdamW's seeds**"
+        for name, title in ours.items():
+            found = [each.in_deviations(name) for each in some if not each.chosen_on]
+            known = [each for each in found if each is not None]
+            of = f" ({len(known)} of {len(found)})" if len(known) < len(found) else ""
+            last[title] = lead(stats.equal_weights(known)) + of
+        rows.append(last)
+    return table(rows)
+
+
+def seeds_of(compared: Compared) -> str:
+    """How many seeds AdamW's score at its best rate has, and of which stage."""
+    found = compared.at_best(ADAMW)
+    if found is None:
+        return "-"
+    return f"{len(found[1])}, {'new' if compared.renewed else 'those that chose the rate'}"
+
+
+def not_worse(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
+    """A row a workload with a second stage: whether `ours` are at most `MARGIN` points worse.
+
+    Welch's test, one-sided, of 5 %; Holm's correction over an optimizer's workloads.
+    """
+    some = [each for each in some if each.renewed]
+    rows = [{"workload": each.title} for each in some]
+    for name, title in ours.items():
+        found = [each.difference(name) for each in some]
+        chances = stats.holm([each.chance_below(-MARGIN) if each else None for each in found])
+        for row, chance in zip(rows, chances, strict=True):
+            told = "not measured" if chance is None else "shown" if chance <= 0.05 else "not shown"
+            row[title] = told if chance is None else f"{told} (p = {chance:.2g})"
+    return table(rows)
+
+
+def rates_table(compared: Compared) -> str:
+    """A row an optimizer: its mean score at each rate and over all, and how many decades work."""
+    runs = compared.rates()
+    if runs.empty:
+        return "no results"
+    rates = sorted(runs.lr[~runs.rateless].unique())
+    factor = 100 if compared.metric in SHARES else 1
+    rows = []
+    for name, own in runs.groupby("of", sort=False):
+        scores, means = own.groupby("lr").score.mean(), compared.means(str(name))
+        free = bool(own.rateless.iloc[0])
+        cells = {f"{lr:.0e}": f"{factor * scores[lr]:.2f}" if lr in scores else "-" for lr in rates}
+        if free:
+            cells = dict.fromkeys(cells, f"{factor * scores.iloc[0]:.2f}")
+        works = int((means >= compared.best - WORKS).sum())
+        rows.append(
+            {
+                "optimizer": own.title.iloc[0],
+                **cells,
+                "mean": f"{factor * scores.mean():.2f}",
+                "decades that work": "all" if free and works else f"{works / 2:g}",
+                "seeds": f"{own.seed.nunique()}",
+                "s per run": f"{own.seconds.median():.3g}",
+            }
+        )
+    return table(rows)
+
+
+def final_table(compared: Compared) -> str:
+    """A row an optimizer of the second stage; nothing without one."""
+    rows = []
+    for name in compared.entries:
+        runs = compared.runs(name, "final")
+        if len(runs):
+            rows.append(
+                {
+                    "optimizer": runs.title.iloc[0],
+                    "learning rate": "none" if runs.rateless.iloc[0] else f"{runs.lr.iloc[0]:g}",
+                    score_head(compared.metric, compared.higher): spread(
+                        runs.score, compared.metric
+                    ),
+                    "points better than AdamW [95 %]": "-"
+                    if name == ADAMW
+                    else lead(compared.difference(name)),
+                    "training loss": spread(runs.train_loss),
+                    "new seeds": f"{len(runs)}",
+                    "diverged": f"{runs.diverged.sum()}",
+                }
+            )
+    return table(rows)
+
+
+def overall(some: Sequence[Compared]) -> str:
+    """A row an optimizer: what it loses to AdamW tuned, at one rate for all workloads.
+
+    Optimizers that were not run on all of them have a row of those that they were run on.
+    """
+    titles = {name: entry["title"] for each in some for name, entry in each.entries.items()}
+    rows = []
+    for name, title in titles.items():
+        its = [each for each in some if len(each.rates(name))]
+        if not its:
+            continue
+        free = bool(its[0].rates(name).rateless.iloc[0])
+        regrets = pd.DataFrame({each.title: each.best - each.means(name) for each in its})
+        lr = regrets.mean(axis=1, skipna=False).idxmin()
+        works = (regrets <= WORKS).sum() / 2
+        everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
+        time = [
+            each.rates(name).seconds.median() / each.rates(ADAMW).seconds.median() for each in its
+        ]
+        rows.append(
+            {
+                "optimizer": title,
+                "workloads": f"{len(its)} of {len(some)}",
+                "one learning rate for all": "none" if free else f"{lr:.0e}",
+                "regret, mean": f"{regrets.loc[lr].mean():.1f}",
+                "regret, worst": f"{regrets.loc[lr].max():.1f} ({regrets.loc[lr].idxmax()})",
+                "decades that work, mean": everywhere if free else f"{works.mean():.1f}",
+                "least": "-" if free else f"{works.min():g}",
+                "time of a run to AdamW's": f"{np.mean(time):.2f}",
+            }
+        )
+    return table(rows)
