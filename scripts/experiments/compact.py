@@ -9,7 +9,7 @@ from typing import Any
 
 from glue.errors import UsageError
 
-from experiments.comparison import Comparison, told
+from experiments.comparison import WITHOUT, Comparison, told
 from experiments.config import Experiment
 from experiments.contenders import get_contender
 from experiments.runner import Failure, made
@@ -77,7 +77,11 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
     Raises:
         UsageError: they do not; the message names the first difference.
     """
-    now = {"plan": comparison.plan(), "description": comparison.workload.description()}
+    now = {
+        "plan": {**comparison.plan(), "final.options": _final_options(comparison.plan())},
+        "description": comparison.workload.description(),
+    }
+    kept = {**kept, "plan": {**kept["plan"], "final.options": _final_options(kept["plan"])}}
     for part, values in now.items():
         old, new = kept.get(part) or {}, json.loads(json.dumps(values))
         for name in {**old, **new}:
@@ -88,15 +92,31 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
                 )
 
 
+def _final_options(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (plan["final"] or {}).get("options", {})
+
+
 def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with what `kept`, an older one of the same plan, has more of.
+    """`record` with what `kept`, an older one, has more of what the plan asks for.
 
     The folder of its runs may be gone, or another one.
     """
-    contenders = {}
-    for name in record["plan"]["contenders"]:
+    plan, contenders = record["plan"], {}
+    new = (plan["final"] or {"seeds": ()})["seeds"]
+    for name in plan["contenders"]:
         both = [each["contenders"].get(name) for each in (record, kept)]
-        best = max(both, key=lambda each: len(each["runs"] + each["final"]) if each else -1)
+        if both[1]:
+            rates = [WITHOUT] if both[1]["rateless"] else plan["rates"]
+            both[1] = {
+                **both[1],
+                "runs": [
+                    run
+                    for run in both[1]["runs"]
+                    if run["lr"] in rates and run["seed"] in plan["seeds"]
+                ],
+                "final": [run for run in both[1]["final"] if run["seed"] in new],
+            }
+        best = max(both, key=lambda each: len(each["runs"] + each["final"]) if each else 0)
         if best:
             contenders[name] = best
     return {

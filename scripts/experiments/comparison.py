@@ -19,7 +19,6 @@ from experiments.config import REQUIRED, Keys, Plan, checked, load, workload_of
 from experiments.contenders import EVERY, choose, get_contender
 from experiments.runner import Run, made
 from experiments.workload import Workload
-from experiments.workloads import make_workload
 
 HALF_DECADES = [float(f"{10 ** (-5 + n / 2):.2g}") for n in range(11)]
 """From 1e-5 to 1."""
@@ -84,7 +83,8 @@ class Comparison(Plan):
         )
         lost = values.index[values.isna()]
         means = values.drop(lost).groupby(level=0).mean()
-        higher = self.workload.higher_is_better and not self.values["by"].endswith("loss")
+        by = self.values["by"]
+        higher = self.workload.higher_is_better if by == "score" else not by.endswith("loss")
         return None if means.empty else float(means.idxmax() if higher else means.idxmin())
 
     def final_runs(self) -> dict[str, list[Run]]:
@@ -121,7 +121,8 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         contenders: names of `contenders.EVERY`.
         rates: the learning rates of all of them; `all`: those of `HALF_DECADES`.
         seeds: each contender runs once with each, at each rate.
-        by: what chooses the best rate: `score`, or what else is among a run's metrics.
+        by: what chooses the best rate: `score`, or what else is among a run's metrics; of a name
+            that ends with `loss` the least is the best, of others the most.
         final: the second stage, if any: its `seeds`, and `options` of the workload that are other
             ones there.
         chosen_on: whether this workload took part in choosing a preset among the contenders.
@@ -140,6 +141,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
     values = load(path, _KEYS, **given)
     if values["rates"] == "all":
         values["rates"] = HALF_DECADES
+    options = values["options"]
     workload, values["options"] = workload_of(values, given)
     final = workload
     if values["final"]:
@@ -149,17 +151,10 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
                 f"{path}: final: seeds {both} are among those that choose the rate: keep the two "
                 "apart"
             )
-        if values["final"]["options"]:
-            final = _another(values, given)
+        other = {**options, **values["final"]["options"]}
+        final, _ = workload_of({**values, "options": other}, given)
     for name in values["contenders"]:
         choose(f"{path}: contender", name, EVERY)
         workload.settings(name, {"lr": values["rates"][0]})
     values["title"] = values["title"] or workload.name
     return Comparison(workload, values, Path(values.pop("output_dir")), final)
-
-
-def _another(values: Mapping[str, Any], given: Mapping[str, Any]) -> Workload:
-    options = {**values["options"], **values["final"]["options"]}
-    if "model_name_or_path" in given:
-        options["model_name_or_path"] = given["model_name_or_path"]
-    return make_workload(values["workload"], given.get("data_dir"), **options)

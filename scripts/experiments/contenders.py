@@ -1,4 +1,4 @@
-"""The optimizers that are compared: how each is built, scheduled, and its search range."""
+"""The optimizers that are compared: how each is built and scheduled."""
 
 from __future__ import annotations
 
@@ -138,7 +138,10 @@ def _guarded_adamw() -> type[Optimizer]:
 
 _dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
 # the window follows the length of the run where it is not given
-_AUTO = {name: value for name, value in PRESETS["auto"].items() if name != "max_window"}
+_AUTO, _CAPPED = (
+    {name: value for name, value in PRESETS[preset].items() if name != "max_window"}
+    for preset in ("auto", "capped")
+)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
 _adamw = partial(
     Contender,
@@ -199,7 +202,7 @@ OTHERS = {
             "dwmgrad-capped",
             "DWMGrad, preset capped",
             fixed={"preset": "capped"},
-            defaults={**_AUTO, "auto_lr": False, "normalize_momentum": True},
+            defaults={**_CAPPED, "auto_lr": False},
         ),
         _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
         _adamw(

@@ -62,7 +62,8 @@ def check_machines(training: TrainingArguments, folder: Path) -> None:
     mine = marks[state.process_index]
     try:
         if state.is_local_main_process:
-            mine.touch()
+            with contextlib.suppress(OSError):  # its machine has no mark then, as on another disk
+                mine.touch()
         state.wait_for_everyone()
         seen = gather_object([(mine.exists(), sum(mark.exists() for mark in marks))])
     finally:

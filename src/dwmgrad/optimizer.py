@@ -203,7 +203,7 @@ class DWMGrad(Optimizer, Joinable):
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
-        grows = preset in ("auto", "capped")
+        grows = preset is not None and rule.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None and initial_window is None
         self.loss_group = ranks.group_of(loss_group)
         self._same_setup = self._has_stepped_alone = False

@@ -66,8 +66,8 @@ class Pieces:
         if reasons:
             raise RuntimeError(
                 f"loss_limit does not work under DeepSpeed with {reasons[0]}: use ZeRO-1, 2 or 3 "
-                "without that, DDP or FSDP2, or leave loss_limit out (in place of the preset auto, "
-                "which sets it, use finetune)"
+                "without that, DDP or FSDP2, or leave loss_limit out (in place of the presets "
+                "auto and capped, which set it, use finetune)"
             )
 
     def clipping(self) -> tuple[Tensor | float, float]:

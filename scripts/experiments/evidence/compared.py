@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import stats
+from experiments.comparison import WITHOUT
 from experiments.evidence.measures import Result
 from experiments.evidence.words import lead
 from experiments.table import SHARES, score_head, spread, table
@@ -28,11 +29,6 @@ class Compared(Result):
         super().__init__(kind, name, data)
         self.plan: Mapping[str, Any] = data["plan"]
         self.chosen_on = bool(self.plan.get("chosen_on"))
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the plan was run."""
-        return bool(self.data["complete"])
 
     @cached_property
     def all_runs(self) -> pd.DataFrame:
@@ -56,20 +52,21 @@ class Compared(Result):
 
     @property
     def best(self) -> float:
-        """AdamW's points at its best rate."""
+        """AdamW's points at its best rate; NaN where it was not run."""
         return float(self.means(ADAMW).max())
 
     def at_best(self, name: str) -> tuple[float, pd.DataFrame] | None:
         """A contender's best rate and its runs there; None where there are none.
 
-        They are those of the second stage where AdamW has one. Else the rate is the best in
-        hindsight, and the runs are those that it was chosen by.
+        They are those of the second stage where AdamW has one. Else they are those that the rate
+        was chosen by, or, while runs are missing, the best so far.
         """
         if self.renewed:
             runs = self.runs(name, "final")
         else:
             means, runs = self.means(name), self.rates(name)
-            runs = runs[runs.lr == means.idxmax()] if len(means) else runs
+            lr = (self.entries.get(name) or {}).get("best_lr")
+            runs = runs[runs.lr == (lr or means.idxmax())] if len(means) else runs
         return (float(runs.lr.iloc[0]), runs) if len(runs) else None
 
     @property
@@ -111,7 +108,7 @@ def shown(compared: Compared, name: str) -> str:
     """A contender's score at its best rate, with the rate."""
     found = compared.at_best(name)
     if found is None:
-        return "not run"
+        return "every rate diverged" if len(compared.rates(name)) else "not run"
     lr, runs = found
     rate = "" if runs.rateless.iloc[0] else f" at {lr:.0e}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
@@ -133,7 +130,8 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
             "AdamW": shown(each, ADAMW),
         }
         for name, title in ours.items():
-            row[title] = f"{shown(each, name)} ({lead(each.difference(name))})"
+            difference = each.difference(name)
+            row[title] = shown(each, name) + (f" ({lead(difference)})" if difference else "")
         rows.append(row)
     if len(some) > 1:
         last = dict.fromkeys(rows[0], "")
@@ -172,26 +170,31 @@ def not_worse(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
 
 
 def rates_table(compared: Compared) -> str:
-    """A row an optimizer: its mean score at each rate and over all, and how many decades work."""
+    """A row an optimizer: its mean score at each rate and over all, and how many decades work.
+
+    A run that diverged counts as the worst that did not.
+    """
     runs = compared.rates()
     if runs.empty:
         return "no results"
     rates = sorted(runs.lr[~runs.rateless].unique())
     factor = 100 if compared.metric in SHARES else 1
+    worst = runs.score.min() if compared.higher else runs.score.max()
     rows = []
     for name, own in runs.groupby("of", sort=False):
-        scores, means = own.groupby("lr").score.mean(), compared.means(str(name))
-        free = bool(own.rateless.iloc[0])
-        cells = {f"{lr:.0e}": f"{factor * scores[lr]:.2f}" if lr in scores else "-" for lr in rates}
-        if free:
-            cells = dict.fromkeys(cells, f"{factor * scores.iloc[0]:.2f}")
+        means, free = compared.means(str(name)), bool(own.rateless.iloc[0])
+        scores = factor * own.score.fillna(worst).groupby(own.lr).mean()
+        lost = own.score.isna().groupby(own.lr).any()
+        told = {lr: f"{scores[lr]:.2f}" + ", diverged" * int(lost[lr]) for lr in scores.index}
+        cells = {f"{lr:.0e}": told.get(WITHOUT if free else lr, "-") for lr in rates}
         works = int((means >= compared.best - WORKS).sum())
+        decades = "all" if free and works else f"{works / 2:g}"
         rows.append(
             {
                 "optimizer": own.title.iloc[0],
                 **cells,
-                "mean": f"{factor * scores.mean():.2f}",
-                "decades that work": "all" if free and works else f"{works / 2:g}",
+                "mean": f"{scores.mean():.2f}",
+                "decades that work": "-" if np.isnan(compared.best) else decades,
                 "seeds": f"{own.seed.nunique()}",
                 "s per run": f"{own.seconds.median():.3g}",
             }
@@ -226,8 +229,10 @@ def final_table(compared: Compared) -> str:
 def overall(some: Sequence[Compared]) -> str:
     """A row an optimizer: what it loses to AdamW tuned, at one rate for all workloads.
 
-    Optimizers that were not run on all of them have a row of those that they were run on.
+    Only whole comparisons count. Optimizers that are not in all of them have a row of their own
+    ones.
     """
+    some = [each for each in some if each.complete and ADAMW in each.entries]
     titles = {name: entry["title"] for each in some for name, entry in each.entries.items()}
     rows = []
     for name, title in titles.items():
@@ -236,7 +241,10 @@ def overall(some: Sequence[Compared]) -> str:
             continue
         free = bool(its[0].rates(name).rateless.iloc[0])
         regrets = pd.DataFrame({each.title: each.best - each.means(name) for each in its})
-        lr = regrets.mean(axis=1, skipna=False).idxmin()
+        shared = regrets.dropna()
+        if shared.empty:  # no rate is one of all plans
+            continue
+        lr = shared.mean(axis=1).idxmin()
         works = (regrets <= WORKS).sum() / 2
         everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
         time = [

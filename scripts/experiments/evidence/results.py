@@ -43,7 +43,11 @@ _COMMON = {
 }
 _COMPARISON = {
     **{"title": str, "command": str, "complete": bool},
-    "plan": {"contenders": list, "rates": list, "seeds": list, "chosen_on": bool},
+    "plan": {
+        **{"contenders": list, "rates": list, "seeds": list, "chosen_on": bool, "by": str},
+        "final?": {"seeds": list, "options": dict},
+    },
+    "description": dict,
     "contenders": {
         "*": {
             **{"title": str, "rateless": bool, "best_lr": number_or_null},

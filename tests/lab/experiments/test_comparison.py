@@ -155,6 +155,12 @@ def test_an_output_by_another_plan_is_refused_before_any_run(main, valley, tmp_p
     words = [config, "--output", str(path), "--output_dir", str(tmp_path / "out")]
     for part, name, value, message in (
         ("plan", "by", "f", "its plan has by 'f', the file asks for 'score'"),
+        (
+            "plan",
+            "final",
+            {"seeds": [2, 3, 4], "options": {"steps": 9}},
+            "its plan has final.options {'steps': 9}, the file asks for {'steps': 20}",
+        ),
         ("description", "steps", 40, "its description has steps 40, the file asks for 30"),
     ):
         path.write_text(json.dumps({**record, part: {**record[part], name: value}}))
@@ -175,6 +181,12 @@ def test_more_seeds_or_rates_are_the_same_plan(tmp_path):
     record = joined(comparison_record(more, [], "x"), kept)
     assert kept["complete"] and not record["complete"]
     assert [len(own["runs"]) for own in record["contenders"].values()] == [8, 8]
+    other = replace(
+        comparison, values={**comparison.values, "seeds": [0, 9], "rates": [1e-2, 1e-1]}
+    )
+    record = joined(comparison_record(other, [], "x"), kept)
+    for own in record["contenders"].values():  # what the plan no longer asks for goes
+        assert {(run["lr"], run["seed"]) for run in own["runs"]} == {(1e-2, 0), (1e-1, 0)}
 
 
 def test_ctrl_c_leaves_what_there_is_and_the_rest_gives_the_same(main, valley, tmp_path):

@@ -90,7 +90,7 @@ def test_the_page_begins_with_the_scores(made):
     )
     assert cora[0] == "A cora (accuracy, %), chosen on" and cora[1] == "5, new"
     assert "±" in cora[2] and cora[2].endswith("at 1e-03")
-    assert " at 1e-03 (+" in cora[3] and cora[4] == "not run (-)"
+    assert " at 1e-03 (+" in cora[3] and cora[4] == "not run"
     assert cora[5].count(" at ") == 0 and " (-" in cora[5]
     assert digits[1] == "3, those that chose the rate"
     assert "perplexity (lower is better)" in language[0] and "[" in language[3]
@@ -106,7 +106,8 @@ def test_each_comparison_has_its_tables_picture_and_facts(made):
         assert (made.parent / f"evidence-{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert ("**Incomplete:**" in own) == (name == "digits")
         assert ("New seeds at each one's best rate" in own) == (name != "digits")
-    assert len(rows(text, "SGD, momentum 0.9 | 1 of 3")) == 1  # of all; it is not in the others
+    # of the two that are whole; it is in one of them
+    assert len(rows(text, "SGD, momentum 0.9 | 1 of 2")) == 1
 
 
 def of(name: str, scores: dict[str, dict[float, float | None]], **changes) -> Compared:
@@ -157,6 +158,25 @@ def test_a_run_that_diverged_is_as_bad_as_the_worst():
     worse = {"metric": "perplexity", "higher_is_better": False}
     lower = of("lower", {"AdamW": {1e-3: 2.0, 1e-2: 1.0, 1e-1: None}}, **worse)
     assert list(lower.means("adamw")) == pytest.approx([-100 * math.log(2), 0, -100 * math.log(2)])
+
+
+def test_a_run_that_diverged_is_shown_and_counts_as_the_worst():
+    lost = of("one", {"AdamW": {1e-3: 0.9, 1e-2: 0.5, 1e-1: None}, "B": {1e-3: None}})
+    assert row(rates_table(lost), "AdamW")[3:5] == ["50.00, diverged", "63.33"]
+    assert row(rates_table(lost), "B")[1:5] == ["50.00, diverged", "-", "-", "50.00"]
+    nowhere = compared([0.5] * 3, [0.5] * 3)
+    nowhere.entries["dwmgrad-finetune"]["final"].clear()
+    assert "every rate diverged" in heads([nowhere], OURS)
+
+
+def test_what_there_is_nothing_to_compare_with_has_no_regret():
+    alone = of("alone", {"auto": {1.0: 0.9}})
+    assert overall([alone]) == "" and row(rates_table(alone), "auto")[2] == "-"
+    apart = of("apart", {"AdamW": {5e-3: 0.9}, "B": {1e-2: 0.7}})
+    text = overall([ONE, apart])
+    assert "| AdamW |" not in text and row(text, "B")[1] == "2 of 2", "no rate is of both"
+    half = of("half", {"AdamW": {1e-3: 0.1}}, complete=False)
+    assert overall([ONE, half]) == overall([ONE])
 
 
 def test_decades_that_work():
@@ -312,6 +332,11 @@ def test_without_results_all_is_not_run(main, configs, tmp_path):
         ("comparison-cora", lambda data: data | {"kind": "experiment"}, "kind comparison"),
         ("comparison-cora", lambda data: data | {"metric": None}, "metric: expected str, got None"),
         ("comparison-cora", lambda data: data | {"plan": {}}, "plan: contenders is missing"),
+        (
+            "comparison-cora",
+            lambda data: data | {"plan": {**data["plan"], "final": {"seeds": [1]}}},
+            "plan: final: options is missing",
+        ),
         ("comparison-cora", lambda data: data | {"machine": [3]}, "machine: expected dict, got 3"),
         (
             "comparison-cora",
