@@ -16,7 +16,7 @@ from glue.errors import UsageError
 
 from experiments import config
 from experiments.config import REQUIRED, Keys, Plan, checked, load, workload_of
-from experiments.contenders import EVERY, choose, get_contender
+from experiments.contenders import CONTENDERS, choose, get_contender
 from experiments.runner import Run, made
 from experiments.workload import Workload
 
@@ -118,7 +118,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         workload: the task's name.
         options: other values for fields of the workload.
         title: as in reports.
-        contenders: names of `contenders.EVERY`.
+        contenders: names of `contenders.CONTENDERS`.
         rates: the learning rates of all of them; `all`: those of `HALF_DECADES`.
         seeds: each contender runs once with each, at each rate.
         by: what chooses the best rate: `score`, or what else is among a run's metrics; of a name
@@ -154,7 +154,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         other = {**options, **values["final"]["options"]}
         final, _ = workload_of({**values, "options": other}, given)
     for name in values["contenders"]:
-        choose(f"{path}: contender", name, EVERY)
+        choose(f"{path}: contender", name, CONTENDERS)
         workload.settings(name, {"lr": values["rates"][0]})
     values["title"] = values["title"] or workload.name
     return Comparison(workload, values, Path(values.pop("output_dir")), final)

@@ -37,8 +37,6 @@ class Contender:
         load: gives its class, when it is needed.
         fixed: arguments that make it what it is; settings cannot change them.
         defaults: arguments that settings may change.
-        search: the lowest and the highest learning rate of a search, for training from random
-            weights.
         schedule_free: it averages its weights in place of a schedule, does its own warm-up, and
             has `train()` and `eval()`, which the Trainer calls.
         decoupled: `weight_decay` shrinks the weights as in AdamW; else it is added to the
@@ -51,7 +49,6 @@ class Contender:
     name: str
     title: str
     load: Callable[[], type[Optimizer]]
-    search: tuple[float, float]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     schedule_free: bool = False
@@ -136,7 +133,7 @@ def _guarded_adamw() -> type[Optimizer]:
     return GuardedAdamW
 
 
-_dwmgrad = partial(Contender, load=lambda: DWMGrad, search=(1e-4, 3e-2), decoupled=True)
+_dwmgrad = partial(Contender, load=lambda: DWMGrad, decoupled=True)
 # the window follows the length of the run where it is not given
 _AUTO, _CAPPED = (
     {name: value for name, value in PRESETS[preset].items() if name != "max_window"}
@@ -146,7 +143,6 @@ _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` 
 _adamw = partial(
     Contender,
     load=lambda: torch.optim.AdamW,
-    search=(1e-4, 3e-2),
     fixed=_FUSED,
     decoupled=True,
 )
@@ -161,12 +157,11 @@ CONTENDERS = {
         ),
         *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
         _adamw("adamw", "AdamW"),
-        Contender("adam", "Adam", lambda: torch.optim.Adam, search=(1e-4, 3e-2), fixed=_FUSED),
+        Contender("adam", "Adam", lambda: torch.optim.Adam, fixed=_FUSED),
         Contender(
             "sgd",
             "SGD, momentum 0.9",
             lambda: torch.optim.SGD,
-            search=(3e-3, 1.0),
             fixed=_FUSED,
             defaults={"momentum": 0.9},
         ),
@@ -174,23 +169,15 @@ CONTENDERS = {
             "rmsprop",
             "RMSprop, momentum 0.9",
             lambda: torch.optim.RMSprop,
-            search=(1e-5, 3e-3),
             defaults={"momentum": 0.9},
         ),
         Contender(
             "schedule-free-adamw",
             "Schedule-Free AdamW",
             _schedule_free,
-            search=(3e-4, 1e-1),
             schedule_free=True,
             decoupled=True,
         ),
-    )
-}
-
-OTHERS = {
-    contender.name: contender
-    for contender in (
         _dwmgrad(
             "dwmgrad-auto",
             "DWMGrad, preset auto",
@@ -216,16 +203,11 @@ OTHERS = {
             "AdamW, betas 0.6 and 0.998",
             fixed={**_FUSED, "betas": (0.6, 0.998)},
         ),
-        Contender(
-            "momo-adam", "MoMo-Adam", _momo, search=(1e-4, 1e-1), decoupled=True, needs_loss=True
-        ),
-        Contender("prodigy", "Prodigy", _prodigy, search=(1.0, 1.0), decoupled=True, rateless=True),
+        Contender("momo-adam", "MoMo-Adam", _momo, decoupled=True, needs_loss=True),
+        Contender("prodigy", "Prodigy", _prodigy, decoupled=True, rateless=True),
     )
 }
-"""What a file has to name: a comparison of all leaves them out."""
-
-
-EVERY = CONTENDERS | OTHERS
+"""Name: the optimizer."""
 
 
 def get_contender(name: str) -> Contender:
@@ -234,8 +216,8 @@ def get_contender(name: str) -> Contender:
     Raises:
         UsageError: there is none; the message lists them all.
     """
-    choose("contender", name, EVERY)
-    return EVERY[name]
+    choose("contender", name, CONTENDERS)
+    return CONTENDERS[name]
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> None:

@@ -29,8 +29,7 @@ class Workload:
         higher_is_better: whether a larger score is the better one.
         steps: the budget, in optimizer steps.
         defaults: settings that hold where a run does not say otherwise.
-        lr_scale: a factor on the contenders' search ranges for the learning rate; they are made
-            for training from random weights.
+        lr_scale: of searches that are no longer made; their runs have it in their names.
         data_dir: the folder with the data, for workloads that do not bring their own.
     """
 
@@ -106,11 +105,6 @@ class Workload:
             )
         own.check(result, self.steps)
         return result
-
-    def search_range(self, contender: str) -> tuple[float, float]:
-        """The contender's lowest and highest learning rate, with this workload's `lr_scale`."""
-        low, high = get_contender(contender).search
-        return low * self.lr_scale, high * self.lr_scale
 
     def description(self) -> dict[str, Any]:
         """What makes this workload's numbers: every field but where the data lies."""
