@@ -50,7 +50,7 @@ def learning_curves(results: Results, path: Path) -> Path | None:
             values = points[points.label == label].dropna(subset=key).groupby("step")[key]
             style = {"color": f"C{number}", "linewidth": 1.2, "markersize": 3}
             if len(values):
-                _band(axis, values, "o-" if len(values) < 30 else "-", True, label=label, **style)
+                _band(axis, values, "o-" if len(values) < 30 else "-", label=label, **style)
         axis.set_ylabel(heads[key])
         axis.grid(alpha=0.3)
         axis.margins(x=0.01)
@@ -62,13 +62,13 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     return _save(figure, path, found[0][1]["workload"], 120)
 
 
-def _band(axis: Any, values: Any, form: str, shade: bool, **style: Any) -> None:
+def _band(axis: Any, values: Any, form: str, **style: Any) -> None:
     """The mean of values that are grouped by their step, and a shade from the least to the most."""
     steps = list(values.groups)
     axis.plot(steps, values.mean(), form, **style)
-    if shade:
-        low, high = values.min(), values.max()
-        axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axis.fill_between(
+        steps, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0
+    )
 
 
 def _figure(width: float, height: float) -> Any:
