@@ -7,8 +7,9 @@
   python3 scripts/test.py --cov         with a report of coverage
   python3 scripts/test.py --oldest      the tests with the oldest supported versions, but for those
                                         of experiments and benchmarks, made with the newest
-  python3 scripts/test.py --ecosystem   the tests with DeepSpeed, TRL, Sentence Transformers and
-                                        the tests that ship with torch and Accelerate
+  python3 scripts/test.py --ecosystem   the tests with DeepSpeed, Lightning, TRL, Sentence
+                                        Transformers, skorch, and two machines, and the tests that
+                                        ship with torch and Accelerate
   python3 scripts/test.py --docs        the documentation, built strictly into site/
 
 Other arguments go to pytest.

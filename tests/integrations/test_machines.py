@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, commands
 
-pytestmark = pytest.mark.hosts
+pytestmark = pytest.mark.ecosystem
 TOOLS = ("ip", "unshare", "nsenter", "mount")
 LAUNCHERS = {
     words[0]: words[: words.index("scripts/run_glue.py")]
