@@ -9,7 +9,7 @@ from typing import Any
 
 from glue.errors import UsageError
 
-from experiments.comparison import WITHOUT, Comparison, told
+from experiments.comparison import WITHOUT, Comparison, final_of, told
 from experiments.config import Experiment
 from experiments.contenders import get_contender
 from experiments.runner import Failure, made
@@ -56,7 +56,7 @@ def comparison_record(
 
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
-    new = len((plan["final"] or {"seeds": ()})["seeds"])
+    new = len(final_of(plan)["seeds"])
     for name in plan["contenders"]:
         entry = contenders.get(name) or {
             "rateless": False,
@@ -78,10 +78,10 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
         UsageError: they do not; the message names the first difference.
     """
     now = {
-        "plan": {**comparison.plan(), "final.options": _final_options(comparison.plan())},
+        "plan": {**comparison.plan(), "final.options": final_of(comparison.plan())["options"]},
         "description": comparison.workload.description(),
     }
-    kept = {**kept, "plan": {**kept["plan"], "final.options": _final_options(kept["plan"])}}
+    kept = {**kept, "plan": {**kept["plan"], "final.options": final_of(kept["plan"])["options"]}}
     for part, values in now.items():
         old, new = kept.get(part) or {}, json.loads(json.dumps(values))
         for name in {**old, **new}:
@@ -92,17 +92,13 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
                 )
 
 
-def _final_options(plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (plan["final"] or {}).get("options", {})
-
-
 def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with what `kept`, an older one, has more of what the plan asks for.
 
     The folder of its runs may be gone, or another one.
     """
     plan, contenders = record["plan"], {}
-    new = (plan["final"] or {"seeds": ()})["seeds"]
+    new = final_of(plan)["seeds"]
     for name in plan["contenders"]:
         both = [each["contenders"].get(name) for each in (record, kept)]
         if both[1]:

@@ -89,13 +89,18 @@ class Comparison(Plan):
 
     def final_runs(self) -> dict[str, list[Run]]:
         """The second stage; empty for a contender whose first one is not at its end."""
-        seeds = (self.values["final"] or {"seeds": ()})["seeds"]
+        seeds = final_of(self.values)["seeds"]
         rates = {name: self.best_lr(name) for name in self.contenders} if seeds else {}
         return {
             name: [Run(self.final, name, {"lr": lr}, seed) for seed in seeds]
             for name, lr in rates.items()
             if lr is not None
         }
+
+
+def final_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The seeds and the options of a plan's second stage; without one there are none."""
+    return plan["final"] or {"seeds": [], "options": {}}
 
 
 def told(result: Mapping[str, Any], by: str) -> float | None:

@@ -55,19 +55,18 @@ class Compared(Result):
         """AdamW's points at its best rate; NaN where it was not run."""
         return float(self.means(ADAMW).max())
 
-    def at_best(self, name: str) -> tuple[float, pd.DataFrame] | None:
-        """A contender's best rate and its runs there; None where there are none.
+    def at_best(self, name: str) -> pd.DataFrame:
+        """A contender's runs at its best rate; empty where there are none.
 
         They are those of the second stage where AdamW has one. Else they are those that the rate
         was chosen by, or, while runs are missing, the best so far.
         """
         if self.renewed:
-            runs = self.runs(name, "final")
-        else:
-            means, runs = self.means(name), self.rates(name)
-            lr = (self.entries.get(name) or {}).get("best_lr")
-            runs = runs[runs.lr == (lr or means.idxmax())] if len(means) else runs
-        return (float(runs.lr.iloc[0]), runs) if len(runs) else None
+            return self.runs(name, "final")
+        runs = self.rates(name)
+        if runs.empty:
+            return runs
+        return runs[runs.lr == (self.entries[name]["best_lr"] or self.means(name).idxmax())]
 
     @property
     def renewed(self) -> bool:
@@ -76,10 +75,7 @@ class Compared(Result):
 
     def difference(self, name: str) -> stats.Estimate | None:
         """By how many points a contender is better than AdamW, each at its best rate."""
-        ours, theirs = self.at_best(name), self.at_best(ADAMW)
-        if ours is None or theirs is None:
-            return None
-        return stats.welch(ours[1].points, theirs[1].points)
+        return stats.welch(self.at_best(name).points, self.at_best(ADAMW).points)
 
     def in_deviations(self, name: str) -> stats.Estimate | None:
         """The difference of the second stage, in standard deviations of AdamW's seeds."""
@@ -106,11 +102,10 @@ def points(scores: pd.Series, record: Mapping[str, Any]) -> pd.Series:
 
 def shown(compared: Compared, name: str) -> str:
     """A contender's score at its best rate, with the rate."""
-    found = compared.at_best(name)
-    if found is None:
+    runs = compared.at_best(name)
+    if runs.empty:
         return "every rate diverged" if len(compared.rates(name)) else "not run"
-    lr, runs = found
-    rate = "" if runs.rateless.iloc[0] else f" at {lr:.0e}"
+    rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.0e}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
     return f"{spread(runs.score, compared.metric)}{rate}{lost}"
 
@@ -147,10 +142,10 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
 
 def seeds_of(compared: Compared) -> str:
     """How many seeds AdamW's score at its best rate has, and of which stage."""
-    found = compared.at_best(ADAMW)
-    if found is None:
+    runs = compared.at_best(ADAMW)
+    if runs.empty:
         return "-"
-    return f"{len(found[1])}, {'new' if compared.renewed else 'those that chose the rate'}"
+    return f"{len(runs)}, {'new' if compared.renewed else 'those that chose the rate'}"
 
 
 def not_worse(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
