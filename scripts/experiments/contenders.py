@@ -109,12 +109,6 @@ def _schedule_free() -> type[Optimizer]:
     return AdamWScheduleFree
 
 
-def _limit_form() -> type[Optimizer]:
-    from experiments.limit_form import LimitForm
-
-    return LimitForm
-
-
 def _prodigy() -> type[Optimizer]:
     from prodigyopt import Prodigy
 
@@ -191,7 +185,6 @@ CONTENDERS = {
             fixed={"preset": "capped"},
             defaults={**_CAPPED, "auto_lr": False},
         ),
-        _dwmgrad("dwmgrad-limit-form", "DWMGrad, another step limit", load=_limit_form),
         _adamw(
             "adamw-guarded",
             "AdamW, guarded by the gradient's norm",
