@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from glue.errors import UsageError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dwmgrad import DWMGrad, rule
+from dwmgrad import rule
 from dwmgrad.rule import PRESETS, SIGNALS
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -34,7 +35,7 @@ class Contender:
     Attributes:
         name: as in configurations.
         title: as in tables.
-        load: gives its class, when it is needed.
+        path: its class, as "module:name".
         fixed: arguments that make it what it is; settings cannot change them.
         defaults: arguments that settings may change.
         schedule_free: it averages its weights in place of a schedule, does its own warm-up, and
@@ -48,7 +49,7 @@ class Contender:
 
     name: str
     title: str
-    load: Callable[[], type[Optimizer]]
+    path: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     schedule_free: bool = False
@@ -70,10 +71,13 @@ class Contender:
         own = {"warmup_steps": round(settings["warmup"] * steps)} if self.schedule_free else {}
         return {**own, **self.fixed, **given}
 
+    def load(self) -> Any:
+        """Its class; the module is imported when it is needed."""
+        return resolve_name(self.path)
+
     def build(self, params: Iterable[Any], settings: Mapping[str, Any], steps: int) -> Optimizer:
         """The optimizer of `params` for a run of `steps` steps."""
-        kind: Any = self.load()
-        return kind(params, **self.arguments(settings, steps))
+        return self.load()(params, **self.arguments(settings, steps))
 
     def scheduler(self, optimizer: Any, settings: Mapping[str, Any], steps: int) -> LambdaLR:
         """Raises the learning rate over the warm-up, then follows the schedule over the rest."""
@@ -103,103 +107,52 @@ class Contender:
             raise UsageError(f"{self.name}: {error}") from error
 
 
-def _schedule_free() -> type[Optimizer]:
-    from schedulefree import AdamWScheduleFree
-
-    return AdamWScheduleFree
-
-
-def _prodigy() -> type[Optimizer]:
-    from prodigyopt import Prodigy
-
-    return Prodigy
-
-
-def _momo() -> type[Optimizer]:
-    from experiments.momo import MomoAdam
-
-    return MomoAdam
-
-
-def _guarded_adamw() -> type[Optimizer]:
-    from experiments.broken import GuardedAdamW
-
-    return GuardedAdamW
-
-
-_dwmgrad = partial(Contender, load=lambda: DWMGrad, decoupled=True)
-# the window follows the length of the run where it is not given
-_AUTO, _CAPPED = (
-    {name: value for name, value in PRESETS[preset].items() if name != "max_window"}
-    for preset in ("auto", "capped")
-)
+_dwmgrad = partial(Contender, path="dwmgrad:DWMGrad", decoupled=True)
+_adamw = partial(Contender, path="torch.optim:AdamW", decoupled=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
-_adamw = partial(
-    Contender,
-    load=lambda: torch.optim.AdamW,
-    fixed=_FUSED,
-    decoupled=True,
+_MOMENTUM = {"momentum": 0.9}
+
+
+def _preset(name: str, **options: Any) -> Contender:
+    """DWMGrad with a preset, whose values are a run's settings: another preset is another run."""
+    values = dict(PRESETS[name])
+    if name != "finetune":  # the window follows the length of the run
+        values.pop("max_window")
+    defaults = {**values, **options.pop("defaults", {})}
+    title, fixed = f"DWMGrad, preset {name}", {"preset": name}
+    return _dwmgrad(f"dwmgrad-{name}", title, fixed=fixed, defaults=defaults, **options)
+
+
+_ALL = (
+    _preset("finetune"),
+    *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
+    _adamw("adamw", "AdamW", fixed=_FUSED),
+    Contender("adam", "Adam", "torch.optim:Adam", _FUSED),
+    Contender("sgd", "SGD, momentum 0.9", "torch.optim:SGD", _FUSED, _MOMENTUM),
+    Contender("rmsprop", "RMSprop, momentum 0.9", "torch.optim:RMSprop", {}, _MOMENTUM),
+    Contender(
+        "schedule-free-adamw",
+        "Schedule-Free AdamW",
+        "schedulefree:AdamWScheduleFree",
+        schedule_free=True,
+        decoupled=True,
+    ),
+    _preset("auto", rateless=True),
+    _preset("capped", defaults={"auto_lr": False}),
+    _adamw(
+        "adamw-guarded",
+        "AdamW, guarded by the gradient's norm",
+        path="experiments.broken:GuardedAdamW",
+        fixed=_FUSED,
+        clips=True,
+    ),
+    _adamw("adamw-control", "AdamW, betas 0.6 and 0.998", fixed={**_FUSED, "betas": (0.6, 0.998)}),
+    Contender(
+        "momo-adam", "MoMo-Adam", "experiments.momo:MomoAdam", decoupled=True, needs_loss=True
+    ),
+    Contender("prodigy", "Prodigy", "prodigyopt:Prodigy", decoupled=True, rateless=True),
 )
-CONTENDERS = {
-    contender.name: contender
-    for contender in (
-        _dwmgrad(
-            "dwmgrad-finetune",
-            "DWMGrad, preset finetune",
-            fixed={"preset": "finetune"},
-            defaults=PRESETS["finetune"],  # in a run's settings: another preset is another run
-        ),
-        *(_dwmgrad(f"dwmgrad-{s}", f"DWMGrad ({s})", fixed={"window_signal": s}) for s in SIGNALS),
-        _adamw("adamw", "AdamW"),
-        Contender("adam", "Adam", lambda: torch.optim.Adam, fixed=_FUSED),
-        Contender(
-            "sgd",
-            "SGD, momentum 0.9",
-            lambda: torch.optim.SGD,
-            fixed=_FUSED,
-            defaults={"momentum": 0.9},
-        ),
-        Contender(
-            "rmsprop",
-            "RMSprop, momentum 0.9",
-            lambda: torch.optim.RMSprop,
-            defaults={"momentum": 0.9},
-        ),
-        Contender(
-            "schedule-free-adamw",
-            "Schedule-Free AdamW",
-            _schedule_free,
-            schedule_free=True,
-            decoupled=True,
-        ),
-        _dwmgrad(
-            "dwmgrad-auto",
-            "DWMGrad, preset auto",
-            fixed={"preset": "auto"},
-            defaults=_AUTO,
-            rateless=True,
-        ),
-        _dwmgrad(
-            "dwmgrad-capped",
-            "DWMGrad, preset capped",
-            fixed={"preset": "capped"},
-            defaults={**_CAPPED, "auto_lr": False},
-        ),
-        _adamw(
-            "adamw-guarded",
-            "AdamW, guarded by the gradient's norm",
-            load=_guarded_adamw,
-            clips=True,
-        ),
-        _adamw(
-            "adamw-control",
-            "AdamW, betas 0.6 and 0.998",
-            fixed={**_FUSED, "betas": (0.6, 0.998)},
-        ),
-        Contender("momo-adam", "MoMo-Adam", _momo, decoupled=True, needs_loss=True),
-        Contender("prodigy", "Prodigy", _prodigy, decoupled=True, rateless=True),
-    )
-}
+CONTENDERS = {contender.name: contender for contender in _ALL}
 """Name: the optimizer."""
 
 
