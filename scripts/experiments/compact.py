@@ -28,7 +28,7 @@ def comparison_record(
     comparison: Comparison, failures: Sequence[Failure], command: str
 ) -> dict[str, Any]:
     """What there is of a comparison; contenders without a run are left out."""
-    plan, by = comparison.plan(), comparison.values["by"]
+    plan, by = comparison.values, comparison.values["by"]
     final, contenders, found = comparison.final_runs(), {}, list[Result]()
     for name, runs in comparison.rate_runs().items():
         own = get_contender(name)
@@ -45,30 +45,27 @@ def comparison_record(
             }
     return {
         "kind": "comparison",
-        "title": comparison.title,
+        "title": plan["title"],
         **head(comparison.workload, found, command),
-        "plan": plan,
+        "plan": dict(plan),
         "contenders": contenders,
         "complete": is_complete(contenders, plan),
-        "failures": list(map(failure_record, failures)),
+        "failures": _told(failures),
     }
 
 
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
     new = len(final_of(plan)["seeds"])
-    for name in plan["contenders"]:
-        entry = contenders.get(name) or {
-            "rateless": False,
-            "best_lr": None,
-            "runs": (),
-            "final": (),
-        }
+
+    def has_all(entry: Mapping[str, Any] | None) -> bool:
+        if entry is None:
+            return False
         rates = 1 if entry["rateless"] else len(plan["rates"])
         last = 0 if entry["best_lr"] is None else new  # all rates may have diverged
-        if (len(entry["runs"]), len(entry["final"])) != (rates * len(plan["seeds"]), last):
-            return False
-    return True
+        return (len(entry["runs"]), len(entry["final"])) == (rates * len(plan["seeds"]), last)
+
+    return all(has_all(contenders.get(name)) for name in plan["contenders"])
 
 
 def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
@@ -77,13 +74,11 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
     Raises:
         UsageError: they do not; the message names the first difference.
     """
-    now = {
-        "plan": {**comparison.plan(), "final.options": final_of(comparison.plan())["options"]},
-        "description": comparison.workload.description(),
-    }
-    kept = {**kept, "plan": {**kept["plan"], "final.options": final_of(kept["plan"])["options"]}}
+    now = {"plan": comparison.values, "description": comparison.workload.description()}
     for part, values in now.items():
-        old, new = kept.get(part) or {}, json.loads(json.dumps(values))
+        old, new = dict(kept[part]), json.loads(json.dumps(values))
+        if part == "plan":
+            old, new = ({**p, "final.options": final_of(p)["options"]} for p in (old, new))
         for name in {**old, **new}:
             if name not in _NOT_OF_RUNS and old.get(name) != new.get(name):
                 raise UsageError(
@@ -98,28 +93,21 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
     The folder of its runs may be gone, or another one.
     """
     plan, contenders = record["plan"], {}
-    new = final_of(plan)["seeds"]
     for name in plan["contenders"]:
-        both = [each["contenders"].get(name) for each in (record, kept)]
-        if both[1]:
-            rates = [WITHOUT] if both[1]["rateless"] else plan["rates"]
-            both[1] = {
-                **both[1],
-                "runs": [
-                    run
-                    for run in both[1]["runs"]
-                    if run["lr"] in rates and run["seed"] in plan["seeds"]
-                ],
-                "final": [run for run in both[1]["final"] if run["seed"] in new],
-            }
-        best = max(both, key=lambda each: len(each["runs"] + each["final"]) if each else 0)
-        if best:
-            contenders[name] = best
+        both = [each["contenders"][name] for each in (record, kept) if name in each["contenders"]]
+        if name in kept["contenders"]:
+            old = both.pop()
+            rates = [WITHOUT] if old["rateless"] else plan["rates"]
+            first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
+            last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]
+            both.append({**old, "runs": first, "final": last})
+        if both:
+            contenders[name] = max(both, key=lambda each: len(each["runs"] + each["final"]))
     return {
         **record,
         **{part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")},
         "contenders": contenders,
-        "complete": is_complete(contenders, record["plan"]),
+        "complete": is_complete(contenders, plan),
     }
 
 
@@ -138,11 +126,11 @@ def experiment_record(
             label: {
                 "contender": experiment.contenders[label][0],
                 "settings": experiment.workload.settings(*experiment.contenders[label]),
-                "runs": [_run_with_window(each) for each in some],
+                "runs": [_whole_run_record(each) for each in some],
             }
             for label, some in found.items()
         },
-        "failures": list(map(failure_record, failures)),
+        "failures": _told(failures),
     }
 
 
@@ -180,7 +168,7 @@ def _distinct(records: Sequence[Any]) -> list[Any]:
 
 
 def run_record(result: Result, *curves: str) -> dict[str, Any]:
-    """A run, with these of its `CURVES`, and its scores."""
+    """A run, with its scores and these of its `CURVES`."""
     return {
         "lr": result["settings"]["lr"],
         "seed": result["seed"],
@@ -197,18 +185,13 @@ def run_record(result: Result, *curves: str) -> dict[str, Any]:
     }
 
 
-def _run_with_window(result: Result) -> dict[str, Any]:
-    run = run_record(result, "losses", "windows")
-    if not run["windows"]:
-        del run["windows"]
-    for name in ("increases", "signal_noise"):
-        if result.get(name) is not None:
-            run[name] = _short(result[name])
-    if "skipped" in result:
-        run["skipped"] = result["skipped"]
-    if "path" in result:
-        run["path"] = [[_short(x, 6) for x in point] for point in result["path"]]
-    return run
+def _whole_run_record(result: Result) -> dict[str, Any]:
+    """With all curves, and with what only some runs have."""
+    more = {name: _short(result.get(name)) for name in ("increases", "signal_noise", "skipped")}
+    path = [[_short(x, 6) for x in point] for point in result.get("path", ())]
+    run = run_record(result, *CURVES)
+    optional = {"windows": run.pop("windows"), **more, "path": path}
+    return {**run, **{k: v for k, v in optional.items() if v not in (None, [])}}
 
 
 def _short(value: Any, digits: int = 5) -> Any:
@@ -216,9 +199,8 @@ def _short(value: Any, digits: int = 5) -> Any:
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
-def failure_record(failure: Failure) -> dict[str, str]:
-    """A run that ended with an error."""
-    return {"run": str(failure.run), "error": without_folders(failure.error)}
+def _told(failures: Sequence[Failure]) -> list[dict[str, str]]:
+    return [{"run": str(each.run), "error": without_folders(each.error)} for each in failures]
 
 
 def without_folders(text: str) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from glue.errors import UsageError
 
 from experiments import config
-from experiments.config import REQUIRED, Keys, Plan, checked, load, workload_of
+from experiments.config import REQUIRED, Keys, checked, load, workload_of
 from experiments.contenders import CONTENDERS, choose, get_contender
 from experiments.runner import Run, made
 from experiments.workload import Workload
@@ -25,16 +25,13 @@ HALF_DECADES = [float(f"{10 ** (-5 + n / 2):.2g}") for n in range(11)]
 WITHOUT = 1.0
 """The learning rate of optimizers that need none."""
 
-_RATES = config.KindOfValue(
-    "`all`, or a list of rates", lambda value: value == "all" or config.RATES.fits(value)
-)
 _FINAL: Keys = {"seeds": (config.SEEDS, REQUIRED), "options": (config.LINES, {})}
 _KEYS: Keys = {
     "workload": (config.TEXT, REQUIRED),
     "options": (config.LINES, {}),
     "title": (config.TEXT, None),
     "contenders": (config.NAMES, REQUIRED),
-    "rates": (_RATES, REQUIRED),
+    "rates": (config.RATES, REQUIRED),
     "seeds": (config.SEEDS, REQUIRED),
     "by": (config.TEXT, "score"),
     "final": (config.LINES, None),
@@ -44,14 +41,25 @@ _KEYS: Keys = {
 
 
 @dataclass(frozen=True)
-class Comparison(Plan):
-    """What a file asks for; its values: see `read_comparison`.
+class Comparison:
+    """What a file asks for.
 
     Attributes:
+        workload: the task.
+        values: the file's, complete and without folders; see `read_comparison`.
+        output_dir: the folder of all results.
         final: the workload of the second stage.
     """
 
+    workload: Workload
+    values: Mapping[str, Any]
+    output_dir: Path
     final: Workload
+
+    @property
+    def contenders(self) -> list[str]:
+        """Their names."""
+        return self.values["contenders"]
 
     def rate_runs(self) -> dict[str, list[Run]]:
         """The first stage, contender: a run at each of its rates with each seed."""

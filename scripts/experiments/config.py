@@ -24,8 +24,12 @@ class KindOfValue(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -38,13 +42,10 @@ TEXT = KindOfValue("text", lambda value: isinstance(value, str))
 LINES = KindOfValue("lines of `name: value`", lambda value: isinstance(value, Mapping))
 NAMES = KindOfValue("a list of different names", _list_of(TEXT.fits))
 SWITCH = KindOfValue("true or false", lambda value: isinstance(value, bool))
-NUMBER = KindOfValue("a number", _number)
-RATE = KindOfValue("a positive number", lambda value: _number(value) and value > 0)
-RATES = KindOfValue("a list of rates", _list_of(RATE.fits))
-WHOLE = KindOfValue("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
-COUNT = KindOfValue("a whole number from 1 on", lambda value: type(value) is int and value > 0)
-SEEDS = KindOfValue("different whole numbers from 0 on", _list_of(WHOLE.fits))
-
+RATES = KindOfValue(
+    "`all`, or a list of rates", lambda value: value == "all" or _list_of(_is_rate)(value)
+)
+SEEDS = KindOfValue("different whole numbers from 0 on", _list_of(_is_seed))
 
 REQUIRED = object()
 Keys = Mapping[str, tuple[KindOfValue, Any]]
@@ -63,7 +64,7 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
     found = {}
     for name, (kind, default) in keys.items():
         value = values.get(name)
-        if kind is SEEDS and WHOLE.fits(value):
+        if kind is SEEDS and _is_seed(value):
             value = [value]
         if value in (None, "", {}):
             value = default
@@ -92,35 +93,6 @@ def _with_numbers(value: Any) -> Any:
         r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.I
     )
     return float(value) if number else value
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a file asks for that has one list of contenders.
-
-    Attributes:
-        workload: the task.
-        values: the file's, complete.
-        output_dir: the folder of all results.
-    """
-
-    workload: Workload
-    values: Mapping[str, Any]
-    output_dir: Path
-
-    @property
-    def contenders(self) -> list[str]:
-        """Their names."""
-        return self.values["contenders"]
-
-    @property
-    def title(self) -> str:
-        """As in reports."""
-        return self.values["title"]
-
-    def plan(self) -> dict[str, Any]:
-        """The file's values, complete, without folders."""
-        return dict(self.values)
 
 
 def workload_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Workload, dict]:

@@ -298,7 +298,7 @@ def test_committed_comparisons_are_of_todays_plans_and_rule(path):
     encoder = kept["description"].get("model_name_or_path")
     planned = read_comparison(config, model_name_or_path=encoder)
     check_same_plan(kept, planned)
-    assert kept["plan"] == json.loads(json.dumps(planned.plan()))
+    assert kept["plan"] == json.loads(json.dumps(planned.values))
     for name, entry in kept["contenders"].items():
         assert entry["rule"] == get_contender(name).rule
 
