@@ -20,13 +20,13 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
+    from atomic import write_text
     from experiments.cli import check_output, command, end, parse
     from experiments.compact import as_text, check_same_plan, comparison_record, joined
     from experiments.comparison import Comparison, read_comparison
     from experiments.config import keep
     from experiments.evidence.compared import Compared, final_table, rates_table
     from experiments.evidence.results import read_result
-    from experiments.files import write_text
     from experiments.runner import Failure, sweep
 
 OUTPUT = {"help": "the JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json"}
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for stage in (comparison.rate_runs, comparison.final_runs):
             runs = [run for name, some in stage().items() if name in chosen for run in some]
             runs.sort(key=lambda run: run.seed)  # whole seeds first
-            failures += sweep(runs, comparison.output_dir, processes)[1]
+            failures += sweep(runs, comparison.output_dir, processes)
     except KeyboardInterrupt:
         save(failures)
         raise

@@ -11,15 +11,15 @@ development set for each seed, the mean, and the median training time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from glue.errors import add_version, needs, run_cli
+from glue.errors import UsageParser, needs, run_cli
 
 with needs("glue"):
+    from atomic import write_json
     from provenance import machine, versions
     from run_glue import main as run_glue
 
@@ -43,18 +43,13 @@ def windows(folder: Path) -> list[int]:
 
 def main() -> None:
     """Runs each contender with each seed and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = UsageParser(description=__doc__)
     parser.add_argument("config", help="a file of run_glue.py's arguments")
     parser.add_argument("--contenders", choices=CONTENDERS, default="optimizer")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="runs go here")
     parser.add_argument("--output", type=Path, help="also write every result as JSON")
-    add_version(parser)
     options, passed_on = parser.parse_known_args()
     contenders = CONTENDERS[options.contenders]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -80,8 +75,7 @@ def main() -> None:
             "arguments": names,
             "rows": rows,
         }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(options.output, record, indent=2, allow_nan=True)
 
 
 if __name__ == "__main__":

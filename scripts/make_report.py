@@ -9,27 +9,18 @@ byte by byte.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from glue.errors import UsageError, add_version, needs, run_cli
+from glue.errors import UsageError, UsageParser, needs, run_cli
 
 with needs("experiments"):
     from experiments.evidence.page import page, read_results
 
 
-class _ReportParser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write what `argv` (default: the command line) asks for; return the page's path."""
-    parser = _ReportParser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = UsageParser(description=__doc__)
     for name, default, text in (
         ("results", "docs/results", "The folder of JSON files."),
         ("output", "docs/evidence.md", "The page; pictures go beside it."),
@@ -39,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
         parser.add_argument(
             f"--{name}", type=Path, default=Path(default), metavar="PATH", help=text
         )
-    add_version(parser)
     arguments = parser.parse_args(argv)
     if not arguments.configs.is_dir():
         raise UsageError(

@@ -20,10 +20,10 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
+    from atomic import write_json, write_text
     from experiments.cli import check_output, command, end, parse
     from experiments.compact import as_text, experiment_record
     from experiments.config import Experiment, read_experiment
-    from experiments.files import write_json, write_text
     from experiments.plots import learning_curves, valley
     from experiments.runner import Failure, made, sweep
     from experiments.table import markdown
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
 def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, list[Failure]]:
     """Make what is not there yet, and report in `folder`; return label: results, and failures."""
     runs = experiment.runs()
-    _, failures = sweep(sum(runs.values(), []), experiment.output_dir, processes)
+    failures = sweep(sum(runs.values(), []), experiment.output_dir, processes)
     results = {label: made(some, experiment.output_dir) for label, some in runs.items()}
     table = markdown(results)
     print(f"\n{experiment.workload.name}, {experiment.workload.steps} steps\n\n{table}\n")

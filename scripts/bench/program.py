@@ -6,7 +6,6 @@ import argparse
 import gc
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from atomic import write_json
 from provenance import processor
 
 from bench.optimizers import REFERENCE, TimedOptimizer
@@ -211,12 +211,8 @@ def title(results: dict[str, Any]) -> str:
 
 def write(path: Path | None, results: dict[str, Any]) -> None:
     """Writes a result file, whole or not at all; called after each row."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(json.dumps(results, indent=2) + "\n")
-    scratch.replace(path)
+    if path is not None:
+        write_json(path, results, indent=2)
 
 
 def print_header(columns: str) -> None:

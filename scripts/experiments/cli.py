@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # noqa: F401 - without the extra, --help says what to install
-from glue.errors import UsageError, add_version
+from atomic import write_text
+from glue.errors import UsageError, UsageParser
 
-from experiments.files import write_text
 from experiments.runner import Failure
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +22,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "processes": {"type": int, "default": 2, "help": "runs at a time, one thread each; 0: none"},
 }
 _PLACEHOLDERS = {"data_dir": "DATA", "model_name_or_path": "MODEL"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(message)
 
 
 def parse(
@@ -44,13 +38,7 @@ def parse(
     Raises:
         UsageError: no file, an unknown argument, or a value that does not parse.
     """
-    parser = _Parser(
-        description=doc,
-        usage="%(prog)s CONFIG.yaml [--name value ...]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_version(parser)
+    parser = UsageParser(description=doc, usage="%(prog)s CONFIG.yaml [--name value ...]")
     parser.add_argument("file", nargs="?", metavar="CONFIG.yaml", help=f"as {example}")
     for name, options in {**more, **_OPTIONS}.items():
         parser.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), **options)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atomic import write_json
 from glue.errors import UsageError
 from tqdm import tqdm
 
 from experiments.contenders import get_contender
-from experiments.files import write_json
 from experiments.pool import work_through
 from experiments.workload import Workload
 
@@ -108,23 +108,18 @@ def run_once(run: Run, root: Path | str) -> dict[str, Any]:
     return read_result(path)
 
 
-def sweep(
-    runs: Sequence[Run], root: Path | str, processes: int = 2, show: bool = True
-) -> tuple[list[dict[str, Any]], list[Failure]]:
+def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Failure]:
     """Make all runs that are not there yet, some at a time, each on one thread.
 
     A run that fails, or whose process dies, costs the others nothing. Ctrl-C ends the sweep; what
-    was finished stays, and the same sweep goes on from there.
+    was finished stays, and the same sweep goes on from there. On stderr are a progress bar with
+    the time left, and a line for each failure.
 
     Args:
         runs: what to run; the same run twice is made once.
         root: the folder of all results; `root`/workers.log takes what the processes print.
         processes: how many at a time; 0: none is made. They are spawned, so a script that calls
             this must guard its main part with `if __name__ == "__main__":`.
-        show: a progress bar with the time left, and a line for each failure, on stderr.
-
-    Returns:
-        The results in the order of `runs`, without those that failed; and the failures.
 
     Raises:
         UsageError: before any training: a bad setting, missing data, or `root` is not writable.
@@ -136,18 +131,17 @@ def sweep(
     for workload in {id(run.workload): run.workload for run in todo}.values():
         workload.check()
     failures: list[Failure] = []
-    with tqdm(total=len(todo), unit="run", disable=not show) as bar:
+    with tqdm(total=len(todo), unit="run") as bar:
 
         def done(index: int, error: str | None, details: str) -> None:
             if error is not None:
                 failures.append(Failure(todo[index], error, details))
-                if show:
-                    bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
+                bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
             bar.update()
 
         if todo and processes:
             work_through(run_once, [(run, root) for run in todo], processes, done, _log(root))
-    return made(runs, root), failures
+    return failures
 
 
 def made(runs: Iterable[Run], root: Path | str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -47,6 +48,19 @@ def run_cli(main: Callable[[], object], extra: str = "glue") -> None:
             main()
         except UsageError as error:
             _end(2, f"error: {error}")
+
+
+class UsageParser(argparse.ArgumentParser):
+    """A script's parser: its errors are `UsageError`s, and it has --version."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        ours = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(*args, **{**ours, **options})
+        add_version(self)
+
+    def error(self, message: str) -> NoReturn:
+        """As one line."""
+        raise UsageError(message)
 
 
 def add_version(parser: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import atomic
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
@@ -192,9 +193,7 @@ def fingerprint(data: Dataset) -> str:
 
 def write_json(path: Path, values: Any) -> None:
     """In one step: a kill leaves the old file or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(values, indent=4, sort_keys=True) + "\n", encoding="utf-8")
-    draft.replace(path)
+    atomic.write_json(path, values, indent=4, sort_keys=True, allow_nan=True)
 
 
 def write_record(folder: Path, record: dict[str, Any], ended_after: int | None = None) -> None:

@@ -22,7 +22,7 @@ from glue.arguments import (
     apply_portable,
 )
 from glue.configs import read_settings
-from glue.errors import UsageError, add_version
+from glue.errors import UsageError, UsageParser
 
 _FILES = (".yaml", ".yml", ".json")
 _ASKED = {"help", "version"}  # on the command line alone
@@ -43,11 +43,8 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Shows defaults, and the scripts' examples line by line."""
 
 
-class _Parser(HfArgumentParser):
-    """An argparse parser whose errors are `UsageError`s, near matches of a typo included."""
-
-    def error(self, message: str) -> Any:
-        raise UsageError(message)
+class _Parser(UsageParser, HfArgumentParser):
+    """Takes files of arguments, too, and tells near matches of a typo."""
 
     def names(self) -> list[str]:
         words = {word for action in self._actions for word in action.option_strings}
@@ -102,9 +99,7 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         description=description,
         formatter_class=_Help,
         usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
-        allow_abbrev=False,
     )
-    add_version(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     given: set[str] = set()
     while words and words[0].lower().endswith(_FILES):

@@ -11,9 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
 from experiments.compact import full_results
-from experiments.evidence import compared, words
-from experiments.evidence.compared import Compared
-from experiments.evidence.measures import Result
+from experiments.evidence import compared
+from experiments.evidence.compared import Compared, Result
 from experiments.evidence.results import read_result
 from experiments.plots import learning_curves, rate_curves, valley
 from experiments.recording import REACH
@@ -51,7 +50,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = table.cell
-    environment.globals.update({**vars(table), **vars(words)}, full_results=full_results)
+    environment.globals.update(vars(table), full_results=full_results)
     return environment.get_template("page.md.j2").render(
         results=results,
         comparisons=comparisons,

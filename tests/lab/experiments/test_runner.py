@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from experiments.files import write_json
-from experiments.runner import Run, run_once, sweep
+from atomic import write_json
+from experiments.runner import Run, made, run_once, sweep
 from experiments.workloads import make_workload
 from glue.checkpoints import checkpoints, steps_done
 from glue.errors import UsageError
@@ -129,12 +129,13 @@ def test_a_sweep_makes_what_is_missing_in_order_and_once(tmp_path):
     workload, root = Fake(data_dir=str(tmp_path)), tmp_path / "root"
     run_once(Run(workload, "adamw", SETTINGS, 1), root)
     runs = [Run(workload, "adamw", SETTINGS, seed) for seed in (3, 1, 2, 3)]
-    results, failures = sweep(runs, root, show=False)
-    assert [result["score"] for result in results] == [3, 1, 2, 3] and not failures
+    assert not sweep(runs, root)
+    results = made(runs, root)
+    assert [result["score"] for result in results] == [3, 1, 2, 3]
     assert counted(tmp_path) == ["1", "2", "3"]
     assert results[0]["threads"] == "1" and os.environ.get("TOKENIZERS_PARALLELISM") != "1"
     assert "printed by a run" in (root / "workers.log").read_text()
-    assert sweep(runs, root, show=False)[0] == results  # and starts no process
+    assert not sweep(runs, root) and made(runs, root) == results  # and starts no process
     assert counted(tmp_path) == ["1", "2", "3"]
 
 
@@ -151,15 +152,15 @@ def test_runs_that_fail_cost_the_others_nothing(tmp_path, capsys):
         for seed in (0, 1)
     ]
     runs.append(Run(Fake(data_dir=str(tmp_path)), "adamw", SETTINGS, 8))
-    results, failures = sweep(runs, tmp_path / "root", processes=1)
-    assert [result["score"] for result in results] == [0, 0, 0, 8]
+    failures = sweep(runs, tmp_path / "root", processes=1)
+    assert [result["score"] for result in made(runs, tmp_path / "root")] == [0, 0, 0, 8]
     shown = capsys.readouterr().err
     for failure, (name, error) in zip(failures, endings.items(), strict=True):
         assert failure.run.workload.name == name and failure.run.seed == 1
         assert error in failure.error and "\n" not in failure.error
         assert f"failed: {name}, adamw (lr 0.001), seed 1: {failure.error}" in shown
     assert "in run\n" in failures[0].details and "7/7" in shown
-    sweep(runs[:2], tmp_path / "root", processes=1, show=False)
+    sweep(runs[:2], tmp_path / "root", processes=1)
     assert counted(tmp_path) == ["0", "0", "0", "1", "1", "1", "1", "8"]  # one was tried again
 
 
@@ -172,10 +173,10 @@ def test_mistakes_are_found_before_any_process_starts(tmp_path, cora_dir):
         Run(make_workload("cora", str(tmp_path)), "adamw", SETTINGS, 0),
     ):
         with pytest.raises(UsageError):
-            sweep([Run(good, "adamw", SETTINGS, 0), wrong], tmp_path / "root", show=False)
+            sweep([Run(good, "adamw", SETTINGS, 0), wrong], tmp_path / "root")
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
-        sweep([Run(good, "adamw", SETTINGS, 0)], tmp_path / "file" / "root", show=False)
+        sweep([Run(good, "adamw", SETTINGS, 0)], tmp_path / "file" / "root")
     assert counted(tmp_path) == []
 
 
@@ -185,8 +186,8 @@ def test_a_process_gives_the_numbers_that_this_one_gives(cora_dir, tmp_path):
 
     workload = make_workload("cora", str(cora_dir), steps=10)
     runs = [Run(workload, "dwmgrad-decrease", {"lr": 1e-2}, seed) for seed in (0, 1)]
-    there, _ = sweep(runs, tmp_path / "there", processes=1, show=False)
-    for run, result in zip(runs, there, strict=True):
+    assert not sweep(runs, tmp_path / "there", processes=1)
+    for run, result in zip(runs, made(runs, tmp_path / "there"), strict=True):
         here = run_once(run, tmp_path / "here")
         for key in ("score", "train_loss", "history"):
             assert here[key] == result[key]

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write all or nothing: a reader, or the next sweep, never sees half a file."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, values: Any, **options: Any) -> None:
+    """Write all or nothing: a reader, or the next run, never sees half a file.
+
+    `options` are those of `json.dumps`; by default NaN is refused.
+    """
+    write_text(path, json.dumps(values, **{"indent": 1, "allow_nan": False, **options}) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
