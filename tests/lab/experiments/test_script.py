@@ -67,11 +67,7 @@ def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
             config,
             "--output_dir",
             str(out),
-            "--contenders",
-            "ours",
-            "--seeds",
-            "1",
-            "--output",
+            *"--contenders ours --seeds 1 --output".split(),
             str(small),
         ]
     )
@@ -159,11 +155,7 @@ def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
         str(tmp_path / "out"),
         "--data_dir",
         str(cora_dir),
-        "--workload",
-        "cora",
-        "rosenbrock",
-        "--processes",
-        "1",
+        *"--workload cora rosenbrock --processes 1".split(),
     ]
     with pytest.raises(UsageError, match=r"write \{workload\} in it, there are 2 of them"):
         main([*words, "--output", str(tmp_path / "all.json")])

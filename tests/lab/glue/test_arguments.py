@@ -82,12 +82,7 @@ def test_portable_names():
     """Names that one end of the supported transformers versions lacks."""
     args = parse(
         [
-            "--output_dir",
-            "o",
-            "--warmup_ratio",
-            "0.06",
-            "--group_by_length",
-            "--use_cpu",
+            *"--output_dir o --warmup_ratio 0.06 --group_by_length --use_cpu".split(),
             "--overwrite_output_dir",
         ]
     ).training

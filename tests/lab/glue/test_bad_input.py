@@ -137,35 +137,21 @@ def test_empty_files(run, tmp_path, name):
         (["--task_name", "sst2", "--use_sample", "--do_eval", "--lora_r", "0"], "--lora_r 0"),
         (
             [
-                "--task_name",
-                "sst2",
-                "--use_sample",
-                "--do_train",
-                "--lora_r",
-                "2",
-                "--lora_target_modules",
-                "nothing",
+                *"--task_name sst2 --use_sample --do_train --lora_r 2".split(),
+                *"--lora_target_modules nothing".split(),
             ],
             "--lora_target_modules",
         ),
         (
             [
-                "--task_name",
-                "sst2",
-                "--use_sample",
-                "--do_train",
-                "--adapter_name_or_path",
+                *"--task_name sst2 --use_sample --do_train --adapter_name_or_path".split(),
                 "{tmp}",
             ],
             "--adapter_name_or_path",
         ),
         (
             [
-                "--task_name",
-                "sst2",
-                "--use_sample",
-                "--do_train",
-                "--resume_from_checkpoint",
+                *"--task_name sst2 --use_sample --do_train --resume_from_checkpoint".split(),
                 "{tmp}/none",
             ],
             "--resume_from_checkpoint .*no such folder",
@@ -209,11 +195,7 @@ def test_an_output_folder_that_is_a_file_or_cannot_be_written(script, argv, tmp_
             script(
                 [
                     *argv,
-                    "--task_name",
-                    "sst2",
-                    "--use_sample",
-                    "--do_train",
-                    "--output_dir",
+                    *"--task_name sst2 --use_sample --do_train --output_dir".split(),
                     str(folder),
                 ]
             )

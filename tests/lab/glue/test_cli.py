@@ -95,20 +95,9 @@ def test_without_one_package(name, missing, more, message, argv, tmp_path):
 def test_ctrl_c_while_training(name, argv, tmp_path):
     words = [
         *argv,
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--do_train",
-        "--num_train_epochs",
-        "500",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "5",
-        "--save_total_limit",
-        "2",
-        "--dataloader_num_workers",
-        "1",
+        *"--task_name sst2 --use_sample --do_train --num_train_epochs 500".split(),
+        *"--save_strategy steps --save_steps 5 --save_total_limit 2".split(),
+        *"--dataloader_num_workers 1".split(),
     ]
     process = start(name, words, start_new_session=True)
     limit = time.monotonic() + 120

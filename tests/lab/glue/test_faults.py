@@ -49,18 +49,8 @@ def disk(tmp_path):
 def words(argv):
     return [
         *argv,
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--max_train_samples",
-        "24",
-        "--do_train",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "1",
-        "--logging_steps",
-        "1",
+        *"--task_name sst2 --use_sample --max_train_samples 24 --do_train".split(),
+        *"--save_strategy steps --save_steps 1 --logging_steps 1".split(),
     ]
 
 

@@ -19,13 +19,7 @@ def words(argv, pretrained):
         str(pretrained),
         "--config_name",
         str(pretrained),
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--max_train_samples",
-        "16",
-        "--max_eval_samples",
-        "40",
+        *"--task_name sst2 --use_sample --max_train_samples 16 --max_eval_samples 40".split(),
     ]
 
 
@@ -153,19 +147,8 @@ def test_loraplus(script, words, tmp_path):
     script(
         [
             *words,
-            "--do_train",
-            "--lora_r",
-            "2",
-            "--loraplus_lr_ratio",
-            "16",
-            "--weight_decay",
-            "0.1",
-            "--lr_scheduler_type",
-            "constant",
-            "--save_strategy",
-            "steps",
-            "--save_steps",
-            "1",
+            *"--do_train --lora_r 2 --loraplus_lr_ratio 16 --weight_decay 0.1".split(),
+            *"--lr_scheduler_type constant --save_strategy steps --save_steps 1".split(),
         ]
     )
     [path] = (tmp_path / "out" / "checkpoint-2").glob("optimizer.*")

@@ -19,17 +19,8 @@ from .conftest import load_script, read_json
 def words(argv):
     return [
         *argv,
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--max_train_samples",
-        "24",
-        "--max_eval_samples",
-        "20",
-        "--do_train",
-        "--do_eval",
-        "--save_strategy",
-        "epoch",
+        *"--task_name sst2 --use_sample --max_train_samples 24 --max_eval_samples 20".split(),
+        *"--do_train --do_eval --save_strategy epoch".split(),
     ]
 
 
@@ -218,21 +209,9 @@ def test_the_best_weights_stay_the_model(words, tmp_path):
     main, out = load_script("run_glue").main, tmp_path / "out"
     words = [
         *words,
-        "--load_best_model_at_end",
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "1",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "1",
-        "--max_steps",
-        "4",
-        "--metric_for_best_model",
-        "loss",
-        "--greater_is_better",
-        "true",
+        *"--load_best_model_at_end --eval_strategy steps --eval_steps 1".split(),
+        *"--save_strategy steps --save_steps 1 --max_steps 4 --metric_for_best_model loss".split(),
+        *"--greater_is_better true".split(),
     ]
     first = main(words)
     model = (out / "model.safetensors").read_bytes()
@@ -287,17 +266,8 @@ def test_what_decides_the_weights_is_the_same_in_every_run(
     script(
         [
             *words,
-            "--max_steps",
-            "3",
-            "--logging_steps",
-            "2",
-            "--save_total_limit",
-            "3",
-            "--max_eval_samples",
-            "8",
-            "--eval_strategy",
-            "epoch",
-            "--config_name",
+            *"--max_steps 3 --logging_steps 2 --save_total_limit 3 --max_eval_samples 8".split(),
+            *"--eval_strategy epoch --config_name".split(),
             str(shutil.copytree(tiny, tmp_path / "tiny0")),
         ]
     )

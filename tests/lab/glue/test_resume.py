@@ -16,23 +16,9 @@ from .conftest import load_script, read_json
 def words(argv, tiny):
     return [
         *argv,
-        "--task_name",
-        "sst2",
-        "--use_sample",
-        "--max_train_samples",
-        "40",
-        "--max_eval_samples",
-        "20",
-        "--num_train_epochs",
-        "2",
-        "--do_train",
-        "--do_eval",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "7",
-        "--warmup_ratio",
-        "0.1",
+        *"--task_name sst2 --use_sample --max_train_samples 40 --max_eval_samples 20".split(),
+        *"--num_train_epochs 2 --do_train --do_eval --save_strategy steps --save_steps 7".split(),
+        *"--warmup_ratio 0.1".split(),
     ]
 
 

@@ -32,9 +32,7 @@ def test_train_evaluate_predict(script, name, argv, glue_dir, tmp_path, capsys):
             name,
             "--data_dir",
             str(glue_dir),
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
+            *"--do_train --do_eval --do_predict".split(),
         ]
     )
     results = read_json(out / "all_results.json")
@@ -75,14 +73,7 @@ def test_plot(script, argv, tmp_path):
     script(
         [
             *argv,
-            "--task_name",
-            "sst2",
-            "--use_sample",
-            "--max_train_samples",
-            "16",
-            "--do_train",
-            "--plot",
-            "true",
+            *"--task_name sst2 --use_sample --max_train_samples 16 --do_train --plot true".split(),
         ]
     )
     assert list((tmp_path / "out").rglob("*.png"))
@@ -96,11 +87,7 @@ def test_both_scripts_walk_the_same_way(argv, tmp_path):
         load_script(name).main(
             [
                 *argv,
-                "--task_name",
-                "sst2",
-                "--use_sample",
-                "--do_eval",
-                "--output_dir",
+                *"--task_name sst2 --use_sample --do_eval --output_dir".split(),
                 str(tmp_path / name),
             ]
         )
@@ -135,21 +122,10 @@ def test_another_optimizer_with_the_same_words(script, argv):
     results = script(
         [
             *argv,
-            "--optim",
-            "adamw_torch",
-            "--optim_args",
+            *"--optim adamw_torch --optim_args".split(),
             "",
-            "--task_name",
-            "sst2",
-            "--use_sample",
-            "--max_train_samples",
-            "8",
-            "--do_train",
-            "--gradient_accumulation_steps",
-            "2",
-            "--warmup_ratio",
-            "0.5",
-            "--group_by_length",
+            *"--task_name sst2 --use_sample --max_train_samples 8 --do_train".split(),
+            *"--gradient_accumulation_steps 2 --warmup_ratio 0.5 --group_by_length".split(),
         ]
     )
     assert results["train_loss"] > 0
@@ -159,15 +135,8 @@ def test_pad_to_max_length_and_truncation(script, argv):
     results = script(
         [
             *argv,
-            "--task_name",
-            "sst2",
-            "--use_sample",
-            "--max_eval_samples",
-            "9",
-            "--do_eval",
-            "--pad_to_max_length",
-            "--max_seq_length",
-            "16",
+            *"--task_name sst2 --use_sample --max_eval_samples 9 --do_eval".split(),
+            *"--pad_to_max_length --max_seq_length 16".split(),
         ]
     )
     assert results["eval_samples"] == 9
