@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 from atomic import write_json
-from provenance import processor
+from provenance import machine, versions
 
 from bench.optimizers import REFERENCE, TimedOptimizer
 from bench.probes import compilations
@@ -26,7 +24,7 @@ from bench.shapes import Shapes
 from bench.timing import Step, TooSlow, pairs, spread, warm_up, why_too_large
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = "dwmgrad triton bitsandbytes torchao torch-optimi schedulefree transformers".split()
+PACKAGES = "triton bitsandbytes torchao torch-optimi schedulefree transformers".split()
 Row = dict[str, Any]
 
 # ---- the command line ----
@@ -90,9 +88,13 @@ def run(
     """
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install matplotlib")
-    found = machine(options.device)
-    results: dict[str, Any] = {"machine": found, "versions": versions(), "commit": commit()}
-    results |= {"settings": {name: getattr(options, name) for name in settings}, "rows": []}
+    found = machine_at(options.device)
+    libraries = {**dict.fromkeys(PACKAGES), **versions(*PACKAGES)}  # None: not installed
+    libraries |= {"torch": torch.__version__, "cuda": torch.version.cuda}  # with the build
+    results: dict[str, Any] = {
+        **{"machine": found, "versions": libraries, "commit": commit()},
+        **{"settings": {name: getattr(options, name) for name in settings}, "rows": []},
+    }
     load, cores = found["load_at_start"], found["cores"]
     if load is not None and load > cores / 2:
         print(f"the load is {load:.1f} on {cores} cores: the times will not hold", file=sys.stderr)
@@ -156,36 +158,18 @@ def compare(step: Step, reference_step: Step, options: argparse.Namespace) -> Ro
 # ---- where and with what ----
 
 
-def machine(device: str) -> dict[str, Any]:
-    """The processor, its cores and memory, the operating system and the GPU."""
+def machine_at(device: str) -> dict[str, Any]:
+    """`provenance.machine()`, with the memory, the device and the load."""
+    found = None
+    with suppress(OSError):
+        found = re.search(r"^MemTotal:\s*(.*)$", Path("/proc/meminfo").read_text(), re.M)
     return {
+        **machine(),
         "device": device,
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory": _line("/proc/meminfo", "MemTotal"),
-        "system": platform.platform(),
+        "memory": found and found[1],
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def _line(file: str, key: str) -> str | None:
-    with suppress(OSError):
-        found = re.search(rf"^{key}\s*:\s*(.*)$", Path(file).read_text(), re.M)
-        return found[1] if found else None
-    return None
-
-
-def versions() -> dict[str, str | None]:
-    """The versions of Python and of all libraries that take part; None is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    found["torch"] = torch.__version__  # with the build
-    for name in PACKAGES:
-        found[name] = None
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def commit() -> dict[str, Any]:
