@@ -17,16 +17,15 @@ from glue.errors import UsageError, needs, run_cli
 with needs("glue"):
     import torch
     from glue.bare import is_of_bare_loop
+    from glue.card import report
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
-    from glue.metrics import compute_metrics
-    from glue.optim import build_optimizer
+    from glue.metrics import compute_metrics, write_submissions
+    from glue.model import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
-    from glue.submission import write_submissions
-    from glue.summary import report
     from transformers import Trainer, TrainerCallback
 
     import dwmgrad

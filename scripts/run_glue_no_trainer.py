@@ -23,16 +23,15 @@ with needs("glue"):
     import torch
     from accelerate import Accelerator
     from glue.bare import State, check_honoured, loader, train_sampler
+    from glue.card import report
     from glue.checkpoints import begin, finish, unusable
     from glue.lora import save_merged
-    from glue.metrics import mean_loss, predictions_of, score
-    from glue.optim import build_optimizer
+    from glue.metrics import mean_loss, predictions_of, score, write_submissions
+    from glue.model import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors, write_json
     from glue.parsing import parse
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
-    from glue.submission import write_submissions
-    from glue.summary import report
     from transformers import enable_full_determinism, get_scheduler
     from transformers.trainer_callback import (
         CallbackHandler,

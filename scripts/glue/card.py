@@ -1,9 +1,10 @@
-"""The model card: what was trained, on what, how, and how good it is."""
+"""What a run ends with: a table on the terminal, a plot, and the model card."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,52 @@ from transformers.modelcard import TrainingSummary
 from dwmgrad import DWMGrad, __version__
 from dwmgrad.arguments import ARGUMENTS
 from dwmgrad.integrations.names import NAMES
+from dwmgrad.report import plot_run
 from dwmgrad.rule import RULE_VERSION
 from glue.data import HUB
+from glue.tasks import Task
 
 _GAP = "More information needed\n"
+
+
+def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
+    """Print the run's table; draw its plot if one was asked for, and write its model card."""
+    drawn = {"plot": lambda: plot_run(run.folder)} if args.report.plot else {}
+    if args.training.do_train:
+        for name, make in {**drawn, "model card": lambda: write_card(args, run)}.items():
+            try:
+                saved[name] = make()
+            except (ImportError, OSError, ValueError) as error:  # it must not cost the results
+                saved[name] = f"none: {error}"
+    optimizer = getattr(args.training.optim, "value", args.training.optim)
+    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
+
+
+def summary(
+    title: str, task: Task, results: Mapping[str, float], saved: Mapping[str, Path | str]
+) -> str:
+    """A table: each metric's name and value, the time, the speed, and where things lie.
+
+    `results` has the names of all_results.json; a metric of the mismatched set ends in `_mm`.
+    """
+    shown = {
+        f"{name}{where}": (f"eval_{name}{suffix}", "{:.4f}")
+        for suffix, where in (("", ""), ("_mm", " (mismatched)"))
+        for name in (*task.metrics, "combined_score", "loss")
+    } | {
+        "evaluation examples": ("eval_samples", "{:,.0f}"),
+        "training time": ("train_runtime", "{:,.1f} s"),
+        "training examples / s": ("train_samples_per_second", "{:,.1f}"),
+        "evaluation examples / s": ("eval_samples_per_second", "{:,.1f}"),
+    }
+    rows = {
+        name: form.format(results[key]) for name, (key, form) in shown.items() if key in results
+    }
+    rows |= {name: str(path) for name, path in saved.items()}
+    left = max(map(len, rows), default=0)
+    lines = [f"{name:<{left}}  {value}" for name, value in rows.items()]
+    rule = "-" * min(100, max(map(len, [title, *lines])))
+    return "\n".join(["", title, rule, *lines, rule])
 
 
 def write_card(args: Any, run: Any) -> Path:
@@ -27,22 +70,13 @@ def write_card(args: Any, run: Any) -> Path:
 
     It is transformers' own card; the sections that it leaves open are filled in or taken out.
     """
-    training, task, folder, base = (
-        args.training,
-        run.task,
-        run.folder,
-        args.model.model_name_or_path,
-    )
+    training, base = args.training, args.model.model_name_or_path
+    task, folder = run.task, run.folder
     history = json.loads((folder / "trainer_state.json").read_text("utf-8"))["log_history"]
     results = json.loads((folder / "all_results.json").read_text("utf-8"))
+    trainer = {"args": training, "model": run.model, "train_dataset": None, "eval_dataset": None}
     card = TrainingSummary.from_trainer(
-        SimpleNamespace(
-            args=training,
-            model=run.model,
-            state=SimpleNamespace(log_history=history),
-            train_dataset=None,
-            eval_dataset=None,
-        ),
+        SimpleNamespace(state=SimpleNamespace(log_history=history), **trainer),
         tags=["dwmgrad"] if training.optim in NAMES else [],
         model_name=(training.hub_model_id or folder.resolve().name).split("/")[-1],
         finetuned_from=base if base and not os.path.exists(base) else "",

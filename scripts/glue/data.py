@@ -197,11 +197,8 @@ def _label(value: Any, row: int, task: Task, source: str) -> int | float:
         names = "finite numbers" if task.own else f"scores from {least:g} to {most:g}"
     else:
         wrong, wanted = not number.is_integer(), "an integer"
-        least, most, names = (
-            0,
-            task.num_labels - 1,
-            ", ".join(f"{i} {n}" for i, n in enumerate(task.labels)),
-        )
+        least, most = 0, task.num_labels - 1
+        names = ", ".join(f"{i} {n}" for i, n in enumerate(task.labels))
     if wrong or not least <= number <= most:
         verb = "needs" if task.is_regression else "has"
         problem = f"not {wanted}" if wrong else "out of range"

@@ -15,12 +15,8 @@ from glue.files import SUFFIXES
 from glue.tasks import OWN, Task
 
 _FILES = ("train_file", "validation_file", "test_file")
-_OF_A_DATA_SET = (
-    "dataset_config_name",
-    "train_split_name",
-    "validation_split_name",
-    "test_split_name",
-)
+_SPLITS = ("train_split_name", "validation_split_name", "test_split_name")
+_OF_A_DATA_SET = ("dataset_config_name", *_SPLITS)
 _OF_OWN = ("text_column_name", "label_column_name", "do_regression")
 _OF_GLUE = ("task_name", "data_dir", "use_sample")
 
