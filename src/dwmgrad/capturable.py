@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernels, rule
-from .kernels.one_launch import Addresses
+from .decision import Call, calls_of
+from .kernels import one_launch
 from .plan import Moves
-from .progress import guard_numbers, guard_of, progress_of, window_of
+from .progress import advanced
 from .ranks import AgreedOnDevice, widest
-from .state import ZERO_SHARE, share_of, stochastic_state
+from .state import ZERO_SHARE, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
@@ -63,7 +64,7 @@ class DeviceWindow:
         self._skipped_elements = torch.zeros((), dtype=torch.int32, device=device)
         self._skipped_steps = torch.zeros((), dtype=torch.int32, device=device)
         self._at_floor = torch.zeros((), dtype=torch.int32, device=device)
-        self._addresses = Addresses()
+        self._addresses = one_launch.Addresses()
         self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
         self._fresh: dict[float, _Share] = {}  # made for the step to come
         self.begins = groups[0]["steps"] == 0  # no step has been tried yet
@@ -123,73 +124,63 @@ class DeviceWindow:
     def step(
         self,
         groups: list[dict[str, Any]],
-        cohorts: Moves,
+        moves: Moves,
         agreed: AgreedOnDevice,
+        predicted: Callable[[list[Call], Tensor, Tensor], Tensor],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,
-        weight_of: Callable[[Tensor], float] = lambda param: 1.0,
-        total: Callable[[Tensor], Tensor] = lambda predicted: predicted,
     ) -> None:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
             groups: the parameter groups.
-            cohorts: what is to move, by `age`.
+            moves: what is to move, by `age`.
             agreed: what the ranks make of the step.
+            predicted: what calls, with gradients to be multiplied by a number first, would take off
+                the loss on all ranks; see `rule.step_limit`.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
-            weight_of, total: how `rule.step_limit` adds up over the ranks.
         """
-        happens, counts = agreed.loss < math.inf, agreed.loss.isfinite()
         now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
-        if groups[0]["loss_guard"] is not None:
-            guard = guard_of({**groups[0], **now})
-            passes = ~(counts & guard.refuses(agreed.loss))
-            guard.observe(agreed.loss, counts)
-            now |= guard_numbers(guard)
-            happens, counts = happens & passes, counts & passes
-        steps, count = now["steps"] + happens, now["micro_batches"]
-        window = window_of({**groups[0], **now})
-        alike = (count == 0) | (count == agreed.micro_batches)
-        window.observe(agreed.loss, alike, counts)
-        count = torch.where(counts, agreed.micro_batches, count)
-        shares = self._after_step(cohorts, window.decay(groups[0]["second_moment_window"]), happens)
-        inverse = 1.0 if grad_scale is None else grad_scale.to(steps).reciprocal()
-        halves = (steps % 65536, (steps / 65536).floor() % 65536)
-        calls = []
-        present = [{**group, "lr": self._lr_of(group)} for group in groups]
+        present = [{**group, **now, "lr": self._lr_of(group)} for group in groups]
+        common = present[0]
+        new, window, happens, counts = advanced(
+            common,
+            agreed.loss,
+            agreed.micro_batches,
+            happens=agreed.loss < math.inf,
+            counts=agreed.loss.isfinite(),
+        )
+        shares = self._after_step(moves, window.decay(common["second_moment_window"]), happens)
+        inverse = self._number(1.0 if grad_scale is None else grad_scale).reciprocal()
         rates = rule.learning_rates(present)
-        for group, lr, own in zip(groups, rates, cohorts, strict=True):
-            for cohort in own:
-                five = rule.coefficients(group, window, lr, shares[cohort.age])
-                calls.append((group, cohort.buckets, five))
-        limit: Any = now["step_limit"]
-        if groups[0]["loss_limit"] is not None:
+        calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
+        if common["loss_limit"] is not None:
             share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
-            predicted = total(self._predicted(calls, inverse, weight_of) / share)
-            now["clipped_to"] = torch.where(happens, share, now["clipped_to"])
+            total = self._number(predicted(calls, share, inverse))
             schedule = rule.share_of_peak(present)
-            fresh = rule.step_limit(groups[0], window, agreed.loss, schedule, predicted, limit)
-            self._at_floor.logical_or_(counts & (agreed.loss <= groups[0]["loss_floor"]))
-            limit = torch.where(counts, fresh, limit)
-            effective = rule.effective_lr(groups[0], window, rates[0] * limit)
-            now["effective_lr"] = torch.where(happens, effective, now["effective_lr"])
-        now |= progress_of(window)
-        now |= {"micro_batches": count, "steps": steps, "step_limit": limit}
-        self._numbers.copy_(torch.stack([now[name] for name in _NUMBERS]))
+            limit = rule.step_limit(
+                common, window, agreed.loss, schedule, total, common["step_limit"]
+            )
+            limit = torch.where(counts, limit, now["step_limit"])
+            effective = rule.effective_lr(common, window, rates[0] * limit)
+            new |= {
+                "step_limit": limit,
+                "clipped_to": torch.where(happens, share, now["clipped_to"]),
+                "effective_lr": torch.where(happens, effective, now["effective_lr"]),
+            }
+            calls = [call.limited(limit) for call in calls]
+            self._at_floor.logical_or_(counts & (agreed.loss <= common["loss_floor"]))
+        self._numbers.copy_(torch.stack([{**now, **new}[name] for name in _NUMBERS]))
         self._skipped_steps.logical_or_(agreed.loss.isnan())
-        if groups[0]["loss_limit"] is None:
-            limit = 1.0
-        for group, buckets, (step_size, decay, momentum, eps, shrink) in calls:
-            numbers = [step_size * limit, decay, 1 - decay, momentum, eps, shrink * limit]
-            numbers += [inverse, happens, *halves]
+        for buckets, c, group in calls:
+            numbers = one_launch.numbers_of(c, inverse, happens)
             kernels.run_on_device(
                 buckets,
+                c,
                 torch.stack([self._number(each) for each in numbers]),
                 self._skipped_elements,
                 self._addresses,
-                stochastic_state=stochastic_state(group),
-                stochastic_params=group["stochastic_rounding"],
                 use_foreach=group["foreach"],
                 use_fused=group["fused"],
             )
@@ -198,17 +189,6 @@ class DeviceWindow:
         lr = group["lr"]
         on_device = isinstance(lr, Tensor) and lr.device == self.device
         return lr.to(self._dtype) if on_device else float(lr)
-
-    def _predicted(
-        self, calls: list[Any], inverse: Tensor | float, weight_of: Callable[[Tensor], float]
-    ) -> Tensor:
-        """See `rule.step_limit`; of this rank's part of the parameters."""
-        total = torch.zeros((), dtype=self._dtype, device=self.device)
-        for group, buckets, (step_size, decay, momentum, eps, _) in calls:
-            for norm, ordinal in kernels.squared_norms_on_device(buckets, decay, eps, inverse):
-                norm = weight_of(group["params"][ordinal]) * norm
-                total = total + rule.predicted_decrease(step_size, momentum, norm)
-        return total
 
     def _number(self, value: Tensor | float) -> Tensor:
         if isinstance(value, Tensor):

@@ -1,19 +1,25 @@
-"""Proof that ranks agree, for training loops that ask for it."""
+"""Whether ranks agree: on their set-up, at the first step, and bit by bit, for loops that ask."""
 
 from __future__ import annotations
 
+import json
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import PROGRESS
+from . import arguments, kernels
+from ._version import __version__
+from .checkpoint import COMMON, PROGRESS
 from .ranks import gathered, home_of, size
 from .wrappers import dwmgrad_in, innermost, is_partitioned
 
 __all__ = ["assert_ranks_agree"]
+
+_SETUP_BYTES = 8192
 
 
 @torch.no_grad()
@@ -100,3 +106,57 @@ def _checksum(param: Tensor) -> Tensor:
     local = param.to_local() if hasattr(param, "to_local") else param
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return local.detach().view(kinds[local.element_size()]).sum(dtype=torch.int64)
+
+
+# ---- the set-up ----
+
+
+def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None:
+    """Raises RuntimeError on every rank if versions, kernels, settings or windows differ.
+
+    Ranks that differ in these drift apart with each step. One collective.
+
+    Args:
+        optimizer: the DWMGrad.
+        group: the process group; None is the default one.
+        ignored: settings that may differ.
+    """
+    groups = optimizer.param_groups
+    own = {name: str(value)[:80] for name, value in _setup_of(groups, ignored).items()}
+    text = json.dumps(own).encode().ljust(_SETUP_BYTES)
+    rows = gathered(list(text), home_of(groups), group, torch.uint8)
+    setups = [json.loads(bytes(each)) for each in rows]
+    found = []
+    for name in setups[0]:
+        ranks: dict[str, list[str]] = {}
+        for rank, setup in enumerate(setups):
+            if name in setup:
+                ranks.setdefault(setup[name], []).append(str(rank))
+        values = [f"{value} on rank {', '.join(at)}" for value, at in ranks.items()]
+        if len(values) > 1:
+            found.append(f"{name} is {' and '.join(values)}")
+    if found:
+        raise RuntimeError(
+            f"ranks are not set up alike, and would drift apart: {'; '.join(found)}. Give all "
+            "ranks one version of dwmgrad, one set of arguments and one checkpoint, and the same "
+            "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all"
+        )
+
+
+def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str, Any]:
+    own: dict[str, Any] = {"the version of dwmgrad": __version__}
+    param = next((param for group in groups for param in group["params"]), None)
+    if param is not None and not all(g["fused"] is False or g["foreach"] for g in groups):
+        probe = torch.empty(0, dtype=param.dtype, device=param.device)
+        compiled = kernels.by_address(probe, probe) is not None
+        own["the kernel"] = "the compiled one" if compiled else "PyTorch's operators"
+    own |= {name: groups[0][name] for name in COMMON if name not in ignored}
+    for name in arguments.SETTINGS:
+        if name in ("lr", *arguments.SHARED):  # schedules may differ
+            continue
+        values = [group[name] for group in groups]
+        # in a pipeline, ranks have groups of their own: then only what all groups share
+        own[name if len(values) == 1 else f"{name} of {len(values)} groups"] = (
+            values[0] if values.count(values[0]) == len(values) else repr(values)
+        )
+    return own

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .alone import is_local
 from .gradient_trace import Mark, Trace, are_changed, marks
-from .ranks import is_local
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -102,9 +102,10 @@ class LossFeed:
         self._said_coarse = False
 
     @property
-    def is_open(self) -> bool:
-        """Whether losses have come that no step has used yet."""
-        return self.observation is not None and not self.observation.used
+    def waiting(self) -> Observation | None:
+        """The losses that have come and that no step has used yet; None without any."""
+        held = self.observation
+        return None if held is None or held.used else held
 
     def of_this_step(self, groups: list[dict[str, Any]]) -> Observation | None:
         """The observation, unless these groups were stepped with it: then it is of the step before.
@@ -125,8 +126,8 @@ class LossFeed:
         elif self.refused:  # raised; what was differentiated is still in the gradients
             self.discard([OBSERVE])
         self.step_tried = self.refused = False
-        if self.is_open and self.observation.route != route:  # type: ignore[union-attr]
-            raise RuntimeError(_two_routes(self.observation.route, route))  # type: ignore[union-attr]
+        if self.waiting is not None and self.waiting.route != route:
+            raise RuntimeError(_two_routes(self.waiting.route, route))
 
     def observe(self, loss: Tensor | float, route: str) -> None:
         """Adds one micro-batch's loss to the open observation, or opens one.
@@ -140,12 +141,12 @@ class LossFeed:
 
     def add(self, loss: Tensor | float, route: str) -> None:
         """As `observe`, for a loss in memory of its own, on a route that was expected."""
-        known = self.observation if self.is_open else None
-        self.observation = Observation(route, loss) if known is None else known.plus(loss)  # type: ignore[union-attr]
+        known = self.waiting
+        self.observation = Observation(route, loss) if known is None else known.plus(loss)
 
     def discard(self, routes: Iterable[str] | None = None) -> None:
         """Drops the losses that no step has used; with routes, those that came on one of them."""
-        if self.is_open and (routes is None or self.observation.route in routes):  # type: ignore[union-attr]
+        if self.waiting is not None and (routes is None or self.waiting.route in routes):
             self.observation = None
             self._trace = None
 
@@ -162,7 +163,7 @@ class LossFeed:
 
     def discard_dropped(self, groups: list[dict[str, Any]]) -> None:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
-        if self._trace is not None and self.is_open and self._trace.is_lost(groups):
+        if self._trace is not None and self.waiting and self._trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
 
     def trace(self, groups: list[dict[str, Any]], before: list[Mark]) -> None:
@@ -199,8 +200,8 @@ class LossFeed:
         self.discard_dropped(groups)
         if closure is None:
             if loss is not None:
-                if self.is_open:
-                    raise RuntimeError(_two_routes(self.observation.route, ARGUMENT))  # type: ignore[union-attr]
+                if self.waiting is not None:
+                    raise RuntimeError(_two_routes(self.waiting.route, ARGUMENT))
                 self.observation = Observation(ARGUMENT, self._checked(loss))
             return loss
         if loss is not None:
@@ -211,14 +212,14 @@ class LossFeed:
             raise TypeError(
                 f"step() takes a closure as its first argument, got {type(closure).__name__}{hint}"
             )
-        before = self.observation if self.is_open else None
+        before = self.waiting
         returned = _call(closure, scaled, groups)
         self.discard_dropped(groups)
         if returned is None:
             return None
-        if not self.is_open:
+        if self.waiting is None:
             self.observation = Observation(CLOSURE, self._checked(returned))
-        elif self.observation.route == OBSERVE:  # type: ignore[union-attr]
+        elif self.waiting.route == OBSERVE:
             if before is not None:
                 raise RuntimeError(_two_routes(OBSERVE, CLOSURE))
             raise RuntimeError(f"the loss came through {CLOSURE} and, inside it, {OBSERVE}")
@@ -328,7 +329,7 @@ def _used_inside(
         yield
     except BaseException:
         for optimizer, earlier in zip(optimizers, pending, strict=True):
-            if optimizer._feed.is_open:
+            if optimizer._feed.waiting:
                 optimizer._feed.observation = earlier
         raise
 

@@ -1,37 +1,29 @@
-"""The optimizer: its arguments, its state, and the step."""
+"""The optimizer: its arguments, the routes of the loss, the step, and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import sys
-import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, starmap
 from numbers import Number
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
-from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
-from .cohorts import NewState, share_reader
-from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, Observation, copied
-from .plan import Age, Moves, Plan, moves_of
-from .ranks import Agreed, AgreedOnDevice, Share
-from .zero import Pieces
+from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, copied
+from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class DWMGrad(Optimizer, Joinable):
+class DWMGrad(Stepping):
     """RMSprop with momentum, and a memory ω that follows the training loss.
 
     With the gradient g, one step is
@@ -127,19 +119,7 @@ class DWMGrad(Optimizer, Joinable):
 
     live: ClassVar[weakref.WeakSet[DWMGrad]] = weakref.WeakSet()
     """All that there are, for hosts that do not tell whose backward pass they make."""
-    loss_group: Any
-    _device_window: capturable.DeviceWindow | None
-    _feed: LossFeed
-    _skipped: list[bool | Tensor]
-    _overlaps: kernels.Overlaps
-    _plan: Plan | None
-    _said: set[str]
-    _scaler: torch.amp.GradScaler | None
-    _same_setup: bool
-    _has_stepped_alone: bool
     _follows_length: bool
-    _clipped_to: Tensor | float
-    _pieces: Pieces | None
 
     def __init__(
         self,
@@ -170,46 +150,19 @@ class DWMGrad(Optimizer, Joinable):
         loss_group: ProcessGroup | DeviceMesh | None = None,
         capturable: bool = False,
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            **rule.resolve(
-                preset,
-                {
-                    "initial_window": initial_window,
-                    "max_window": max_window,
-                    "window_signal": window_signal,
-                    "loss_smoothing": loss_smoothing,
-                    "bias_correction": bias_correction,
-                    "normalize_momentum": normalize_momentum,
-                    "second_moment_window": second_moment_window,
-                    "auto_lr": auto_lr,
-                    "loss_limit": loss_limit,
-                    "loss_floor": loss_floor,
-                    "loss_guard": loss_guard,
-                },
-            ),
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "missing_loss": missing_loss,
-            "state_dtype": state_dtype,
-            "stochastic_rounding": stochastic_rounding,
-            "capturable": capturable,
-        }
+        given = {name: value for name, value in locals().items() if name in arguments.ARGUMENTS}
+        defaults = rule.resolve(given)
+        del defaults["loss_group"]
         arguments.check(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
         grows = preset is not None and rule.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None and initial_window is None
-        self.loss_group = ranks.group_of(loss_group)
-        self._same_setup = self._has_stepped_alone = False
+        group = ranks.group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
-        self._be_known()
+        self._be_known(group)
 
     def expect_steps(self, steps: int) -> None:
         """Lets the window of `auto` or `capped` grow over a fifth of a run, not over 95 steps.
@@ -264,11 +217,11 @@ class DWMGrad(Optimizer, Joinable):
             guarded = self.param_groups[0]["guarded_steps"]
             elements, steps, at_floor = self._device_window.write(self.param_groups)
             if self.param_groups[0]["guarded_steps"] > guarded:
-                self._say_once(_STANDS_OUT)
+                self._say_once(STANDS_OUT)
             if elements:
-                self._say_once(_ELEMENTS_SKIPPED)
+                self._say_once(ELEMENTS_SKIPPED)
             if steps:
-                self._say_once(_STEP_SKIPPED)
+                self._say_once(STEP_SKIPPED)
             if at_floor:
                 self._say_at_floor()
 
@@ -311,7 +264,7 @@ class DWMGrad(Optimizer, Joinable):
             raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
         if self.param_groups[0]["loss_limit"] is not None:
             norm = copied(total_norm) if isinstance(total_norm, Tensor) else total_norm
-            self._clipped_to = max_norm / (norm + 1e-6)  # torch's formula
+            self._clipped_to = share_kept(norm, max_norm)
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
@@ -334,32 +287,6 @@ class DWMGrad(Optimizer, Joinable):
         if not self._steps_alone():
             self._agree_to_skip(scaler)
         return False
-
-    @torch.no_grad()
-    def _agree_to_skip(self, scaler: torch.amp.GradScaler) -> None:
-        """Lets a gradient scaler skip on all ranks the step that it would skip on one.
-
-        Raises:
-            RuntimeError: on every rank, if one has no gradients, of which scalers make an error.
-        """
-        feed = self._feed
-        if scaler._per_optimizer_states[id(self)]["stage"] is OptState.READY:
-            scaler.unscale_(self)
-        found = list(scaler._per_optimizer_states[id(self)]["found_inf_per_device"].values())
-        feed.discard_dropped(self.param_groups)
-        observation = feed.observation if feed.is_open else None
-        agreed = self._agree(observation, sum(each.to(found[0].device) for each in found))
-        if observation is None:
-            feed.ahead = agreed
-        else:
-            observation.agreed = agreed
-        if isinstance(agreed, Agreed) and agreed.lacks_gradient:
-            raise RuntimeError(
-                "a gradient scaler makes this step, and a rank has no gradient: every rank must "
-                "have run backward() before scaler.step(optimizer)"
-            )
-        for each in found:
-            each.fill_(agreed.overflow)
 
     # ---- the step ----
 
@@ -403,9 +330,9 @@ class DWMGrad(Optimizer, Joinable):
             if observation is not None:
                 observation.use(groups)
         if agreed.is_refused:
-            self._say_once(_STEP_SKIPPED)
+            self._say_once(STEP_SKIPPED)
         if agreed.stands_out:
-            self._say_once(_STANDS_OUT)
+            self._say_once(STANDS_OUT)
         if make_step is not None:
             make_step()
         self._clipped_to = 1.0
@@ -428,362 +355,6 @@ class DWMGrad(Optimizer, Joinable):
             raise
         finally:
             feed.ahead = self._scaler = None
-
-    def _prepared(
-        self, observation: Observation | None, agreed: Agreed | AgreedOnDevice
-    ) -> Callable[[], None] | None:
-        """Checks and readies all that a step needs; what it returns makes the step."""
-        if agreed.is_known_idle or agreed.is_refused:
-            return None
-        groups = self.param_groups
-        moving = [g for g in groups if observation is None or not observation.has_moved(g)]
-        window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
-        moves = self._moves(window, begins=groups[0]["steps"] == (0 if moving else 1))
-        if isinstance(agreed, AgreedOnDevice):
-            assert window is not None
-            scale = self._of_scaler("grad_scale")
-            is_sum = groups[0]["loss_limit"] is not None and not self._steps_alone()
-            among = self._among_ranks() if is_sum else ()
-            clipped_to = self._clipped_to
-            return lambda: window.step(groups, moves, agreed, scale, clipped_to, *among)
-        if agreed.makes_state:
-            return None
-        numbers: dict[str, Any] = {}
-        if moving:
-            loss = agreed.loss, agreed.micro_batches, agreed.stands_out
-            numbers = progress.advanced(moving[0], *loss)
-        if agreed.stands_out:
-            return lambda: self._make_step(observation, moving, [(g, numbers) for g in moving], [])
-        changes, calls = self._on_host(moves, numbers, agreed.loss, observation)
-        changes = [*((group, numbers) for group in moving), *changes]
-        return lambda: self._make_step(observation, moving, changes, calls)
-
-    def _moves(self, window: capturable.DeviceWindow | None, begins: bool) -> Moves:
-        """What the step moves, by age; of what the step before moved only the news is checked."""
-        groups = self.param_groups
-        begins = begins if window is None else window.begins
-        age: Age = share_reader() if window is None else window.age
-        moves = self._plan.renew(groups, self.state, age) if self._plan else None
-        if moves is None:
-            self._plan = None
-            if window is not None:
-                window.keep_only(self.state.values())
-            states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
-            moves = moves_of(groups, states, age, self._overlaps)
-            self._plan = Plan(groups, self.state, moves, self._overlaps)
-        return moves
-
-    def _on_host(
-        self,
-        moves: Moves,
-        numbers: dict[str, Any],
-        loss: float | None,
-        observation: Observation | None,
-    ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[_Call]]:
-        """What becomes of the parameters' ages, and the calls of the kernels.
-
-        Args:
-            moves: what is to move.
-            numbers: the groups' after the step; gets those of `loss_limit` here.
-            loss: of the step, the mean over the ranks.
-            observation: which it comes from.
-        """
-        common = self.param_groups[0]
-        window = progress.window_of({**common, **numbers})
-        decay = window.decay(common["second_moment_window"])
-        changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        calls: list[_Call] = []
-        rates = self._rates()
-        for group, own in zip(self.param_groups, moves, strict=True):
-            for zero_share, states_of, buckets in own:
-                share = rule.share_after(zero_share, decay)
-                if zero_share:
-                    new = {state.ZERO_SHARE: state.share_of(share)}
-                    changes += [(kept, new) for kept in states_of]
-                five = rule.coefficients(group, window, rates[id(group)], share)
-                noise = numbers.get("steps", group["steps"])
-                calls.append((buckets, _coefficients(group, five, noise), group))
-        if common["loss_limit"] is not None:
-            limited = observation.limited if observation is not None else None
-            limited = limited or self._limits(calls, window, loss)
-            if observation is not None:
-                observation.limited = limited
-            numbers |= limited
-            limit = limited["step_limit"]
-            calls = [(buckets, _scaled(c, limit), group) for buckets, c, group in calls]
-        return changes, calls
-
-    def _all_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups, of which DeepSpeed may show but one at a time."""
-        return self._pieces.groups if self._pieces else self.param_groups
-
-    def _rates(self) -> dict[int, float]:
-        """Each group's learning rate, by the group's id."""
-        groups = self._all_groups()
-        rates = map(float, rule.learning_rates(groups))
-        return dict(zip(map(id, groups), rates, strict=True))
-
-    def _limits(
-        self, calls: list[_Call], window: rule.Window, loss: float | None
-    ) -> dict[str, float]:
-        """The groups' numbers of a step that the loss limits; the calls are what it would be."""
-        common = self.param_groups[0]
-        if self._pieces is not None:
-            self.observe_clipping(*self._pieces.clipping())
-        share = rule.share_left(common["clipped_to"], float(self._clipped_to), common["steps"])
-        limit = common["step_limit"]
-        if loss is not None:
-            waiting = () if self._pieces is None else self._waiting(self._pieces, window)
-            limit = self._step_limit(chain(calls, waiting), window, loss, share)
-        return self._limited(window, limit) | {"clipped_to": share}
-
-    def _waiting(self, pieces: Pieces, window: rule.Window) -> Iterator[_Call]:
-        """The calls of the pieces that DeepSpeed steps after this one; they get no state here."""
-        common, rates = self.param_groups[0], self._rates()
-        corrected = common["bias_correction"] or common["steps"] > 0
-        decay = window.decay(common["second_moment_window"])
-        for piece, view, group in pieces.waiting(self.param_groups, float(self._clipped_to)):
-            states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
-            groups = [{**group, "params": [view]}]
-            moves = moves_of(groups, states, share_reader(), kernels.Overlaps())
-            for zero_share, _, buckets in moves[0]:
-                share = rule.share_after(zero_share, decay)
-                five = rule.coefficients(group, window, rates[id(group)], share)
-                yield buckets, _coefficients(group, five, noise=0), group
-
-    def _step_limit(
-        self, calls: Iterable[_Call], window: rule.Window, loss: float, share_left: float
-    ) -> float:
-        """What the loss makes of the step that the calls would be; see `rule.share_left`."""
-        if loss <= self.param_groups[0]["loss_floor"]:
-            self._say_at_floor()
-        alone = self._steps_alone()
-        predicted = 0.0
-        for buckets, c, group in calls:
-            for norm, ordinal in kernels.squared_norms(buckets, c):
-                weight = 1.0
-                if not (alone or self._pieces):
-                    weight = ranks.weight_of(group["params"][ordinal], self.loss_group)
-                predicted += rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
-        predicted /= share_left
-        if not alone:
-            predicted = float(self._total(predicted))
-        return self._limit_of(predicted, window, loss)
-
-    def _among_ranks(self) -> tuple[Callable[[Tensor], float], Callable[[Tensor], Tensor]]:
-        """How numbers of the ranks add up: the weight of a parameter, and the sum of a number."""
-        return lambda param: ranks.weight_of(param, self.loss_group), self._total
-
-    def _total(self, number: Tensor | float | None) -> Tensor:
-        return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
-
-    def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
-        common = self.param_groups[0]
-        schedule = float(rule.share_of_peak(self._all_groups()))
-        return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
-
-    def _limited(self, window: rule.Window, limit: float) -> dict[str, float]:
-        """The groups' numbers of a step limit."""
-        groups = self._all_groups()
-        lr = limit * float(rule.learning_rates(groups)[0])
-        effective = rule.effective_lr(groups[0], window, lr)
-        return {"step_limit": limit, "effective_lr": effective}
-
-    def _make_step(
-        self,
-        observation: Observation | None,
-        moving: list[dict[str, Any]],
-        changes: list[tuple[dict[str, Any], dict[str, Any]]],
-        calls: list[_Call],
-    ) -> None:
-        if observation is not None:
-            observation.mark_moved(moving)
-        # One call of C, in which no signal's handler runs: Ctrl-C finds all numbers before the step
-        # or all after it.
-        deque(starmap(dict.update, changes), maxlen=0)
-        for buckets, coefficients, group in calls:
-            self._skipped += kernels.run(
-                buckets, coefficients, use_foreach=group["foreach"], use_fused=group["fused"]
-            )
-        if self._skipped and all(isinstance(each, bool) for each in self._skipped):
-            self._warn_of_skipped_elements()
-
-    def _agreed_on(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
-        """What all ranks make of this step; asked of them once for one observation."""
-        feed = self._feed
-        if observation is None and self._creates_state():
-            return Agreed(None, 0, makes_state=True)  # without the others: a rank may do so alone
-        if observation is None:
-            agreed = feed.ahead or self._agree(None, self._of_scaler("found_inf"))
-        else:
-            common = self.param_groups[0]
-            limited = common["loss_limit"] is not None and self._pieces is None
-            if observation.used and (common["capturable"] or limited):
-                name = "capturable=True" if common["capturable"] else "loss_limit"
-                raise RuntimeError(f"{name} takes one step() a loss, for all parameters")
-            if observation.agreed is None:
-                observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
-            agreed = observation.agreed
-        if isinstance(agreed, Agreed):
-            lacks_loss = agreed.loss is None and not agreed.idle
-        else:
-            lacks_loss = observation is None and self._has_gradient()
-        if lacks_loss and not ranks.joined_without(self):
-            self._go_without_loss()
-        self._warn_of_skipped_elements()
-        return agreed
-
-    # ---- the ranks ----
-
-    def _steps_alone(self) -> bool:
-        """Whether no other rank steps together with this one."""
-        if ranks.size(self.loss_group) < 2:
-            return True
-        if ranks.joined_without(self):
-            self._say_once(_NOT_JOINED)
-            return True
-        return self._feed.local or ranks.is_local(self)
-
-    def _agree(
-        self, observation: Observation | None, overflow: Tensor | float | None
-    ) -> Agreed | AgreedOnDevice:
-        """What all ranks make of their losses and of what their gradient scalers found."""
-        share = Share(None, 0, self._has_gradient(), 0.0 if overflow is None else overflow)
-        if observation is not None and not ranks.joined_without(self):
-            share = share._replace(loss=observation.loss, micro_batches=observation.micro_batches)
-        alone = self._steps_alone()
-        if not alone:
-            if share.micro_batches > 1 and ranks.joined_behind_others(self):
-                raise RuntimeError(
-                    "Join([model, optimizer]) makes a step of each forward pass, and this step is "
-                    f"of {share.micro_batches}: with gradient accumulation use Join([model])"
-                )
-            Join.notify_join_context(self)
-        return self._asked_of_ranks(share, alone)
-
-    def _asked_of_ranks(self, share: Share | None, alone: bool = False) -> Agreed | AgreedOnDevice:
-        if alone:
-            self._has_stepped_alone = True
-        elif not self._same_setup:
-            ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
-            ranks.check_setup(self, self.loss_group, ignored)
-            self._same_setup = True
-        device = ranks.home_of(self.param_groups)
-        if not self.param_groups[0]["capturable"]:
-            agreed = ranks.agree(share, device, self.loss_group, alone)
-            stands_out = progress.stands_out(self.param_groups[0], agreed.loss)
-            return agreed._replace(stands_out=stands_out and not agreed.overflow)
-        if self._device_window is None:
-            self._device_window = capturable.DeviceWindow(self.param_groups, device)
-        self._device_window.check(self._params())
-        on_device = ranks.agree_on_device(share, device, self.loss_group, alone)
-        if self._scaler is not None and not alone:  # whose scale is to stay that of the others
-            found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
-            for each in found.values():
-                each.copy_(on_device.overflow)
-        return on_device
-
-    @torch.no_grad()
-    def _shadow_step(self) -> None:
-        """Moves the window as the other ranks do, which have inputs left where this one has none.
-
-        Parameters and state stay: the model's own join hook brings the parameters at the end.
-        """
-        agreed = self._asked_of_ranks(None)
-        if isinstance(agreed, AgreedOnDevice):
-            assert self._device_window is not None
-            self._device_window.step(
-                self.param_groups,
-                [[] for _ in self.param_groups],
-                agreed,
-                total=lambda _: self._total(None),
-            )
-        elif not (agreed.idle or agreed.is_refused or agreed.overflow):
-            common = self.param_groups[0]
-            numbers = progress.advanced(
-                common, agreed.loss, agreed.micro_batches, agreed.stands_out
-            )
-            limited = common["loss_limit"] is not None and not agreed.stands_out
-            if limited and agreed.loss is not None:
-                total = self._total(None)
-                window = progress.window_of({**common, **numbers})
-                limit = self._limit_of(float(total), window, agreed.loss)
-                numbers |= self._limited(window, limit)
-            for group in self.param_groups:
-                group.update(numbers)
-
-    def join_hook(self, **kwargs: Any) -> JoinHook:
-        """For `torch.distributed.algorithms.Join([model, optimizer])`: uneven inputs."""
-        return ranks.Shadow(self)
-
-    @property
-    def join_device(self) -> torch.device:
-        """Where the collectives of `Join` run."""
-        return ranks.device_of(ranks.home_of(self.param_groups), self.loss_group)
-
-    @property
-    def join_process_group(self) -> Any:
-        """The process group over whose ranks the loss is averaged."""
-        return self.loss_group or torch.distributed.group.WORLD
-
-    def _has_gradient(self) -> bool:
-        return next(self._grads(), None) is not None
-
-    def _be_known(self) -> None:
-        Joinable.__init__(self)
-        ranks.watch()
-        DWMGrad.live.add(self)
-
-    def _warn_of_skipped_elements(self) -> None:
-        """Warns once if elements were skipped; an accelerator is asked with the next loss."""
-        if self._skipped and _ELEMENTS_SKIPPED not in self._said:
-            if bool(sum(self._skipped)):  # one host sync
-                self._say_once(_ELEMENTS_SKIPPED)
-        self._skipped.clear()
-
-    def _of_scaler(self, name: str) -> Tensor | None:
-        found = getattr(self, name, None)  # there while a gradient scaler leaves its work to step()
-        return found if isinstance(found, Tensor) else None
-
-    def _params(self) -> Iterator[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
-
-    def _states(self) -> Iterator[dict[str, Any]]:
-        """Of the parameters; what others keep under other keys may be anything."""
-        return (self.state[param] for param in self._params() if param in self.state)
-
-    def _grads(self) -> Iterator[Tensor]:
-        return (p.grad for p in self._params() if p.grad is not None)
-
-    def _creates_state(self) -> bool:
-        """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
-        if any(state.BUFFERS[0] in own for own in self._states()):
-            return False
-        if any(float(group["lr"]) != 0 for group in self.param_groups):
-            return False
-        return not any(state.local_part(grad).any() for grad in self._grads())
-
-    def _go_without_loss(self) -> None:
-        policy = self.param_groups[0]["missing_loss"]
-        if policy == "hold":
-            return
-        message = (
-            "step() got no loss, so the window holds. accelerator.backward(loss) brings it by "
-            "itself; elsewhere call optimizer.observe_loss(loss) before step() (of what "
-            "accelerator.prepare() returned: optimizer.optimizer.observe_loss(loss)), or "
-            'step(loss=loss). missing_loss="hold" silences this.'
-        )
-        if policy == "error":
-            raise RuntimeError(message)
-        self._say_once(message)
-
-    def _say_at_floor(self) -> None:
-        self._say_once(_AT_FLOOR.format(self.param_groups[0]["loss_floor"]))
-
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            warnings.warn(message, stacklevel=4)
 
     def _check_learning_rates(self) -> None:
         for index, group in enumerate(self.param_groups):
@@ -878,12 +449,15 @@ class DWMGrad(Optimizer, Joinable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
-            self.loss_group = None
-            self._same_setup = self._has_stepped_alone = self._follows_length = False
-            self._be_known()
+            self._follows_length = False
+            self._be_known(None)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()
+
+    def _be_known(self, loss_group: Any) -> None:
+        self._begin_alone(loss_group)
+        DWMGrad.live.add(self)
 
     def _forget_losses(self) -> None:
         self._device_window = None
@@ -895,40 +469,3 @@ class DWMGrad(Optimizer, Joinable):
         self._scaler = None
         self._clipped_to = 1.0
         self._pieces = None
-
-
-_Call = tuple[list[kernels.Bucket], kernels.Coefficients, dict[str, Any]]
-"""What `kernels.run` gets, and the parameter group."""
-
-
-def _scaled(c: kernels.Coefficients, limit: float) -> kernels.Coefficients:
-    return c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
-
-
-def _coefficients(
-    group: dict[str, Any], five: tuple[float, float, float, float, float], noise: int
-) -> kernels.Coefficients:
-    return kernels.Coefficients(
-        *five, noise, state.stochastic_state(group), group["stochastic_rounding"]
-    )
-
-
-_NOT_JOINED = (
-    "this step is made in a Join for uneven inputs that does not know of the optimizer, so the "
-    "window holds: ranks without inputs could not take part in averaging the loss. Cure: "
-    "Join([model, optimizer]), or accelerator.join_uneven_inputs([model, optimizer.optimizer]) "
-    "with what accelerator.prepare() returned"
-)
-_STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
-_STANDS_OUT = (
-    "a loss stands out from the recent ones: loss_guard skips this step, and others like it. "
-    "optimizer.param_groups[0]['guarded_steps'] counts them, as the Trainer's logs do"
-)
-_AT_FLOOR = (
-    "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
-    "step_limit holds. Set loss_floor to a number that the loss cannot reach"
-)
-_ELEMENTS_SKIPPED = (
-    "a gradient has elements that are not finite, or whose square is not: those elements of the "
-    "parameters and of the state stay as they were, the others have moved"
-)

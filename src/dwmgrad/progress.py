@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rule import Guard, Window
+from .rule import Guard, Number, Window, where
 
 SCHEMA = 6
 _GUARD = {
@@ -85,26 +85,37 @@ def stands_out(group: dict[str, Any], loss: float | None) -> bool:
 
 
 def advanced(
-    group: dict[str, Any], loss: float | None, micro_batches: float, stands_out: bool = False
-) -> dict[str, Any]:
-    """The group's numbers after one more step, whose loss moves the window; None holds it.
+    group: dict[str, Any],
+    loss: Number,
+    micro_batches: Number,
+    happens: Number = True,
+    counts: Number = True,
+) -> tuple[dict[str, Any], Window, Number, Number]:
+    """What becomes of a group's numbers in one more step, on the host or on a device.
 
     A loss that stands out makes no step: only the guard sees it. Losses of steps with unlike
     numbers of micro-batches are not compared: where each is divided by the full number, the loss of
     a short step is lower for that alone.
+
+    Args:
+        group: its numbers and settings.
+        loss: of the step, the mean over the ranks.
+        micro_batches: how many it is from.
+        happens: whether there is a step.
+        counts: whether it has a loss; else the window holds.
+
+    Returns:
+        The numbers; the window; and `happens` and `counts` after the guard has seen the loss.
     """
     seen: dict[str, Any] = {}
-    if group["loss_guard"] is not None and loss is not None:
+    if group["loss_guard"] is not None:
         guard = guard_of(group)
-        guard.observe(loss)
+        refused = counts & guard.refuses(loss)
+        guard.observe(loss, counts)
         seen = guard_numbers(guard)
-    if stands_out:
-        return seen
-    window = window_of(group)
-    if loss is None:
-        micro_batches = group["micro_batches"]
-    else:
-        window.observe(loss, alike=group["micro_batches"] in (0, micro_batches))
-    rest = {"micro_batches": micro_batches, "steps": group["steps"] + 1}
-    rest |= {name: group[name] for name in ("step_limit", "effective_lr")}
-    return {**progress_of(window), **rest, **seen}
+        happens, counts = (where(refused, False, each) for each in (happens, counts))
+    window, before = window_of(group), group["micro_batches"]
+    window.observe(loss, (before == 0) | (before == micro_batches), counts)
+    count = where(counts, micro_batches, before)
+    numbers = {"micro_batches": count, "steps": group["steps"] + happens}
+    return {**progress_of(window), **numbers, **seen}, window, happens, counts

@@ -1,24 +1,16 @@
-"""What ranks must share: the loss, so that the window is one number, and one set-up."""
+"""What ranks share: the loss, so that the window is one number, and other sums over them."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import math
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms.join import Join, JoinHook
-from torch.nn.parallel import DistributedDataParallel
-
-from . import arguments, kernels
-from ._version import __version__
-from .checkpoint import COMMON
 
 
 def group_of(loss_group: Any) -> Any:
@@ -123,13 +115,9 @@ class Agreed(NamedTuple):
         """Whether the step is skipped because a loss is not finite."""
         return self.loss is not None and math.isnan(self.loss)
 
-    @property
-    def is_known_idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return self.idle
 
-
-class AgreedOnDevice(NamedTuple):
+@dataclass(frozen=True)
+class AgreedOnDevice:
     """The same in 0-dim tensors on the device, in float64 where it has it.
 
     Attributes:
@@ -143,20 +131,10 @@ class AgreedOnDevice(NamedTuple):
     micro_batches: Tensor
     overflow: Tensor
 
-    @property
-    def is_refused(self) -> bool:
-        """Never: the device knows, and nobody waits for it."""
-        return False
-
-    @property
-    def stands_out(self) -> bool:
-        """Never, for the same reason."""
-        return False
-
-    @property
-    def is_known_idle(self) -> bool:
-        """Never, for the same reason."""
-        return False
+    # the device knows, and nobody waits for it
+    idle: ClassVar = False
+    is_refused: ClassVar = False
+    stands_out: ClassVar = False
 
 
 def agree(
@@ -173,16 +151,14 @@ def agree(
         alone: whether this rank steps by itself, whatever the group.
     """
     if share is not None and (alone or size(group) < 2):
-        loss = None if share.loss is None else _finite_or_nan(float(share.loss))
-        idle = share.loss is None and not share.has_gradient
-        return Agreed(loss, share.micro_batches, idle, bool(share.overflow > 0))
-    total, ranks, losses, micro_batches, gradients, overflows = _sum(share, device, group).tolist()
-    mean: float | None = _finite_or_nan(total / ranks)
-    if losses < ranks and not math.isnan(total):
-        mean = None
+        numbers = [float(each) for each in _numbers_of(share)]
+    else:
+        numbers = _sum(share, device, group).tolist()
+    total, ranks, losses, micro_batches, gradients, overflows = numbers
+    mean = total / ranks if math.isfinite(total) else math.nan
     count = micro_batches / ranks
     return Agreed(
-        mean,
+        None if losses < ranks and not math.isnan(mean) else mean,
         int(count) if count.is_integer() else count,
         idle=losses + gradients == 0,
         overflow=overflows > 0,
@@ -195,7 +171,7 @@ def agree_on_device(
 ) -> AgreedOnDevice:
     """As `agree`, but it stays on the device, and nobody waits for it."""
     if share is not None and (alone or size(group) < 2):
-        numbers = _numbers(share, device)
+        numbers = _on(device, share)
     else:
         numbers = _sum(share, device, group).to(device, widest(device))
     total, ranks, losses, micro_batches, gradients, overflows = numbers.unbind()
@@ -243,14 +219,21 @@ def weight_of(param: Any, group: Any = None) -> float:
 
 
 def _sum(share: Share | None, device: torch.device, group: Any) -> Tensor:
-    numbers = _numbers(share, device_of(device, group))
+    numbers = _on(device_of(device, group), share)
     with _explained():
         dist.all_reduce(numbers, group=group)
     return numbers
 
 
-def _numbers(share: Share | None, device: torch.device) -> Tensor:
+def _numbers_of(share: Share) -> tuple[Tensor | float, ...]:
     """Loss, ranks, ranks with a loss, micro-batches, ranks with a gradient, overflows."""
+    loss = 0.0 if share.loss is None else share.loss
+    counts = (1.0, share.loss is not None, share.micro_batches, share.has_gradient)
+    return (loss, *counts, share.overflow)
+
+
+def _on(device: torch.device, share: Share | None) -> Tensor:
+    """As `_numbers_of`, on a device; a loss that is not finite is NaN."""
     dtype = widest(device)
     if share is None:
         return torch.zeros(6, dtype=dtype, device=device)
@@ -263,140 +246,5 @@ def _numbers(share: Share | None, device: torch.device) -> Tensor:
         fits = abs(value) <= torch.finfo(dtype).max  # not the infinities, nor NaN
         return torch.full((), value if fits else math.nan, dtype=dtype, device=device)
 
-    loss = number(0.0 if share.loss is None else share.loss)
-    counts = (1.0, share.loss is not None, share.micro_batches, share.has_gradient, share.overflow)
-    return torch.stack([torch.where(loss.isfinite(), loss, torch.nan), *map(number, counts)])
-
-
-def _finite_or_nan(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
-
-
-# ---- the set-up ----
-
-_SETUP_BYTES = 8192
-
-
-def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None:
-    """Raises RuntimeError on every rank if versions, kernels, settings or windows differ.
-
-    Ranks that differ in these drift apart with each step. One collective.
-
-    Args:
-        optimizer: the DWMGrad.
-        group: the process group; None is the default one.
-        ignored: settings that may differ.
-    """
-    groups = optimizer.param_groups
-    own = {name: str(value)[:80] for name, value in _setup_of(groups, ignored).items()}
-    text = json.dumps(own).encode().ljust(_SETUP_BYTES)
-    rows = gathered(list(text), home_of(groups), group, torch.uint8)
-    setups = [json.loads(bytes(each)) for each in rows]
-    found = []
-    for name in setups[0]:
-        ranks: dict[str, list[str]] = {}
-        for rank, setup in enumerate(setups):
-            if name in setup:
-                ranks.setdefault(setup[name], []).append(str(rank))
-        values = [f"{value} on rank {', '.join(at)}" for value, at in ranks.items()]
-        if len(values) > 1:
-            found.append(f"{name} is {' and '.join(values)}")
-    if found:
-        raise RuntimeError(
-            f"ranks are not set up alike, and would drift apart: {'; '.join(found)}. Give all "
-            "ranks one version of dwmgrad, one set of arguments and one checkpoint, and the same "
-            "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all"
-        )
-
-
-def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str, Any]:
-    own: dict[str, Any] = {"the version of dwmgrad": __version__}
-    param = next((param for group in groups for param in group["params"]), None)
-    if param is not None and not all(g["fused"] is False or g["foreach"] for g in groups):
-        probe = torch.empty(0, dtype=param.dtype, device=param.device)
-        compiled = kernels.by_address(probe, probe) is not None
-        own["the kernel"] = "the compiled one" if compiled else "PyTorch's operators"
-    own |= {name: groups[0][name] for name in COMMON if name not in ignored}
-    for name in arguments.SETTINGS:
-        if name in ("lr", *arguments.SHARED):  # schedules may differ
-            continue
-        values = [group[name] for group in groups]
-        # in a pipeline, ranks have groups of their own: then only what all groups share
-        own[name if len(values) == 1 else f"{name} of {len(values)} groups"] = (
-            values[0] if values.count(values[0]) == len(values) else repr(values)
-        )
-    return own
-
-
-# ---- steps of one rank alone ----
-
-replicas: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
-
-
-def watch() -> None:
-    """Lets `is_local` and `joined` know of what is entered from now on; harmless to repeat."""
-    _before(DistributedDataParallel, "no_sync", replicas.add)
-    _before(Join, "__enter__", _joins.append)
-    _before(Join, "__exit__", _left)
-
-
-def _before(kind: type, method: str, tell: Callable[[Any], Any]) -> None:
-    original = getattr(kind, method)
-    if hasattr(original, "tells_dwmgrad"):
-        return
-
-    @functools.wraps(original)
-    def telling(self: Any, *args: Any) -> Any:
-        tell(self)
-        return original(self, *args)
-
-    telling.tells_dwmgrad = True  # type: ignore[attr-defined]
-    setattr(kind, method, telling)
-
-
-def is_local(optimizer: Any) -> bool:
-    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
-    unsynced = [model for model in replicas if not model.require_backward_grad_sync]
-    if not unsynced:
-        return False
-    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
-    return any(id(param) in own for model in unsynced for param in model.parameters())
-
-
-# ---- torch.distributed.algorithms.join ----
-
-_joins: list[Join] = []
-"""The contexts for uneven inputs that are entered."""
-
-
-class Shadow(JoinHook):
-    """Makes a rank without inputs take part in the steps of those that have some."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-
-    def main_hook(self) -> None:
-        self._optimizer._shadow_step()
-
-
-def _left(join: Join) -> None:
-    _joins[:] = [each for each in _joins if each is not join]
-
-
-def joined_without(optimizer: Any) -> bool:
-    """Whether a context for uneven inputs is entered that does not know of this optimizer.
-
-    A collective inside of it waits for ever.
-    """
-    return any(join._enable and not _knows(join, optimizer) for join in _joins)
-
-
-def joined_behind_others(optimizer: Any) -> bool:
-    """Whether a context for uneven inputs is entered that knows of it, and first of a model."""
-    known = (join for join in _joins if join._enable and _knows(join, optimizer))
-    return any(join._joinables[0] is not optimizer for join in known)
-
-
-def _knows(join: Join, optimizer: Any) -> bool:
-    return any(each is optimizer for each in join._joinables)
+    loss, *counts = map(number, _numbers_of(share))
+    return torch.stack([torch.where(loss.isfinite(), loss, torch.nan), *counts])

@@ -124,22 +124,22 @@ class Window:
             counts: False changes nothing.
         """
         known = alike & _is_known(self.mean_loss)
-        past = _where(known, self.mean_loss, loss)
+        past = where(known, self.mean_loss, loss)
         mean = loss
         if self.smoothing:
-            mean = _where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
+            mean = where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
         if self.signal == "loss":
             grows = mean > self.floor
         elif self.signal == "increase":
-            grows = mean > _where(known, past, 0.0)
+            grows = mean > where(known, past, 0.0)
         else:
             grows = mean < past
         moves = counts & alike
         grows = moves & grows
-        size = self.size + _where(moves, _where(grows, 1, -1), 0)
+        size = self.size + where(moves, where(grows, 1, -1), 0)
         self.size = _within(1, size, self.max_size)
-        self.last_loss = _where(counts, loss, self.last_loss)
-        self.mean_loss = _where(counts, mean, self.mean_loss)
+        self.last_loss = where(counts, loss, self.last_loss)
+        self.mean_loss = where(counts, mean, self.mean_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
@@ -185,16 +185,16 @@ class Guard:
     def observe(self, loss: Number, counts: Number = True) -> None:
         """Learns from a loss; `counts` False changes nothing."""
         refused = counts & self.refuses(loss)
-        past = _where(self.seen > 0, self.mean, loss)
-        off = _where(refused, self._threshold_loss(), loss) - past
+        past = where(self.seen > 0, self.mean, loss)
+        off = where(refused, self._threshold_loss(), loss) - past
         weight = 1 / _within(1, self.seen + 1, GUARD_MEMORY)
         deviation = self.deviation + weight * (1.25 * abs(off) - self.deviation)
-        in_row = _where(refused, self.in_row + 1, 0)
+        in_row = where(refused, self.in_row + 1, 0)
         anew = in_row >= MOST_REFUSED
-        self.mean = _where(counts, past + weight * off, self.mean)
-        self.deviation = _where(counts, deviation, self.deviation)
-        self.seen = _where(counts, _where(anew, 0, self.seen + 1), self.seen)
-        self.in_row = _where(counts, _where(anew, 0, in_row), self.in_row)
+        self.mean = where(counts, past + weight * off, self.mean)
+        self.deviation = where(counts, deviation, self.deviation)
+        self.seen = where(counts, where(anew, 0, self.seen + 1), self.seen)
+        self.in_row = where(counts, where(anew, 0, in_row), self.in_row)
         self.refused = self.refused + refused
 
     def _threshold_loss(self) -> Number:
@@ -239,7 +239,7 @@ def share_after(share: Number, decay: Number) -> Number:
     corrected: the paper's rule.
     """
     share = share * decay
-    return _where(share > NO_SHARE, share, 0.0)
+    return where(share > NO_SHARE, share, 0.0)
 
 
 def peak_of(group: dict[str, Any]) -> Number | None:
@@ -295,8 +295,8 @@ def share_left(last: Number, clipped_to: Number, steps: Number) -> Number:
         steps: how many there were before.
     """
     clipped = (clipped_to > 0) & (clipped_to < 1)
-    share = _where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
-    return _where(steps > 0, last + _within(0.0, share - last) / 10, share)
+    share = where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
+    return where(steps > 0, last + _within(0.0, share - last) / 10, share)
 
 
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
@@ -331,7 +331,7 @@ def step_limit(
     trust = window.size / window.max_size
     allowed = group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
-    return _where(allowed > 0, limit, last)
+    return where(allowed > 0, limit, last)
 
 
 def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:
@@ -344,18 +344,19 @@ def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:
     param.sub_(v)
 
 
-def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The values of all arguments of `PAPER`: the given ones, then the preset's, then the paper's.
+def resolve(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the preset, and with its values, else the paper's, where one is None.
 
     An initial window that is not given is `max_window`, where that is smaller.
 
     Args:
-        preset: a name of `PRESETS`, or None.
-        given: the arguments; None stands for one that was not given.
+        settings: `preset`, a name of `PRESETS` or None; all arguments of `PAPER`; and others.
 
     Raises:
         ValueError: there is no such preset.
     """
+    values = dict(settings)
+    preset = values.pop("preset")
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         near = difflib.get_close_matches(str(preset), PRESETS, n=1)
         hint = f" did you mean {near[0]}?" if near else ""
@@ -363,8 +364,8 @@ def resolve(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
             f"preset must be None or one of {', '.join(PRESETS)}; got {preset!r}{hint}"
         )
     chosen = {**PAPER, **PRESETS[preset]} if preset else PAPER
-    values = {name: value if value is not None else chosen[name] for name, value in given.items()}
-    if given["initial_window"] is None and isinstance(values["max_window"], Integral):
+    values |= {name: value for name, value in chosen.items() if values[name] is None}
+    if settings["initial_window"] is None and isinstance(values["max_window"], Integral):
         values["initial_window"] = min(values["initial_window"], values["max_window"])
     return values
 
@@ -382,7 +383,8 @@ def _normalizer(base: float, momentum: Number) -> Number:
 # ---- the same words for numbers and for tensors ----
 
 
-def _where(condition: Number, yes: Number, no: Number) -> Number:
+def where(condition: Number, yes: Number, no: Number) -> Number:
+    """One of two numbers, on the host or on a device."""
     if isinstance(condition, Tensor):
         return torch.where(condition, yes, no)
     return yes if condition else no

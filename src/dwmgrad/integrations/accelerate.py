@@ -12,21 +12,21 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..alone import replicas
 from ..gradient_trace import may_be_elsewhere
 from ..losses import BACKWARD, brought
-from ..ranks import replicas
+from ..patching import tell_after, tell_before, wrap
 from ..wrappers import innermost, inside
 from ..zero import show_pieces
-from .hooks import wrap
 
 
 def attach(host: ModuleType) -> None:
     """Wraps what Accelerator does with optimizers and losses."""
     wrap(host.Accelerator, "prepare", _checking)
-    wrap(host.Accelerator, "prepare_model", _remembering)
     wrap(host.Accelerator, "backward", _with_loss)
-    wrap(host.Accelerator, "clip_grad_norm_", _telling)
-    wrap(host.Accelerator, "free_memory", _forgetting)
+    tell_after(host.Accelerator, "prepare_model", _remember)
+    tell_after(host.Accelerator, "clip_grad_norm_", _tell_clipping)
+    tell_before(host.Accelerator, "free_memory", _forget)
 
 
 def _checking(prepare: Any) -> Any:
@@ -50,14 +50,9 @@ def _checking(prepare: Any) -> Any:
     return prepare_and_check
 
 
-def _remembering(prepare_model: Any) -> Any:
-    def prepare_model_and_remember(self: Any, *args: Any, **kwargs: Any) -> Any:
-        model = prepare_model(self, *args, **kwargs)
-        if hasattr(model, "require_backward_grad_sync"):
-            replicas.add(model)
-        return model
-
-    return prepare_model_and_remember
+def _remember(_: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+    if hasattr(model, "require_backward_grad_sync"):
+        replicas.add(model)
 
 
 def _with_loss(backward: Any) -> Any:
@@ -82,34 +77,24 @@ def _with_loss(backward: Any) -> Any:
             result = backward(self, loss, **kwargs)
         if steps_inside and self.sync_gradients:
             # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
-            for optimizer in optimizers:
-                optimizer.discard_loss()
+            _forget(self)
         return result
 
     return backward_with_loss
 
 
-def _telling(clip: Any) -> Any:
-    def clip_and_tell(
-        self: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
-    ) -> Any:
-        norm = clip(self, parameters, max_norm, *args, **kwargs)
-        if norm is not None:
-            for optimizer in inside(self._optimizers):
-                optimizer.observe_clipping(norm, max_norm)
-        return norm
-
-    return clip_and_tell
+def _tell_clipping(
+    accelerator: Any, norm: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
+) -> None:
+    if norm is not None:
+        for optimizer in inside(accelerator._optimizers):
+            optimizer.observe_clipping(norm, max_norm)
 
 
-def _forgetting(free_memory: Any) -> Any:
-    def free_memory_and_losses(self: Any, *objects: Any) -> Any:
-        # auto_find_batch_size leaves the losses of an aborted batch behind
-        for optimizer in inside(self._optimizers):
-            optimizer.discard_loss()
-        return free_memory(self, *objects)
-
-    return free_memory_and_losses
+def _forget(accelerator: Any) -> None:
+    """Drops the losses of an aborted batch, which auto_find_batch_size leaves behind."""
+    for optimizer in inside(accelerator._optimizers):
+        optimizer.discard_loss()
 
 
 def _refuse_replacement(config: dict[str, Any]) -> None:

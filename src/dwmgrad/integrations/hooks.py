@@ -1,4 +1,4 @@
-"""How dwmgrad enters a host library: after its import, around its methods, and out again.
+"""How dwmgrad enters a host library: after its import.
 
 What runs here runs inside somebody else's import, so none of it may fail, or change, that import.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import importlib
 import importlib.util
-import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -37,30 +35,6 @@ def no_longer_after_import(package: str) -> None:
     for finder in [each for each in sys.meta_path if type(each) is _Finder]:
         if finder.name.startswith(f"{package}."):
             finder.remove()
-
-
-def wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], None]:
-    """Puts `wrapper(method)` in the place of a class's method.
-
-    The class is wrapped, not an instance: hosts make new ones. A second call does nothing.
-
-    Returns:
-        What puts the method back, unless another library has wrapped it, too, by then.
-    """
-    static = inspect.getattr_static(owner, name)
-    method = getattr(owner, name)
-    if hasattr(method, "feeds_dwmgrad"):
-        return lambda: None
-    new: Any = functools.wraps(method)(wrapper(method))
-    new.feeds_dwmgrad = True
-    placed = staticmethod(new) if isinstance(static, staticmethod) else new
-    setattr(owner, name, placed)
-
-    def unwrap() -> None:
-        if vars(owner)[name] is placed:
-            setattr(owner, name, static)
-
-    return unwrap
 
 
 def _attach(name: str, attach: Attach) -> None:

@@ -15,16 +15,16 @@ from torch.nn.utils import clip_grad_norm_
 from ..gradient_trace import may_be_elsewhere
 from ..losses import LIGHTNING, brought
 from ..optimizer import DWMGrad
+from ..patching import tell_after, wrap
 from ..wrappers import innermost, inside, is_partitioned
 from ..zero import show_pieces
-from .hooks import wrap
 
 
 def attach(host: ModuleType) -> None:
     """Wraps `Strategy.backward`, of which each package has one, and what clips in that package."""
     wrap(host.Strategy, "backward", _with_loss)
     if hasattr(host.Strategy, "clip_gradients_norm"):  # Fabric
-        wrap(host.Strategy, "clip_gradients_norm", _telling)
+        tell_after(host.Strategy, "clip_gradients_norm", _tell_clipping)
     else:
         wrap(host.Precision, "clip_grad_by_norm", _keeping_the_norm)
 
@@ -53,16 +53,11 @@ def _concerned(strategy: Any) -> tuple[list[DWMGrad], bool]:
     return ours, alone and (is_partitioned(given[0]) or may_be_elsewhere(ours[0].param_groups))
 
 
-def _telling(clip: Any) -> Any:
-    def clip_and_tell(
-        self: Any, module: Any, optimizer: Any, max_norm: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        norm = clip(self, module, optimizer, max_norm, *args, **kwargs)
-        for each in inside([optimizer]):
-            each.observe_clipping(norm, max_norm)
-        return norm
-
-    return clip_and_tell
+def _tell_clipping(
+    _: Any, norm: Any, module: Any, optimizer: Any, max_norm: Any, *args: Any, **kwargs: Any
+) -> None:
+    for each in inside([optimizer]):
+        each.observe_clipping(norm, max_norm)
 
 
 def _keeping_the_norm(clip: Any) -> Any:

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from ..optimizer import DWMGrad
+from ..patching import tell_before, wrap
 from ..state import keep_in_float32
-from .hooks import wrap
 from .names import NAMES, preset_of
 from .optim_args import check, settings_of
 
@@ -39,7 +39,7 @@ def add_names(host: ModuleType) -> None:
         undo.callback(copyreg.dispatch_table.pop, names, None)
         ForkingPickler.register(names, _made_by(member_of, added))
         undo.callback(reducers.pop, names, None)
-        undo.callback(wrap(host.TrainingArguments, "__post_init__", _checking))
+        undo.callback(tell_before(host.TrainingArguments, "__post_init__", _check_settings))
 
 
 def enter_trainer(host: ModuleType) -> None:
@@ -107,14 +107,10 @@ def _made_by(make: Callable[[str], Any], ours: list[str]) -> Callable[[Any], tup
     return lambda member: (make if member.value in ours else type(member), (member.value,))
 
 
-def _checking(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        settings = settings_of(self)
-        if settings is not None:
-            check(settings)
-        return post_init(self, *args, **kwargs)
-
-    return __post_init__
+def _check_settings(args: Any) -> None:
+    settings = settings_of(args)
+    if settings is not None:
+        check(settings)
 
 
 def _with_dwmgrad(original: Callable[..., Any]) -> Callable[..., Any]:

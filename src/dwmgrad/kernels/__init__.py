@@ -24,8 +24,7 @@ from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
-__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms"]
-__all__ += ["squared_norms_on_device", "update"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms", "update"]
 
 
 class Bucket(NamedTuple):
@@ -123,24 +122,23 @@ def update(
 
 def run_on_device(
     buckets: Sequence[Bucket],
+    c: Coefficients,
     numbers: Tensor,
     skipped: Tensor,
     addresses: one_launch.Addresses,
     *,
-    stochastic_state: bool = False,
-    stochastic_params: bool = False,
     use_foreach: bool | None = None,
     use_fused: bool | None = None,
 ) -> None:
     """As `run`, with all numbers on the device of the tensors, without waiting for it.
 
     Args:
+        c: for how to round.
         numbers, skipped, addresses: see `one_launch.launch`; the numbers may be float64.
-        stochastic_state, stochastic_params: see `Coefficients`.
         use_foreach, use_fused: which exclude `one_launch`.
     """
     may_fuse = use_fused is not False and not use_foreach
-    rounding = (stochastic_state, stochastic_params)
+    rounding = (c.stochastic_state, c.stochastic_params)
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
         if flat and may_fuse and one_launch.accepts(*row):
@@ -149,32 +147,28 @@ def run_on_device(
             reference.update_on_device(tensors, numbers, skipped, *rounding)
 
 
-def squared_norms(buckets: Sequence[Bucket], c: Coefficients) -> list[tuple[float, int]]:
+def squared_norms(
+    buckets: Sequence[Bucket], c: Coefficients, inverse: Any = None
+) -> list[tuple[Any, int]]:
     """For each parameter `reference.squared_norms`, and its ordinal. Nothing is written.
 
-    One host sync for each bucket on an accelerator.
+    Args:
+        buckets: from `prepare`.
+        c: the step's numbers.
+        inverse: None: there is one host sync for each bucket on an accelerator. Else what the
+            gradients are multiplied by first; all numbers are, and stay, on the device.
     """
-    found: list[tuple[float, int]] = []
+    found: list[tuple[Any, int]] = []
     for tensors, flat in buckets:
-        if flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
+        norms: list[Any]
+        if inverse is not None:
+            norms = reference.squared_norms(tensors, c.decay, c.eps, inverse)
+        elif flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
             norms = native.squared_norms(tensors, c)
         else:
             norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps)).tolist()
         found += zip(norms, tensors.ordinals, strict=True)
     return found
-
-
-def squared_norms_on_device(
-    buckets: Sequence[Bucket], decay: Any, eps: Any, inverse: Any
-) -> list[tuple[Tensor, int]]:
-    """As `squared_norms`, with all numbers on the device, without waiting for it."""
-    return [
-        each
-        for tensors, _ in buckets
-        for each in zip(
-            reference.squared_norms(tensors, decay, eps, inverse), tensors.ordinals, strict=True
-        )
-    ]
 
 
 def _choose(

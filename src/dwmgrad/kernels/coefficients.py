@@ -69,13 +69,20 @@ class Tensors(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """What is left of a group's settings and of the window once a step is decided."""
+    """What is left of a group's settings and of the window once a step is decided.
 
-    step_size: float  # α, negative when the objective is maximized
-    decay: float  # (ω − 1)/ω, what is kept of the mean squared gradient
-    momentum: float  # μ = γω/δ, the effective momentum
-    eps: float  # ε, added to the root
-    shrink: float  # α·λ, the share of the parameter that decoupled weight decay takes away
-    noise: int = 0  # the number of the step, which seeds stochastic rounding
+    The numbers are Python's or, with `capturable`, 0-dim tensors on the device.
+    """
+
+    step_size: Any  # α, negative when the objective is maximized
+    decay: Any  # (ω − 1)/ω, what is kept of the mean squared gradient
+    momentum: Any  # μ = γω/δ, the effective momentum
+    eps: Any  # ε, added to the root
+    shrink: Any  # α·λ, the share of the parameter that decoupled weight decay takes away
+    noise: Any = 0  # the number of the step, which seeds stochastic rounding
     stochastic_state: bool = False  # whether bfloat16 buffers are rounded so; 8-bit ones always are
     stochastic_params: bool = False  # whether bfloat16 parameters are
+
+    def limited(self, limit: Any) -> Coefficients:
+        """Those of a step that is scaled down; see `rule.step_limit`."""
+        return self._replace(step_size=self.step_size * limit, shrink=self.shrink * limit)

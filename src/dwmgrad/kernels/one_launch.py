@@ -54,12 +54,10 @@ def update(tensors: Tensors, c: Coefficients) -> Tensor:
     return skipped
 
 
-def numbers_of(c: Coefficients) -> list[float]:
-    """The 10 numbers that `launch` reads, for a step that happens, of gradients as they are."""
-    inverse = active = 1.0
-    halves = float(c.noise & 0xFFFF), float(c.noise >> 16 & 0xFFFF)
+def numbers_of(c: Coefficients, inverse: Any = 1.0, happens: Any = 1.0) -> list[Any]:
+    """The 10 numbers that `launch` reads, by default for gradients as they are."""
     rates = [c.step_size, c.decay, 1 - c.decay, c.momentum, c.eps, c.shrink]
-    return [*rates, inverse, active, *halves]
+    return [*rates, inverse, happens, c.noise % 65536, c.noise // 65536 % 65536]
 
 
 def launch(

@@ -11,8 +11,8 @@ import os
 import tempfile
 from typing import Any
 
-from ..integrations.hooks import wrap
 from ..optimizer import DWMGrad
+from ..patching import tell_after
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 MARK = "DWMGRAD_CREATED"
@@ -39,15 +39,11 @@ def inherit() -> None:
 def watch() -> None:
     """Removes the file when this process creates its first DWMGrad."""
 
-    def noting(init: Any) -> Any:
-        def first_init(self: DWMGrad, *args: Any, **kwargs: Any) -> None:
-            init(self, *args, **kwargs)
-            unwrap()
-            _remove_mark()
+    def note(*_: Any, **__: Any) -> None:
+        unwrap()
+        _remove_mark()
 
-        return first_init
-
-    unwrap = wrap(DWMGrad, "__init__", noting)
+    unwrap = tell_after(DWMGrad, "__init__", note)
 
 
 def none_was_created() -> bool:

@@ -1,0 +1,203 @@
+"""How a step becomes one step of all ranks: what they and their gradient scalers make of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
+from torch.optim import Optimizer
+
+from . import alone, capturable, checkpoint, distributed, progress, ranks, state
+from .losses import LossFeed, Observation
+from .ranks import Agreed, AgreedOnDevice, Share
+
+
+class Agreeing(Optimizer, Joinable):
+    """An optimizer whose ranks have one loss, and make or skip a step together."""
+
+    loss_group: Any
+    _device_window: capturable.DeviceWindow | None
+    _feed: LossFeed
+    _said: set[str]
+    _scaler: torch.amp.GradScaler | None
+    _same_setup: bool
+    _has_stepped_alone: bool
+
+    def _begin_alone(self, loss_group: Any) -> None:
+        """Before anything is known of the other ranks."""
+        self.loss_group = loss_group
+        self._same_setup = self._has_stepped_alone = False
+        Joinable.__init__(self)
+        alone.watch()
+
+    def _agreed_on(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
+        """What all ranks make of this step; asked of them once for one observation.
+
+        Raises:
+            RuntimeError: if ranks are not set up alike, or if there is no loss where one must be.
+        """
+        if observation is None and self._creates_state():
+            return Agreed(None, 0, makes_state=True)  # without the others: a rank may do so alone
+        if observation is None:
+            agreed = self._feed.ahead or self._agree(None, self._of_scaler("found_inf"))
+        else:
+            if observation.agreed is None:
+                observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
+            agreed = observation.agreed
+        if isinstance(agreed, Agreed):
+            lacks_loss = agreed.loss is None and not agreed.idle
+        else:
+            lacks_loss = observation is None and self._has_gradient()
+        if lacks_loss and not alone.joined_without(self):
+            self._go_without_loss()
+        return agreed
+
+    def _steps_alone(self) -> bool:
+        """Whether no other rank steps together with this one."""
+        if ranks.size(self.loss_group) < 2:
+            return True
+        if alone.joined_without(self):
+            self._say_once(_NOT_JOINED)
+            return True
+        return self._feed.local or alone.is_local(self)
+
+    def _agree(
+        self, observation: Observation | None, overflow: Tensor | float | None
+    ) -> Agreed | AgreedOnDevice:
+        """What all ranks make of their losses and of what their gradient scalers found."""
+        share = Share(None, 0, self._has_gradient(), 0.0 if overflow is None else overflow)
+        if observation is not None and not alone.joined_without(self):
+            share = share._replace(loss=observation.loss, micro_batches=observation.micro_batches)
+        steps_alone = self._steps_alone()
+        if not steps_alone:
+            if share.micro_batches > 1 and alone.joined_behind_others(self):
+                raise RuntimeError(
+                    "Join([model, optimizer]) makes a step of each forward pass, and this step is "
+                    f"of {share.micro_batches}: with gradient accumulation use Join([model])"
+                )
+            Join.notify_join_context(self)
+        return self._asked_of_ranks(share, steps_alone)
+
+    def _asked_of_ranks(
+        self, share: Share | None, steps_alone: bool = False
+    ) -> Agreed | AgreedOnDevice:
+        if steps_alone:
+            self._has_stepped_alone = True
+        elif not self._same_setup:
+            ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
+            distributed.check_setup(self, self.loss_group, ignored)
+            self._same_setup = True
+        device = ranks.home_of(self.param_groups)
+        if not self.param_groups[0]["capturable"]:
+            agreed = ranks.agree(share, device, self.loss_group, steps_alone)
+            stands_out = progress.stands_out(self.param_groups[0], agreed.loss)
+            return agreed._replace(stands_out=stands_out and not agreed.overflow)
+        if self._device_window is None:
+            self._device_window = capturable.DeviceWindow(self.param_groups, device)
+        self._device_window.check(self._params())
+        on_device = ranks.agree_on_device(share, device, self.loss_group, steps_alone)
+        if self._scaler is not None and not steps_alone:  # its scale is to stay that of the others
+            found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
+            for each in found.values():
+                each.copy_(on_device.overflow)
+        return on_device
+
+    @torch.no_grad()
+    def _agree_to_skip(self, scaler: torch.amp.GradScaler) -> None:
+        """Lets a gradient scaler skip on all ranks the step that it would skip on one.
+
+        Raises:
+            RuntimeError: on every rank, if one has no gradients, of which scalers make an error.
+        """
+        feed = self._feed
+        if scaler._per_optimizer_states[id(self)]["stage"] is OptState.READY:
+            scaler.unscale_(self)
+        found = list(scaler._per_optimizer_states[id(self)]["found_inf_per_device"].values())
+        feed.discard_dropped(self.param_groups)
+        observation = feed.waiting
+        agreed = self._agree(observation, sum(each.to(found[0].device) for each in found))
+        if observation is None:
+            feed.ahead = agreed
+        else:
+            observation.agreed = agreed
+        if isinstance(agreed, Agreed) and agreed.lacks_gradient:
+            raise RuntimeError(
+                "a gradient scaler makes this step, and a rank has no gradient: every rank must "
+                "have run backward() before scaler.step(optimizer)"
+            )
+        for each in found:
+            each.fill_(agreed.overflow)
+
+    def _of_scaler(self, name: str) -> Tensor | None:
+        found = getattr(self, name, None)  # there while a gradient scaler leaves its work to step()
+        return found if isinstance(found, Tensor) else None
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        """For `torch.distributed.algorithms.Join([model, optimizer])`: uneven inputs."""
+        return alone.Shadow(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where the collectives of `Join` run."""
+        return ranks.device_of(ranks.home_of(self.param_groups), self.loss_group)
+
+    @property
+    def join_process_group(self) -> Any:
+        """The process group over whose ranks the loss is averaged."""
+        return self.loss_group or torch.distributed.group.WORLD
+
+    # ---- a step without a loss ----
+
+    def _creates_state(self) -> bool:
+        """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
+        if any(state.BUFFERS[0] in own for own in self._states()):
+            return False
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        return not any(state.local_part(grad).any() for grad in self._grads())
+
+    def _go_without_loss(self) -> None:
+        policy = self.param_groups[0]["missing_loss"]
+        if policy == "error":
+            raise RuntimeError(_NO_LOSS)
+        if policy == "warn":
+            self._say_once(_NO_LOSS)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=4)
+
+    # ---- what there is ----
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+    def _states(self) -> Iterator[dict[str, Any]]:
+        """Of the parameters; what others keep under other keys may be anything."""
+        return (self.state[param] for param in self._params() if param in self.state)
+
+    def _grads(self) -> Iterator[Tensor]:
+        return (p.grad for p in self._params() if p.grad is not None)
+
+    def _has_gradient(self) -> bool:
+        return next(self._grads(), None) is not None
+
+
+_NO_LOSS = (
+    "step() got no loss, so the window holds. accelerator.backward(loss) brings it by itself; "
+    "elsewhere call optimizer.observe_loss(loss) before step() (of what accelerator.prepare() "
+    "returned: optimizer.optimizer.observe_loss(loss)), or step(loss=loss). "
+    'missing_loss="hold" silences this.'
+)
+_NOT_JOINED = (
+    "this step is made in a Join for uneven inputs that does not know of the optimizer, so the "
+    "window holds: ranks without inputs could not take part in averaging the loss. Cure: "
+    "Join([model, optimizer]), or accelerator.join_uneven_inputs([model, optimizer.optimizer]) "
+    "with what accelerator.prepare() returned"
+)

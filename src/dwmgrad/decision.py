@@ -1,0 +1,76 @@
+"""What a step is made of, decided before anything moves: on the host, or on a device.
+
+As in `rule`, a number is one of Python's or, with `capturable`, a 0-dim tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import kernels, rule
+from .plan import Moves
+from .rule import Number
+from .state import stochastic_state
+
+
+class Call(NamedTuple):
+    """What the kernels are to do with parameters of one group and one age."""
+
+    buckets: list[kernels.Bucket]
+    numbers: kernels.Coefficients
+    group: dict[str, Any]
+
+    def limited(self, limit: Number) -> Call:
+        """The call in a step that is scaled down; see `rule.step_limit`."""
+        return self._replace(numbers=self.numbers.limited(limit))
+
+
+def calls_of(
+    groups: list[dict[str, Any]],
+    moves: Moves,
+    window: rule.Window,
+    rates: list[Number],
+    share_of: Callable[[Any], Number],
+    noise: Number,
+) -> list[Call]:
+    """The calls of a step that nothing limits.
+
+    Args:
+        groups: the parameter groups.
+        moves: what is to move, of each group.
+        window: after it has observed the step's loss.
+        rates: each group's learning rate.
+        share_of: given the age of parameters, the share of the zeros after the step.
+        noise: the number of the step.
+    """
+    calls = []
+    for group, own, lr in zip(groups, moves, rates, strict=True):
+        rounding = stochastic_state(group), group["stochastic_rounding"]
+        for age, _, buckets in own:
+            five = rule.coefficients(group, window, lr, share_of(age))
+            calls.append(Call(buckets, kernels.Coefficients(*five, noise, *rounding), group))
+    return calls
+
+
+def predicted(
+    calls: Iterable[Call],
+    weight_of: Callable[[Tensor], float] | None = None,
+    inverse: Tensor | None = None,
+) -> Number:
+    """What the calls would take off the loss; see `rule.step_limit`.
+
+    Args:
+        calls: of this rank's parts of the parameters.
+        weight_of: how much a parameter counts here; None: each counts whole.
+        inverse: see `kernels.squared_norms`.
+    """
+    total: Number = 0.0
+    for buckets, c, group in calls:
+        for norm, ordinal in kernels.squared_norms(buckets, c, inverse):
+            if weight_of is not None:
+                norm = weight_of(group["params"][ordinal]) * norm
+            total = total + rule.predicted_decrease(c.step_size, c.momentum, norm)
+    return total

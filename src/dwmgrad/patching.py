@@ -1,0 +1,60 @@
+"""Methods of other libraries' classes, wrapped so that dwmgrad hears of their calls.
+
+The class is wrapped, not an instance: hosts make new ones. A second wrapping does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], None]:
+    """Puts `wrapper(method)` in the place of a class's method.
+
+    Returns:
+        What puts the method back, unless another library has wrapped it, too, by then.
+    """
+    static = inspect.getattr_static(owner, name)
+    method = getattr(owner, name)
+    if hasattr(method, "feeds_dwmgrad"):
+        return lambda: None
+    new: Any = functools.wraps(method)(wrapper(method))
+    new.feeds_dwmgrad = True
+    placed = staticmethod(new) if isinstance(static, staticmethod) else new
+    setattr(owner, name, placed)
+
+    def unwrap() -> None:
+        if vars(owner)[name] is placed:
+            setattr(owner, name, static)
+
+    return unwrap
+
+
+def tell_before(owner: type, name: str, tell: Callable[[Any], Any]) -> Callable[[], None]:
+    """As `wrap`, to call `tell(self)` before the method."""
+
+    def wrapper(method: Any) -> Any:
+        def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
+            tell(self)
+            return method(self, *args, **kwargs)
+
+        return telling
+
+    return wrap(owner, name, wrapper)
+
+
+def tell_after(owner: type, name: str, tell: Callable[..., Any]) -> Callable[[], None]:
+    """As `wrap`, to call `tell(self, result, ...)`, with the method's arguments, after it."""
+
+    def wrapper(method: Any) -> Any:
+        def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = method(self, *args, **kwargs)
+            tell(self, result, *args, **kwargs)
+            return result
+
+        return telling
+
+    return wrap(owner, name, wrapper)

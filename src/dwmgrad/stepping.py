@@ -1,0 +1,264 @@
+"""How a step that the ranks agreed on is decided, and made."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, starmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels, progress, ranks, rule, state
+from .agreement import Agreeing
+from .capturable import DeviceWindow
+from .cohorts import NewState, share_reader
+from .decision import Call, calls_of, predicted
+from .losses import Observation
+from .plan import Age, Moves, Plan, moves_of
+from .ranks import Agreed, AgreedOnDevice
+from .zero import Pieces
+
+Changes = list[tuple[dict[str, Any], dict[str, Any]]]
+"""Groups and states, and what is new in each."""
+
+
+class Stepping(Agreeing):
+    """An optimizer that decides all of a step before anything moves."""
+
+    _skipped: list[bool | Tensor]
+    _overlaps: kernels.Overlaps
+    _plan: Plan | None
+    _clipped_to: Tensor | float
+    _pieces: Pieces | None
+
+    def _prepared(
+        self, observation: Observation | None, agreed: Agreed | AgreedOnDevice
+    ) -> Callable[[], None] | None:
+        """Checks and readies all that a step needs; what it returns makes the step."""
+        groups, common = self.param_groups, self.param_groups[0]
+        at_once = common["capturable"] or (common["loss_limit"] is not None and not self._pieces)
+        if observation is not None and observation.used and at_once:
+            name = "capturable=True" if common["capturable"] else "loss_limit"
+            raise RuntimeError(f"{name} takes one step() a loss, for all parameters")
+        self._warn_of_skipped_elements()
+        if agreed.idle or agreed.is_refused:
+            return None
+        moving = [g for g in groups if observation is None or not observation.has_moved(g)]
+        window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
+        moves = self._moves(window, begins=common["steps"] == (0 if moving else 1))
+        if isinstance(agreed, AgreedOnDevice):
+            assert window is not None
+            scale, clipped_to = self._of_scaler("grad_scale"), self._clipped_to
+            return lambda: window.step(groups, moves, agreed, self._predicted, scale, clipped_to)
+        if agreed.makes_state:
+            return None
+        numbers: dict[str, Any] = {}
+        now = progress.window_of(common)
+        if moving:
+            numbers, now = _advanced(moving[0], agreed)
+        changes: Changes = [(group, numbers) for group in moving]
+        calls: list[Call] = []
+        if not agreed.stands_out:
+            aged, calls = self._on_host(moves, numbers, now, agreed.loss, observation)
+            changes += aged
+        return lambda: self._make_step(observation, moving, changes, calls)
+
+    def _moves(self, window: DeviceWindow | None, begins: bool) -> Moves:
+        """What the step moves, by age; of what the step before moved only the news is checked."""
+        groups = self.param_groups
+        begins = begins if window is None else window.begins
+        age: Age = share_reader() if window is None else window.age
+        moves = self._plan.renew(groups, self.state, age) if self._plan else None
+        if moves is None:
+            self._plan = None
+            if window is not None:
+                window.keep_only(self.state.values())
+            states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
+            moves = moves_of(groups, states, age, self._overlaps)
+            self._plan = Plan(groups, self.state, moves, self._overlaps)
+        return moves
+
+    def _on_host(
+        self,
+        moves: Moves,
+        numbers: dict[str, Any],
+        window: rule.Window,
+        loss: float | None,
+        observation: Observation | None,
+    ) -> tuple[Changes, list[Call]]:
+        """What becomes of the parameters' ages, and the calls of the kernels.
+
+        Args:
+            moves: what is to move.
+            numbers: the groups' after the step; gets those of `loss_limit` here.
+            window: after the step.
+            loss: of the step, the mean over the ranks.
+            observation: which it comes from.
+        """
+        common, rates = self.param_groups[0], self._rates()
+        share_of = partial(rule.share_after, decay=window.decay(common["second_moment_window"]))
+        aged: Changes = []
+        for age, states, _ in chain.from_iterable(moves):
+            if age:
+                new = {state.ZERO_SHARE: state.share_of(share_of(age))}
+                aged += [(kept, new) for kept in states]
+        own = [rates[id(group)] for group in self.param_groups]
+        noise = numbers.get("steps", common["steps"])
+        calls = calls_of(self.param_groups, moves, window, own, share_of, noise)
+        if common["loss_limit"] is not None:
+            limited = observation.limited if observation is not None else None
+            limited = limited or self._limits(calls, window, loss)
+            if observation is not None:
+                observation.limited = limited
+            numbers |= limited
+            calls = [call.limited(limited["step_limit"]) for call in calls]
+        return aged, calls
+
+    def _limits(
+        self, calls: Iterable[Call] | None, window: rule.Window, loss: float | None
+    ) -> dict[str, float]:
+        """The groups' numbers of a step that the loss limits.
+
+        Args:
+            calls: of a step that nothing limits; None: of the other ranks alone.
+            window, loss: of the step.
+        """
+        groups = self._all_groups()
+        common, limit = groups[0], groups[0]["step_limit"]
+        if self._pieces is not None:
+            self._clipped_to = share_kept(*self._pieces.clipping())
+        share = common["clipped_to"]
+        if calls is not None:
+            share = rule.share_left(share, float(self._clipped_to), common["steps"])
+        if loss is not None:
+            if loss <= common["loss_floor"]:
+                self._say_at_floor()
+            if calls is not None and self._pieces is not None:
+                calls = chain(calls, self._waiting(self._pieces, window))
+            limit = self._limit_of(float(self._predicted(calls, share)), window, loss)
+        effective = rule.effective_lr(common, window, limit * self._rates()[id(common)])
+        return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
+
+    def _limit_of(self, predicted: float, window: rule.Window, loss: float) -> float:
+        common = self.param_groups[0]
+        schedule = float(rule.share_of_peak(self._all_groups()))
+        return rule.step_limit(common, window, loss, schedule, predicted, common["step_limit"])
+
+    def _predicted(
+        self, calls: Iterable[Call] | None, share: Any, inverse: Tensor | None = None
+    ) -> Any:
+        """What the calls of all ranks would take off the loss; see `rule.step_limit`.
+
+        Args:
+            calls: of this rank; None where it has no more steps to make.
+            share: see `rule.share_left`.
+            inverse: see `kernels.squared_norms`.
+        """
+        if calls is not None and self._steps_alone():
+            return predicted(calls, inverse=inverse) / share
+        counts = None if self._pieces else partial(ranks.weight_of, group=self.loss_group)
+        number = None if calls is None else predicted(calls, counts, inverse) / share
+        return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
+
+    def _all_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, of which DeepSpeed may show but one at a time."""
+        return self._pieces.groups if self._pieces else self.param_groups
+
+    def _rates(self) -> dict[int, float]:
+        """Each group's learning rate, by the group's id."""
+        groups = self._all_groups()
+        rates = map(float, rule.learning_rates(groups))
+        return dict(zip(map(id, groups), rates, strict=True))
+
+    def _waiting(self, pieces: Pieces, window: rule.Window) -> Iterator[Call]:
+        """The calls of the pieces that DeepSpeed steps after this one; they get no state here."""
+        common, rates = self.param_groups[0], self._rates()
+        corrected = common["bias_correction"] or common["steps"] > 0
+        share_of = partial(rule.share_after, decay=window.decay(common["second_moment_window"]))
+        for piece, view, group in pieces.waiting(self.param_groups, float(self._clipped_to)):
+            states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
+            own = [{**group, "params": [view]}]
+            moves = moves_of(own, states, share_reader(), kernels.Overlaps())
+            yield from calls_of(own, moves, window, [rates[id(group)]], share_of, noise=0)
+
+    def _make_step(
+        self,
+        observation: Observation | None,
+        moving: list[dict[str, Any]],
+        changes: Changes,
+        calls: list[Call],
+    ) -> None:
+        if observation is not None:
+            observation.mark_moved(moving)
+        # One call of C, in which no signal's handler runs: Ctrl-C finds all numbers before the step
+        # or all after it.
+        deque(starmap(dict.update, changes), maxlen=0)
+        for buckets, numbers, group in calls:
+            self._skipped += kernels.run(
+                buckets, numbers, use_foreach=group["foreach"], use_fused=group["fused"]
+            )
+        if self._skipped and all(isinstance(each, bool) for each in self._skipped):
+            self._warn_of_skipped_elements()
+
+    @torch.no_grad()
+    def _shadow_step(self) -> None:
+        """Moves the window as the other ranks do, which have inputs left where this one has none.
+
+        Parameters and state stay: the model's own join hook brings the parameters at the end.
+        """
+        agreed, groups = self._asked_of_ranks(None), self.param_groups
+        if isinstance(agreed, AgreedOnDevice):
+            assert self._device_window is not None
+            nothing: Moves = [[] for _ in groups]
+            self._device_window.step(
+                groups, nothing, agreed, lambda _, *given: self._predicted(None, *given)
+            )
+        elif not (agreed.idle or agreed.is_refused or agreed.overflow):
+            numbers, window = _advanced(groups[0], agreed)
+            if groups[0]["loss_limit"] is not None and not agreed.stands_out:
+                numbers |= self._limits(None, window, agreed.loss)
+            for group in groups:
+                group.update(numbers)
+
+    # ---- what is said ----
+
+    def _warn_of_skipped_elements(self) -> None:
+        """Warns once if elements were skipped; an accelerator is asked with the next loss."""
+        if self._skipped and ELEMENTS_SKIPPED not in self._said:
+            if bool(sum(self._skipped)):  # one host sync
+                self._say_once(ELEMENTS_SKIPPED)
+        self._skipped.clear()
+
+    def _say_at_floor(self) -> None:
+        self._say_once(_AT_FLOOR.format(self.param_groups[0]["loss_floor"]))
+
+
+def share_kept(total_norm: Tensor | float, max_norm: float) -> Tensor | float:
+    """What clipping to a norm leaves of the gradients; not below 1 where it leaves them alone."""
+    return max_norm / (total_norm + 1e-6)  # torch's formula
+
+
+def _advanced(group: dict[str, Any], agreed: Agreed) -> tuple[dict[str, Any], rule.Window]:
+    """The group's numbers, and the window, after a step."""
+    counts = agreed.loss is not None
+    loss = agreed.loss if counts else 0.0
+    numbers, window, *_ = progress.advanced(group, loss, agreed.micro_batches, counts=counts)
+    return numbers, window
+
+
+STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"
+STANDS_OUT = (
+    "a loss stands out from the recent ones: loss_guard skips this step, and others like it. "
+    "optimizer.param_groups[0]['guarded_steps'] counts them, as the Trainer's logs do"
+)
+_AT_FLOOR = (
+    "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
+    "step_limit holds. Set loss_floor to a number that the loss cannot reach"
+)
+ELEMENTS_SKIPPED = (
+    "a gradient has elements that are not finite, or whose square is not: those elements of the "
+    "parameters and of the state stay as they were, the others have moved"
+)
