@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from . import alone, capturable, checkpoint, distributed, progress, ranks, state
 from .losses import LossFeed, Observation
-from .ranks import Agreed, AgreedOnDevice, Share
+from .ranks import Agreed, Share
 
 
 class Agreeing(Optimizer, Joinable):
@@ -35,7 +35,7 @@ class Agreeing(Optimizer, Joinable):
         Joinable.__init__(self)
         alone.watch()
 
-    def _agreed_on(self, observation: Observation | None) -> Agreed | AgreedOnDevice:
+    def _agreed_on(self, observation: Observation | None) -> Agreed:
         """What all ranks make of this step; asked of them once for one observation.
 
         Raises:
@@ -49,10 +49,10 @@ class Agreeing(Optimizer, Joinable):
             if observation.agreed is None:
                 observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
             agreed = observation.agreed
-        if isinstance(agreed, Agreed):
-            lacks_loss = agreed.loss is None and not agreed.idle
-        else:
+        if agreed.on_device:
             lacks_loss = observation is None and self._has_gradient()
+        else:
+            lacks_loss = agreed.loss is None and not agreed.idle
         if lacks_loss and not alone.joined_without(self):
             self._go_without_loss()
         return agreed
@@ -66,9 +66,7 @@ class Agreeing(Optimizer, Joinable):
             return True
         return self._feed.local or alone.is_local(self)
 
-    def _agree(
-        self, observation: Observation | None, overflow: Tensor | float | None
-    ) -> Agreed | AgreedOnDevice:
+    def _agree(self, observation: Observation | None, overflow: Tensor | float | None) -> Agreed:
         """What all ranks make of their losses and of what their gradient scalers found."""
         share = Share(None, 0, self._has_gradient(), 0.0 if overflow is None else overflow)
         if observation is not None and not alone.joined_without(self):
@@ -83,9 +81,7 @@ class Agreeing(Optimizer, Joinable):
             Join.notify_join_context(self)
         return self._asked_of_ranks(share, steps_alone)
 
-    def _asked_of_ranks(
-        self, share: Share | None, steps_alone: bool = False
-    ) -> Agreed | AgreedOnDevice:
+    def _asked_of_ranks(self, share: Share | None, steps_alone: bool = False) -> Agreed:
         if steps_alone:
             self._has_stepped_alone = True
         elif not self._same_setup:
@@ -100,12 +96,12 @@ class Agreeing(Optimizer, Joinable):
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)
         self._device_window.check(self._params())
-        on_device = ranks.agree_on_device(share, device, self.loss_group, steps_alone)
+        agreed = ranks.agree_on_device(share, device, self.loss_group, steps_alone)
         if self._scaler is not None and not steps_alone:  # its scale is to stay that of the others
             found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
             for each in found.values():
-                each.copy_(on_device.overflow)
-        return on_device
+                each.copy_(agreed.overflow)
+        return agreed
 
     @torch.no_grad()
     def _agree_to_skip(self, scaler: torch.amp.GradScaler) -> None:
@@ -125,7 +121,7 @@ class Agreeing(Optimizer, Joinable):
             feed.ahead = agreed
         else:
             observation.agreed = agreed
-        if isinstance(agreed, Agreed) and agreed.lacks_gradient:
+        if agreed.lacks_gradient:
             raise RuntimeError(
                 "a gradient scaler makes this step, and a rank has no gradient: every rank must "
                 "have run backward() before scaler.step(optimizer)"

@@ -19,16 +19,14 @@ from . import kernels, rule
 from .decision import Call, calls_of
 from .kernels import one_launch
 from .plan import Moves
-from .progress import advanced
-from .ranks import AgreedOnDevice, widest
+from .progress import PROGRESS, advanced
+from .ranks import Agreed, widest
 from .state import ZERO_SHARE, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
 _COUNTS = ("window", "observations", "increases", "steps", *_GUARD_COUNTS)
-_MEASURES = ("micro_batches", "step_limit", "effective_lr", "clipped_to")
-_GUARD_MEASURES = ("guard_mean", "guard_deviation")
-_NUMBERS = (*_LOSSES, *_COUNTS, *_MEASURES, *_GUARD_MEASURES)
+_NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
 
 
 class _Share:
@@ -125,7 +123,7 @@ class DeviceWindow:
         self,
         groups: list[dict[str, Any]],
         moves: Moves,
-        agreed: AgreedOnDevice,
+        agreed: Agreed,
         predicted: Callable[[list[Call], Tensor, Tensor], Tensor],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .rule import Number
 
 
 def group_of(loss_group: Any) -> Any:
@@ -100,41 +101,30 @@ class Share(NamedTuple):
 
 
 class Agreed(NamedTuple):
-    """What all ranks make of a step."""
+    """What all ranks make of a step: numbers, or with `capturable` 0-dim tensors on the device.
 
-    loss: float | None  # NaN if one is not finite; else None if one lacks; else the ranks' mean
-    micro_batches: float  # the mean number over the ranks, whole where they are alike
+    On a device, in float64 where it has it, the loss alone says what becomes of the step. Finite:
+    it is the mean. Minus infinity: there is none. NaN: the step is skipped, as a loss is not
+    finite. Infinity: there is nothing to do, or a gradient scaler gives it up.
+    """
+
+    loss: Number  # on the host NaN if one is not finite; else None if one lacks; else the mean
+    micro_batches: Number  # the mean number over the ranks, whole where they are alike
+    overflow: Number = False  # above 0 where a gradient scaler of any rank gives the step up
     idle: bool = False  # whether no rank has a loss or a gradient
-    overflow: bool = False  # whether a gradient scaler of any rank gives the step up
     lacks_gradient: bool = False  # whether a rank has no gradient
     makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
     stands_out: bool = False  # whether the optimizer's guard refuses the loss
 
     @property
+    def on_device(self) -> bool:
+        """Whether the device knows, and nobody waits for it: all that is bool here is False."""
+        return isinstance(self.loss, Tensor)
+
+    @property
     def is_refused(self) -> bool:
         """Whether the step is skipped because a loss is not finite."""
-        return self.loss is not None and math.isnan(self.loss)
-
-
-@dataclass(frozen=True)
-class AgreedOnDevice:
-    """The same in 0-dim tensors on the device, in float64 where it has it.
-
-    Attributes:
-        loss: finite: the mean. Minus infinity: there is none. NaN: the step is skipped, as a loss
-            is not finite. Infinity: there is nothing to do, or a gradient scaler gives it up.
-        micro_batches: as in `Agreed`.
-        overflow: above 0 where a gradient scaler of any rank gives the step up.
-    """
-
-    loss: Tensor
-    micro_batches: Tensor
-    overflow: Tensor
-
-    # the device knows, and nobody waits for it
-    idle: ClassVar = False
-    is_refused: ClassVar = False
-    stands_out: ClassVar = False
+        return isinstance(self.loss, float) and math.isnan(self.loss)
 
 
 def agree(
@@ -168,7 +158,7 @@ def agree(
 
 def agree_on_device(
     share: Share | None, device: torch.device, group: Any = None, alone: bool = False
-) -> AgreedOnDevice:
+) -> Agreed:
     """As `agree`, but it stays on the device, and nobody waits for it."""
     if share is not None and (alone or size(group) < 2):
         numbers = _on(device, share)
@@ -179,7 +169,7 @@ def agree_on_device(
     mean = torch.where(mean.isfinite(), mean, torch.nan)
     mean = torch.where((losses < ranks) & ~mean.isnan(), -torch.inf, mean)
     idle = (losses + gradients == 0) | (overflows > 0)
-    return AgreedOnDevice(torch.where(idle, torch.inf, mean), micro_batches / ranks, overflows)
+    return Agreed(torch.where(idle, torch.inf, mean), micro_batches / ranks, overflows)
 
 
 def widest(device: torch.device) -> torch.dtype:

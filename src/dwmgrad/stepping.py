@@ -18,7 +18,7 @@ from .cohorts import NewState, share_reader
 from .decision import Call, calls_of, predicted
 from .losses import Observation
 from .plan import Age, Moves, Plan, moves_of
-from .ranks import Agreed, AgreedOnDevice
+from .ranks import Agreed
 from .zero import Pieces
 
 Changes = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -35,7 +35,7 @@ class Stepping(Agreeing):
     _pieces: Pieces | None
 
     def _prepared(
-        self, observation: Observation | None, agreed: Agreed | AgreedOnDevice
+        self, observation: Observation | None, agreed: Agreed
     ) -> Callable[[], None] | None:
         """Checks and readies all that a step needs; what it returns makes the step."""
         groups, common = self.param_groups, self.param_groups[0]
@@ -47,10 +47,9 @@ class Stepping(Agreeing):
         if agreed.idle or agreed.is_refused:
             return None
         moving = [g for g in groups if observation is None or not observation.has_moved(g)]
-        window = self._device_window if isinstance(agreed, AgreedOnDevice) else None
+        window = self._device_window if agreed.on_device else None
         moves = self._moves(window, begins=common["steps"] == (0 if moving else 1))
-        if isinstance(agreed, AgreedOnDevice):
-            assert window is not None
+        if window is not None:
             scale, clipped_to = self._of_scaler("grad_scale"), self._clipped_to
             return lambda: window.step(groups, moves, agreed, self._predicted, scale, clipped_to)
         if agreed.makes_state:
@@ -210,8 +209,7 @@ class Stepping(Agreeing):
         Parameters and state stay: the model's own join hook brings the parameters at the end.
         """
         agreed, groups = self._asked_of_ranks(None), self.param_groups
-        if isinstance(agreed, AgreedOnDevice):
-            assert self._device_window is not None
+        if self._device_window is not None:
             nothing: Moves = [[] for _ in groups]
             self._device_window.step(
                 groups, nothing, agreed, lambda _, *given: self._predicted(None, *given)
