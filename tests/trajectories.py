@@ -1,6 +1,7 @@
 """What the rule makes of fixed losses and gradients, kept for each version of it.
 
-After a change that is meant to give other numbers, raise `dwmgrad.rule.RULE_VERSION` and run
+After a change that is meant to give other numbers, raise `dwmgrad.rule.RULE_VERSION`, or
+`LIMIT_VERSION` where it changes runs with a `loss_limit` alone, and run
 
     python tests/trajectories.py
 """
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.rule import RULE_VERSION
+from dwmgrad.rule import PRESETS, version_of
 
 STORED = Path(__file__).with_suffix(".json")
 STEPS = 40
@@ -24,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "loss": {"window_signal": "loss", "max_window": 100, "weight_decay": 0.1},
     "smoothed": {"loss_smoothing": 0.9, "max_window": 100, "momentum": 0.8},
     "finetune": {"preset": "finetune", "weight_decay": 0.1},
+    "limited": {"preset": "finetune", "loss_limit": 0.001},
+    "auto": {"preset": "auto"},
     "corrected": {"bias_correction": True, "second_moment_window": 7, "maximize": True},
 }
 
@@ -44,9 +47,15 @@ def trajectory(arguments: dict[str, Any]) -> list[list[float]]:
     return found
 
 
+def version(case: dict[str, Any]) -> str:
+    """Of the rule, as the key of what is stored."""
+    return str(version_of({**PRESETS.get(case.get("preset", ""), {}), **case}))
+
+
 def main() -> None:
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    stored[str(RULE_VERSION)] = {name: trajectory(case) for name, case in CASES.items()}
+    for name, case in CASES.items():
+        stored.setdefault(version(case), {})[name] = trajectory(case)
     STORED.write_text(json.dumps(stored) + "\n")
 
 

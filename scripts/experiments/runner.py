@@ -39,11 +39,9 @@ class Run:
         Raises:
             UsageError: a setting is wrong.
         """
-        identity: dict[str, Any] = {
-            "settings": self.workload.settings(self.contender, self.settings),
-            "workload": self.workload.description(),
-        }
-        if version := get_contender(self.contender).rule:
+        settings = self.workload.settings(self.contender, self.settings)
+        identity = {"settings": settings, "workload": self.workload.description()}
+        if version := get_contender(self.contender).rule(settings):
             identity["rule"] = version
         text = json.dumps(identity, sort_keys=True)
         name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{self.seed}.json"

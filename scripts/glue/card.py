@@ -18,7 +18,7 @@ from dwmgrad import DWMGrad, __version__
 from dwmgrad.arguments import ARGUMENTS
 from dwmgrad.integrations.names import NAMES
 from dwmgrad.report import plot_run
-from dwmgrad.rule import RULE_VERSION
+from dwmgrad.rule import version_of
 from glue.data import HUB
 from glue.tasks import Task
 

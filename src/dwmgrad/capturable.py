@@ -21,6 +21,7 @@ from .kernels import one_launch
 from .plan import Moves
 from .progress import PROGRESS, advanced
 from .ranks import Agreed, widest
+from .rule import Number
 from .state import ZERO_SHARE, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
@@ -124,7 +125,7 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         moves: Moves,
         agreed: Agreed,
-        predicted: Callable[[list[Call], Tensor, Tensor], Tensor],
+        slopes: Callable[[list[Call], Tensor, Tensor], tuple[Number, Number]],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,
     ) -> None:
@@ -134,8 +135,8 @@ class DeviceWindow:
             groups: the parameter groups.
             moves: what is to move, by `age`.
             agreed: what the ranks make of the step.
-            predicted: what calls, with gradients to be multiplied by a number first, would take off
-                the loss on all ranks; see `rule.step_limit`.
+            slopes: `decision.slopes` on all ranks, of calls, the share that clipping left, and a
+                factor of the gradients.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
         """
@@ -155,15 +156,15 @@ class DeviceWindow:
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
             share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
-            total = self._number(predicted(calls, share, inverse))
+            predicted, along = map(self._number, slopes(calls, share, inverse))
             schedule = rule.share_of_peak(present)
-            limit = rule.step_limit(
-                common, window, agreed.loss, schedule, total, common["step_limit"]
-            )
-            limit = torch.where(counts, limit, now["step_limit"])
+            both = rule.step_limit(common, window, agreed.loss, schedule, predicted, along)
+            kept = now["step_limit"], now["limit_scale"]
+            limit, scale = (torch.where(counts, *each) for each in zip(both, kept, strict=True))
             effective = rule.effective_lr(common, window, rates[0] * limit)
             new |= {
                 "step_limit": limit,
+                "limit_scale": scale,
                 "clipped_to": torch.where(happens, share, now["clipped_to"]),
                 "effective_lr": torch.where(happens, effective, now["effective_lr"]),
             }

@@ -55,22 +55,26 @@ def calls_of(
     return calls
 
 
-def predicted(
+def slopes(
     calls: Iterable[Call],
     weight_of: Callable[[Tensor], float] | None = None,
     inverse: Tensor | None = None,
-) -> Number:
-    """What the calls would take off the loss; see `rule.step_limit`.
+) -> tuple[Number, Number]:
+    """What the calls would take off the loss, and what going on along the last step would.
+
+    See `rule.step_limit` and `rule.limit_scale`.
 
     Args:
         calls: of this rank's parts of the parameters.
         weight_of: how much a parameter counts here; None: each counts whole.
-        inverse: see `kernels.squared_norms`.
+        inverse: see `kernels.slopes`.
     """
-    total: Number = 0.0
+    predicted: Number = 0.0
+    along: Number = 0.0
     for buckets, c, group in calls:
-        for norm, ordinal in kernels.squared_norms(buckets, c, inverse):
-            if weight_of is not None:
-                norm = weight_of(group["params"][ordinal]) * norm
-            total = total + rule.predicted_decrease(c.step_size, c.momentum, norm)
-    return total
+        for (norm, ahead), ordinal in kernels.slopes(buckets, c, inverse):
+            weight = 1.0 if weight_of is None else weight_of(group["params"][ordinal])
+            decrease = rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
+            signed = -weight if group["maximize"] else weight
+            predicted, along = predicted + decrease, along + signed * ahead
+    return predicted, along

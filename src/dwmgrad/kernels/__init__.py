@@ -24,7 +24,7 @@ from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
-__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms", "update"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "slopes", "update"]
 
 
 class Bucket(NamedTuple):
@@ -147,10 +147,10 @@ def run_on_device(
             reference.update_on_device(tensors, numbers, skipped, *rounding)
 
 
-def squared_norms(
+def slopes(
     buckets: Sequence[Bucket], c: Coefficients, inverse: Any = None
 ) -> list[tuple[Any, int]]:
-    """For each parameter `reference.squared_norms`, and its ordinal. Nothing is written.
+    """For each parameter `reference.slopes`, and its ordinal. Nothing is written.
 
     Args:
         buckets: from `prepare`.
@@ -160,14 +160,14 @@ def squared_norms(
     """
     found: list[tuple[Any, int]] = []
     for tensors, flat in buckets:
-        norms: list[Any]
+        pairs: list[Any]
         if inverse is not None:
-            norms = reference.squared_norms(tensors, c.decay, c.eps, inverse)
+            pairs = reference.slopes(tensors, c.decay, c.eps, inverse)
         elif flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
-            norms = native.squared_norms(tensors, c)
+            pairs = native.slopes(tensors, c)
         else:
-            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps)).tolist()
-        found += zip(norms, tensors.ordinals, strict=True)
+            pairs = torch.stack(reference.slopes(tensors, c.decay, c.eps)).tolist()
+        found += zip(pairs, tensors.ordinals, strict=True)
     return found
 
 
