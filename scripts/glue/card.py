@@ -132,7 +132,7 @@ def _more(args: Any) -> dict[str, Any]:
         shown = [f"{k}={v}" for k, v in settings.items() if k in names and v is not None]
         preset = options.get("preset") or "none"
         more["optimizer"] = (
-            f"DWMGrad {__version__}, rule {RULE_VERSION}, preset {preset} ({', '.join(shown)})"
+            f"DWMGrad {__version__}, rule {version_of(settings)}, preset {preset} ({', '.join(shown)})"
         )
     return more
 
