@@ -62,7 +62,7 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
-    "loss_limit": 0.2,
+    "loss_limit": 0.1,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {
