@@ -19,14 +19,13 @@ from . import kernels, rule
 from .decision import Call, calls_of
 from .kernels import one_launch
 from .plan import Moves
-from .progress import PROGRESS, advanced
+from .progress import GUARD_COUNTS, PROGRESS, advanced
 from .ranks import Agreed, widest
 from .rule import Number
 from .state import ZERO_SHARE, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
-_GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
-_COUNTS = ("window", "observations", "increases", "steps", *_GUARD_COUNTS)
+_COUNTS = ("window", "observations", "increases", "steps", *GUARD_COUNTS)
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
 
 
@@ -132,11 +131,10 @@ class DeviceWindow:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
-            groups: the parameter groups.
-            moves: what is to move, by `age`.
-            agreed: what the ranks make of the step.
-            slopes: `decision.slopes` on all ranks, of calls, the share that clipping left, and a
-                factor of the gradients.
+            groups, moves, agreed: the parameter groups, what moves of each, and what ranks make of
+                the step.
+            slopes: given calls, `rule.share_left` and what gradients are multiplied by first: see
+                `decision.slopes`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
         """

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from . import arguments
 from .kernels.fit import Form, forms_of, misfit
-from .progress import PROGRESS, SCHEMA, guard_numbers
+from .progress import GUARD_COUNTS, PROGRESS, SCHEMA, guard_numbers
 from .rule import PAPER, Guard
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
@@ -183,20 +183,15 @@ def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours:
 
 
 def _check_progress(group: dict[str, Any]) -> None:
-    most = arguments.MOST_STEPS
-    _check_number("window", group["window"], 1, group["max_window"], whole=True)
-    _check_number("observations", group["observations"], 0, most, whole=True)
-    _check_number("increases", group["increases"], 0, group["observations"], whole=True)
-    _check_number("steps", group["steps"], 0, most, whole=True)
-    _check_number("micro_batches", group["micro_batches"], 0)
-    _check_number("step_limit", group["step_limit"], 0, 1)
-    _check_number("limit_scale", group["limit_scale"], 0)
-    _check_number("effective_lr", group["effective_lr"], 0)
-    _check_number("clipped_to", group["clipped_to"], 0, 1)
+    most = {"window": group["max_window"], "increases": group["observations"]}
+    for name in ("observations", "window", "increases", "steps", *GUARD_COUNTS):
+        least = 1 if name == "window" else 0
+        _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)
+    for name in ("micro_batches", "effective_lr", "limit_scale", "guard_deviation"):
+        _check_number(name, group[name], 0)
+    for name in ("step_limit", "clipped_to"):
+        _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    _check_number("guard_deviation", group["guard_deviation"], 0)
-    for name in ("guard_seen", "guard_in_row", "guarded_steps"):
-        _check_number(name, group[name], 0, most, whole=True)
     for name in ("last_loss", "mean_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")

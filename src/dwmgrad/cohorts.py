@@ -73,7 +73,6 @@ def cohorts_of(
         age: what to sort a parameter's state by.
     """
     found: dict[Hashable, Cohort] = {}
-    v_key, s_key = state.BUFFERS
     for ordinal, param in enumerate(group["params"]):
         grad = param.grad
         if grad is None and not param.requires_grad:
@@ -82,18 +81,13 @@ def cohorts_of(
         if grad is None:
             continue
         key = age(own)
-        cohort = found.get(key)
-        if cohort is None:
-            cohort = found[key] = Cohort(key, [], [])
+        cohort = found.setdefault(key, Cohort(key, [], []))
         cohort.states.append(own)
-        v, s = own.get(v_key), own.get(s_key)
+        v, s = state.buffers_of(own)
         if type(param) is not Parameter and hasattr(param, "to_local"):
             if grad.placements != param.placements:
                 grad = grad.redistribute(placements=param.placements)
             param, grad = param.to_local(), grad.to_local()
-            v, s = state.local_part(v), state.local_part(s)
-        elif state.SCALES[0] in own:
-            v, s = state.buffers_of(own)
         if param.numel() and not param.is_meta:
             cohort.rows.append((param, grad, v, s, ordinal))
     return list(found.values())
@@ -107,25 +101,20 @@ def share_reader() -> Callable[[dict[str, Any]], float]:
         number = own.get(state.ZERO_SHARE)
         if number is None:
             return 0.0
-        value = known.get(id(number))
-        if value is None:
-            value = known[id(number)] = float(number)
-        return value
+        if id(number) not in known:
+            known[id(number)] = float(number)
+        return known[id(number)]
 
     return share
 
 
 def names_of(groups: list[dict[str, Any]], cohorts: list[list[Cohort]]) -> list[str]:
-    """The parameters of the cohorts as an error names them, in their order."""
+    """The cohorts' parameters, in their order, by their names or else by their places."""
     return [
-        name_of(index, group, ordinal)
+        f"parameter {group['param_names'][ordinal]!r}"
+        if group.get("param_names")
+        else f"parameter {ordinal} of group {index}"
         for index, (group, own) in enumerate(zip(groups, cohorts, strict=True))
         for cohort in own
         for *_, ordinal in cohort.rows
     ]
-
-
-def name_of(index: int, group: dict[str, Any], ordinal: int) -> str:
-    """A parameter by its name, where the optimizer was given names, else by its place."""
-    names = group.get("param_names")
-    return f"parameter {names[ordinal]!r}" if names else f"parameter {ordinal} of group {index}"

@@ -25,7 +25,10 @@ class Call(NamedTuple):
 
     def limited(self, limit: Number) -> Call:
         """The call in a step that is scaled down; see `rule.step_limit`."""
-        return self._replace(numbers=self.numbers.limited(limit))
+        c = self.numbers
+        return self._replace(
+            numbers=c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
+        )
 
 
 def calls_of(
@@ -36,15 +39,10 @@ def calls_of(
     share_of: Callable[[Any], Number],
     noise: Number,
 ) -> list[Call]:
-    """The calls of a step that nothing limits.
+    """The calls of a step that nothing limits, with the window after it.
 
-    Args:
-        groups: the parameter groups.
-        moves: what is to move, of each group.
-        window: after it has observed the step's loss.
-        rates: each group's learning rate.
-        share_of: given the age of parameters, the share of the zeros after the step.
-        noise: the number of the step.
+    `share_of` takes an age, and gives the share of the zeros after the step; `noise` is the number
+    of the step.
     """
     calls = []
     for group, own, lr in zip(groups, moves, rates, strict=True):
@@ -60,14 +58,9 @@ def slopes(
     weight_of: Callable[[Tensor], float] | None = None,
     inverse: Tensor | None = None,
 ) -> tuple[Number, Number]:
-    """What the calls would take off the loss, and what going on along the last step would.
+    """What the calls of this rank would take off the loss, and Σ g·v; see `rule.step_limit`.
 
-    See `rule.step_limit` and `rule.limit_scale`.
-
-    Args:
-        calls: of this rank's parts of the parameters.
-        weight_of: how much a parameter counts here; None: each counts whole.
-        inverse: see `kernels.slopes`.
+    `weight_of` says how much a parameter counts here; for `inverse` see `kernels.slopes`.
     """
     predicted: Number = 0.0
     along: Number = 0.0

@@ -18,6 +18,8 @@ _GUARD = {
     "guarded_steps": "refused",
 }
 """A group's name of each number of `rule.Guard`."""
+GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
+"""Those of them that are whole."""
 PROGRESS = (
     "window",
     "last_loss",
@@ -101,10 +103,8 @@ def advanced(
 
     Args:
         group: its numbers and settings.
-        loss: of the step, the mean over the ranks.
-        micro_batches: how many it is from.
-        happens: whether there is a step.
-        counts: whether it has a loss; else the window holds.
+        loss, micro_batches: of the step, the means over the ranks.
+        happens, counts: whether there is a step, and whether it has a loss; else the window holds.
 
     Returns:
         The numbers; the window; and `happens` and `counts` after the guard has seen the loss.

@@ -90,12 +90,7 @@ class Stepping(Agreeing):
     ) -> tuple[Changes, list[Call]]:
         """What becomes of the parameters' ages, and the calls of the kernels.
 
-        Args:
-            moves: what is to move.
-            numbers: the groups' after the step; gets those of `loss_limit` here.
-            window: after the step.
-            loss: of the step, the mean over the ranks.
-            observation: which it comes from.
+        `numbers`, the groups' after the step, gets those of `loss_limit` here.
         """
         common, rates = self.param_groups[0], self._rates()
         share_of = partial(rule.share_after, decay=window.decay(common["second_moment_window"]))
@@ -119,12 +114,7 @@ class Stepping(Agreeing):
     def _limits(
         self, calls: Iterable[Call] | None, window: rule.Window, loss: float | None
     ) -> dict[str, float]:
-        """The groups' numbers of a step that the loss limits.
-
-        Args:
-            calls: of a step that nothing limits; None: of the other ranks alone.
-            window, loss: of the step.
-        """
+        """The groups' numbers of a step that the loss limits; calls None: of other ranks alone."""
         groups = self._all_groups()
         common = groups[0]
         limit, scale = common["step_limit"], common["limit_scale"]
@@ -148,12 +138,9 @@ class Stepping(Agreeing):
     def _slopes(
         self, calls: Iterable[Call] | None, share: Any, inverse: Tensor | None = None
     ) -> tuple[Any, Any]:
-        """`decision.slopes` of the calls of all ranks.
+        """As `decision.slopes`, of all ranks; calls None where this one has no more steps.
 
-        Args:
-            calls: of this rank; None where it has no more steps to make.
-            share: see `rule.share_left`.
-            inverse: see `kernels.slopes`.
+        For `share` see `rule.share_left`.
         """
         alone = calls is not None and self._steps_alone()
         counts = None if alone or self._pieces else partial(ranks.weight_of, group=self.loss_group)

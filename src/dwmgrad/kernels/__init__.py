@@ -67,14 +67,10 @@ def prepare(
 
 def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
     found: dict[tuple, list[Row]] = {}
-    last: tuple = ()
     for row, is_flat in rows:
-        param, v = row[0], row[2]
+        param, _, v, *_ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        key = param.device, param.dtype, kind, is_flat
-        if key != last:
-            last, bucket = key, found.setdefault(key, [])
-        bucket.append(row)
+        found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
     for (*_, is_flat), own in found.items():
         param, _, v, *_ = own[0]
         if is_flat:

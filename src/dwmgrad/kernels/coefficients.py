@@ -82,7 +82,3 @@ class Coefficients(NamedTuple):
     noise: Any = 0  # the number of the step, which seeds stochastic rounding
     stochastic_state: bool = False  # whether bfloat16 buffers are rounded so; 8-bit ones always are
     stochastic_params: bool = False  # whether bfloat16 parameters are
-
-    def limited(self, limit: Any) -> Coefficients:
-        """Those of a step that is scaled down; see `rule.step_limit`."""
-        return self._replace(step_size=self.step_size * limit, shrink=self.shrink * limit)
