@@ -6,13 +6,13 @@
   python3 scripts/test.py --slow        the slow tests, too
   python3 scripts/test.py --cov         with a report of coverage
   python3 scripts/test.py --oldest      the tests with the oldest supported versions, but for those
-                                        of experiments and benchmarks, made with the newest
+                                        that depend on no version
   python3 scripts/test.py --ecosystem   the tests with DeepSpeed, Lightning, TRL, Sentence
                                         Transformers, skorch, and two machines, and the tests that
                                         ship with torch and Accelerate
   python3 scripts/test.py --docs        the documentation, built strictly into site/
 
-Other arguments go to pytest.
+With --prepare each makes its environment and stops there. Other arguments go to pytest.
 """
 
 import argparse
@@ -23,6 +23,18 @@ from environment import ROOT, prepare, run, say
 
 SOURCES = ["src", "scripts", "tests", "setup.py"]
 KINDS = ("library", "oldest", "ecosystem", "docs")
+MARKED = {
+    None: "not ecosystem",
+    "library": "not ecosystem and not laboratory and not hosts",
+    "oldest": "not ecosystem and not newest",
+    "ecosystem": "ecosystem",
+}
+ENVIRONMENTS: dict[str, tuple] = {
+    "oldest": ("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"),
+    "ecosystem": ("ecosystem",),
+    "docs": ("docs",),
+}
+"""What `prepare` takes; all others take the tests' own."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,27 +50,23 @@ def main(argv: list[str] | None = None) -> None:
         kinds.add_argument(
             f"--{kind}", dest="kind", action="store_const", const=kind, help=argparse.SUPPRESS
         )
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     options, arguments = parser.parse_known_args(argv)
+    if options.kind == "docs" and arguments:
+        parser.error(f"--docs runs no tests and takes no other argument, got {arguments}")
+    python = str(prepare(*ENVIRONMENTS.get(options.kind, ("test",))))
+    if options.prepare:
+        return
     if options.kind == "docs":
-        if arguments:
-            parser.error(f"--docs runs no tests and takes no other argument, got {arguments}")
-        return documentation()
-    marked = "not ecosystem"
-    if options.kind == "oldest":
-        python = str(prepare("test", ".venv-oldest", ROOT / "tests" / "oldest.txt"))
-        arguments += ["--ignore", "tests/lab/experiments", "--ignore", "tests/lab/bench"]
-    elif options.kind == "ecosystem":
-        python, marked = str(prepare("ecosystem")), "ecosystem"
-    else:
-        python = str(prepare("test"))
-        if options.kind == "library":
-            marked = "not ecosystem and not laboratory and not hosts"
-        else:
-            style(python)
+        say("docs: mkdocs")
+        return run([python, "-m", "mkdocs", "build", "--strict"])
+    if options.kind is None:
+        style(python)
     say("tests: pytest")
-    # a file stays on one worker: its fixtures train on several ranks
-    workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
-    run([python, "-m", "pytest", "-m", marked, *workers, *arguments])
+    # a file stays on one worker: its fixtures train on several ranks; conftest.py orders them
+    workers = ["-n", str(min(4, os.cpu_count() or 1))]
+    workers += ["--dist", "loadfile", "--no-loadscope-reorder"]
+    run([python, "-m", "pytest", "-m", MARKED[options.kind], *workers, *arguments])
 
 
 def style(python: str) -> None:
@@ -68,13 +76,6 @@ def style(python: str) -> None:
     run([python, "-m", "ruff", "format", "--check", *SOURCES])
     say("types: mypy")
     run([python, "-m", "mypy"])
-
-
-def documentation() -> None:
-    """Builds the documentation."""
-    python = str(prepare("docs"))
-    say("docs: mkdocs")
-    run([python, "-m", "mkdocs", "build", "--strict"])
 
 
 if __name__ == "__main__":

@@ -37,6 +37,17 @@ HOSTS = {
     "test_tensor_parallel.py",
 }
 """Files whose tests start processes: ranks, launchers, whole trainings, compilers."""
+NEWEST = {
+    "lab/bench/test_bench.py",
+    "lab/experiments",
+    "test_docs.py",
+    "test_fuzz.py",
+    "test_notebook.py",
+    "test_package.py",
+    "test_sanitizer.py",
+    "test_state_machine.py",
+}
+"""Files, and a folder of them, whose tests depend on no version of torch or of Hugging Face's."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,12 +61,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).as_posix() in HOSTS:
-            item.add_marker(pytest.mark.hosts)
+        if item.path.is_relative_to(HERE):
+            path = item.path.relative_to(HERE)
+            if path.as_posix() in HOSTS:
+                item.add_marker(pytest.mark.hosts)
+            if path.as_posix() in NEWEST or path.parent.as_posix() in NEWEST:
+                item.add_marker(pytest.mark.newest)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    # the files that take longest come first, so that all workers end together
+    items.sort(key=lambda item: "hosts" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,7 @@ def test_it_can_be_turned_off(package: Path) -> None:
     assert found.startswith("0 []")
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "no compiler"])
 def test_an_editable_install_builds_what_it_can(compiler: bool, tmp_path: Path) -> None:
     if compiler and native.library() is None:

@@ -117,6 +117,7 @@ sys.stdout.write(repr((
 """
 
 
+@pytest.mark.newest
 def test_the_script_sees_what_it_would_see_alone(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "neighbour.py").write_text("")
@@ -130,6 +131,7 @@ def test_the_script_sees_what_it_would_see_alone(tmp_path: Path) -> None:
     assert ours.stdout == alone.stdout
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("code", "status"), [("import sys; sys.exit(7)", 7), ("raise SystemExit('no')", 1)]
 )
@@ -137,6 +139,7 @@ def test_the_exit_code_is_the_scripts(code: str, status: int, tmp_path: Path) ->
     assert start(["dwmgrad", script(tmp_path, code)], tmp_path).returncode == status
 
 
+@pytest.mark.newest
 def test_a_traceback_shows_the_script_alone(tmp_path: Path) -> None:
     path = script(tmp_path, "def f():\n    raise KeyError('gone')\n\nf()\n")
     ours = start(["dwmgrad", path], tmp_path)
@@ -147,6 +150,7 @@ def test_a_traceback_shows_the_script_alone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.newest
 def test_ctrl_c_ends_it_as_it_ends_a_script(tmp_path: Path) -> None:
     path = script(tmp_path, "print('up', flush=True)\nimport time\ntime.sleep(60)\n")
     process = subprocess.Popen(
@@ -174,6 +178,7 @@ if __name__ == "__main__":
 KNOWN = "<OptimizerNames.DWMGRAD: 'dwmgrad'>"
 
 
+@pytest.mark.newest
 def test_a_module_runs_as_python_dash_m_runs_it(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("")
@@ -187,6 +192,7 @@ def test_a_module_runs_as_python_dash_m_runs_it(tmp_path: Path) -> None:
     assert ours.returncode == alone.returncode == 1 and ours.stderr == alone.stderr
 
 
+@pytest.mark.newest
 def test_a_traceback_of_a_module_shows_the_module_alone(tmp_path: Path) -> None:
     script(tmp_path, "raise KeyError('gone')\n")
     ours = start(["dwmgrad", "-m", "script"], tmp_path)
@@ -253,6 +259,7 @@ def test_arguments_sent_to_a_child_bring_the_name_with_them(tmp_path: Path) -> N
 PRINTS = "import sys; print(sys.path, [n for n in sys.modules if n.startswith('torch')])"
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("flag", ["-u", "-I", "-E"])
 def test_other_children_are_as_they_would_be(flag: str, tmp_path: Path) -> None:
     """Their path, what they import, and a sitecustomize of the user's."""
@@ -269,6 +276,7 @@ def test_other_children_are_as_they_would_be(flag: str, tmp_path: Path) -> None:
     assert ours.stdout.count("hello") == (2 if flag == "-u" else 1)
 
 
+@pytest.mark.newest
 def test_children_without_dwmgrad_go_on(tmp_path: Path) -> None:
     """In an environment that has neither dwmgrad nor torch."""
     venv.create(tmp_path / "other", with_pip=False)
@@ -286,6 +294,7 @@ def test_children_without_dwmgrad_go_on(tmp_path: Path) -> None:
     assert found.stdout == "another one\nFalse\n" and "Traceback" not in found.stderr
 
 
+@pytest.mark.newest
 def test_a_safe_path_stays_safe(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     if not hasattr(sys.flags, "safe_path"):
@@ -342,11 +351,13 @@ def test_a_script_without_a_dwmgrad_is_told_so_at_its_end(
     assert not list((tmp_path / "tmp").glob("dwmgrad-*"))  # torch 2.5 leaves one of its own
 
 
+@pytest.mark.newest
 def test_the_scripts_own_settings_come_before_transformers(tmp_path: Path) -> None:
     code = "import sys; assert 'transformers' not in sys.modules; assert 'dwmgrad' in sys.modules"
     assert start(["dwmgrad", script(tmp_path, code)], tmp_path).returncode == 0
 
 
+@pytest.mark.newest
 def test_help_and_mistakes_explain_themselves(tmp_path: Path) -> None:
     version = start(["dwmgrad", "--version"], tmp_path)
     assert version.stdout == f"dwmgrad {dwmgrad.__version__}\n" and version.returncode == 0
