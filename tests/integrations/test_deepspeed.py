@@ -7,11 +7,12 @@ and the tests read what it has written. Runs where deepspeed is installed.
 import contextlib
 import math
 import os
-import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ import torch.distributed as dist
 
 deepspeed = pytest.importorskip("deepspeed")
 
-import accelerate.accelerator  # noqa: E402
 from accelerate import Accelerator, DeepSpeedPlugin, skip_first_batches  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 from accelerate.utils import DistributedType, InitProcessGroupKwargs  # noqa: E402
+from ranks import launch, leave  # noqa: E402
 
 from dwmgrad import DWMGrad  # noqa: E402
 from dwmgrad.integrations.accelerate import innermost  # noqa: E402
@@ -33,6 +34,7 @@ STEPS = 44
 STOPS = (7, 20)  # in the middle of an epoch, before its short last step; and at an epoch's end
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 KEEP = {"zero_force_ds_cpu_optimizer": False}
+FP16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4, "hysteresis": 1}
 ZERO: dict[str, dict[str, Any]] = {
     "zero1": {"stage": 1},
     "zero2": {"stage": 2},
@@ -44,27 +46,6 @@ ZERO: dict[str, dict[str, Any]] = {
 
 
 # ---- in the test's process ----
-
-
-def launch(script: str, folder: Path) -> list[dict[str, Any]]:
-    """Runs a script on two ranks; returns what each wrote to `RANK.pt` in the folder."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, script, str(folder)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "CUDA_VISIBLE_DEVICES": "",  # on the CPU wherever this runs
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONWARNINGS": "ignore",
-        },
-        capture_output=True,
-        text=True,
-    )
-    theirs = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
-    assert done.returncode == 0, "\n".join(theirs[-40:]) or done.stderr[-4000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +146,11 @@ def no_extensions() -> None:
     That takes 3 minutes; without it, the same calls go to gloo.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def allow_fp16() -> None:
+    """DeepSpeed refuses it on CPUs without fast instructions for it; torch computes it anyway."""
+    type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
 
 
 def new_accelerator(stage: int, accumulation: int, zero: dict, **config: Any) -> Accelerator:
@@ -304,21 +290,20 @@ def train(
     return told
 
 
-def refusal(stage: int) -> str:
-    """What `prepare` says to an off-load that leaves the choice of the optimizer to Accelerate."""
+def failure(function: Callable, *args: Any, **options: Any) -> str:
+    """How a call fails that must not let Accelerate put another optimizer in DWMGrad's place."""
+    built = AssertionError("the replacement would be built here")
+    with mock.patch("accelerate.accelerator.map_pytorch_optim_to_deepspeed", side_effect=built):
+        try:
+            function(*args, **options)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "no failure"
 
-    def build(optimizer: Any) -> Any:
-        raise AssertionError("the replacement would be built here")
 
-    original = accelerate.accelerator.map_pytorch_optim_to_deepspeed
-    accelerate.accelerator.map_pytorch_optim_to_deepspeed = build
-    try:
-        prepare(new_accelerator(stage, 1, OFFLOAD))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        accelerate.accelerator.map_pytorch_optim_to_deepspeed = original
-    return "not refused"
+def offload_by_accelerate(stage: int) -> None:
+    """Off-load that leaves the choice of the optimizer to Accelerate."""
+    prepare(new_accelerator(stage, 1, OFFLOAD))
 
 
 def main(folder: Path) -> None:
@@ -339,16 +324,11 @@ def main(folder: Path) -> None:
             warnings.filterwarnings("always", message=".*the loss.*")
             told[f"bf16 {stage}"] = train(stage, end=21, bf16={"enabled": True})
         told[f"bf16 {stage}"]["warnings"] = [str(w.message) for w in caught]
-        told[f"refused {stage}"] = refusal(stage)
-    # DeepSpeed refuses fp16 on CPUs without fast instructions for it; torch computes it anyway.
-    type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
-    fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4, "hysteresis": 1}
+        told[f"refused {stage}"] = failure(offload_by_accelerate, stage)
+    allow_fp16()
     for stage in (1, 2, 3):
-        told[f"fp16 {stage}"] = train(stage, end=21, fp16=fp16)
-    torch.save(told, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # past gloo's own end, which aborts now and then where a peer has left first
+        told[f"fp16 {stage}"] = train(stage, end=21, fp16=FP16)
+    leave(told, folder)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 This file is also the script that those processes run, as test_deepspeed.py is.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-deepspeed = pytest.importorskip("deepspeed")
+pytest.importorskip("deepspeed")
 
+from ranks import launch, leave  # noqa: E402
 from test_deepspeed import (  # noqa: E402
+    FP16,
     ZERO,
     _limits,
-    launch,
+    allow_fp16,
     new_accelerator,
     no_extensions,
     parts,
@@ -205,19 +206,14 @@ def main(folder: Path) -> None:
         told[f"{name} resumed"] = resumed
     for name, half in HALF.items():
         told[name] = train(end=STEPS, **{**half, **CASES["auto x2, clipped"]})
-    # DeepSpeed refuses fp16 on CPUs without fast instructions for it; torch computes it anyway.
-    type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
-    fp16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 4, "hysteresis": 1}
+    allow_fp16()
     for stage in (1, 2, 3):
-        told[f"fp16 {stage}"] = train(stage, end=12, settings=AUTO, fp16=fp16)
+        told[f"fp16 {stage}"] = train(stage, end=12, settings=AUTO, fp16=FP16)
         for scale in (16, 1):
             told[f"fp16 {stage}, scale {scale}"] = train(
                 stage, end=12, settings=AUTO, fp16={"enabled": True, "loss_scale": scale}
             )
-    torch.save(told, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # past gloo's own end, which aborts now and then where a peer has left first
+    leave(told, folder)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 deepspeed = pytest.importorskip("deepspeed")
 
-import accelerate.accelerator  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
-from test_deepspeed import KEEP, OFFLOAD, launch, no_extensions  # noqa: E402
+from ranks import launch, leave  # noqa: E402
+from test_deepspeed import KEEP, OFFLOAD, failure, no_extensions  # noqa: E402
 from tiny import tiny_roberta  # noqa: E402
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
@@ -236,21 +235,6 @@ def train(
     }
 
 
-def failure(*args: Any, **options: Any) -> str:
-    def build(optimizer: Any) -> Any:
-        raise AssertionError("the replacement would be built here")
-
-    original = accelerate.accelerator.map_pytorch_optim_to_deepspeed
-    accelerate.accelerator.map_pytorch_optim_to_deepspeed = build
-    try:
-        train(*args, **options)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        accelerate.accelerator.map_pytorch_optim_to_deepspeed = original
-    return "no failure"
-
-
 def main(folder: Path) -> None:
     no_extensions()
     dwmgrad.register()
@@ -263,10 +247,12 @@ def main(folder: Path) -> None:
         optimizer_cls_and_kwargs=(DWMGrad, {"lr": 1e-2, "eps": 1e-6}),
     )
     plain = {"optim": "adamw_torch"}
-    told["given"] = failure(folder / "given", config_of(2), changes=plain, given={"lr": 1e-2})
+    told["given"] = failure(
+        train, folder / "given", config_of(2), changes=plain, given={"lr": 1e-2}
+    )
     adamw = {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}}
-    told["configured"] = failure(folder / "configured", config_of(2, optimizer=adamw))
-    told["offload"] = failure(folder / "offload", config_of(2, OFFLOAD))
+    told["configured"] = failure(train, folder / "configured", config_of(2, optimizer=adamw))
+    told["offload"] = failure(train, folder / "offload", config_of(2, OFFLOAD))
     bf16 = {"bf16": True, "use_cpu": True}  # the Trainer allows bf16 on the CPU only if told of it
     told["bf16"] = train(folder / "bf16", config_of(2, bf16={"enabled": True}), changes=bf16)
     autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
@@ -284,10 +270,7 @@ def main(folder: Path) -> None:
     told["auto, zero3"] = train(folder / "auto", config_of(3), changes=auto)
     for file in SHIPPED:  # ZeRO-3's is the last
         told[file.name] = train(folder / file.stem, str(file))
-    torch.save(told, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # past gloo's own end, which aborts now and then where a peer has left first
+    leave(told, folder)
 
 
 if __name__ == "__main__":
