@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any
 
 import torch

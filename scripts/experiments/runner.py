@@ -40,7 +40,10 @@ class Run:
             UsageError: a setting is wrong.
         """
         settings = self.workload.settings(self.contender, self.settings)
-        identity = {"settings": settings, "workload": self.workload.description()}
+        identity: dict[str, Any] = {
+            "settings": settings,
+            "workload": self.workload.description(),
+        }
         if version := get_contender(self.contender).rule(settings):
             identity["rule"] = version
         text = json.dumps(identity, sort_keys=True)

@@ -131,9 +131,8 @@ def _more(args: Any) -> dict[str, Any]:
         names = ARGUMENTS.keys() - {"lr", "weight_decay"}  # the latter is that of the groups
         shown = [f"{k}={v}" for k, v in settings.items() if k in names and v is not None]
         preset = options.get("preset") or "none"
-        more["optimizer"] = (
-            f"DWMGrad {__version__}, rule {version_of(settings)}, preset {preset} ({', '.join(shown)})"
-        )
+        name = f"DWMGrad {__version__}, rule {version_of(settings)}, preset {preset}"
+        more["optimizer"] = f"{name} ({', '.join(shown)})"
     return more
 
 

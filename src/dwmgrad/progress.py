@@ -36,7 +36,8 @@ PROGRESS = (
 )
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
 many steps were made, the last `rule.step_limit` and its scale (1 without one) and
-`rule.effective_lr` (0 without one), and those of `rule.Guard`. Plain int, float or None, equal in every parameter group."""
+`rule.effective_lr` (0 without one), and those of `rule.Guard`. Plain int, float or None, equal in
+every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:

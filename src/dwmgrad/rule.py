@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 RULE_VERSION, LIMIT_VERSION = 1, 2
-"""Raised when the same losses and gradients give other numbers: such runs are other runs. The second
-is that of runs with a `loss_limit`. 1: the share of the loss was fixed; 2: it follows the slope."""
+"""Raised when the same losses and gradients give other numbers: such runs are other runs.
+
+The second is that of runs with a `loss_limit`. 1: the share of the loss was fixed; 2: it follows
+the slope."""
 SIGNALS = ("decrease", "increase", "loss")
 LEAST_EPS = torch.finfo(torch.float32).tiny
 NO_SHARE = 2.0**-60
 """A share below which 1 - share is 1."""
-
 
 
 def version_of(settings: Mapping[str, Any]) -> int:
