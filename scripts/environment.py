@@ -45,8 +45,10 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
 
 def run(command: list[str], **environment: str) -> None:
     """Runs a command in the checkout; ends the program with its exit code if it fails."""
+    # pip has compiled nothing: what the first process imports is kept for the others
+    inherited = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     try:
-        code = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode
+        code = subprocess.run(command, cwd=ROOT, env={**inherited, **environment}).returncode
     except KeyboardInterrupt:
         code = 130
     if code != 0:
