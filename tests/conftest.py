@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where there are several: without spinning
 
 from pathlib import Path
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import dwmgrad
+from dwmgrad.__main__ import main
 
 TRAIN = """
 import os
@@ -358,13 +359,20 @@ def test_the_scripts_own_settings_come_before_transformers(tmp_path: Path) -> No
 
 
 @pytest.mark.newest
-def test_help_and_mistakes_explain_themselves(tmp_path: Path) -> None:
-    version = start(["dwmgrad", "--version"], tmp_path)
-    assert version.stdout == f"dwmgrad {dwmgrad.__version__}\n" and version.returncode == 0
-    shown = start(["dwmgrad", "--help"], tmp_path)
-    assert shown.returncode == 0
-    assert "--optim dwmgrad" in shown.stdout and "max_window" in shown.stdout
-    for command in ([], ["nowhere.py"], ["-m"], ["--optim", "dwmgrad", "run_glue.py"]):
-        wrong = start(["dwmgrad", *command], tmp_path)
-        assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+def test_help_and_mistakes_explain_themselves(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def ends(*arguments: str) -> tuple[int | str | None, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        return end.value.code, *capsys.readouterr()
+
+    assert ends("--version") == (0, f"dwmgrad {dwmgrad.__version__}\n", "")
+    code, shown, _ = ends("--help")
+    assert code == 0 and "--optim dwmgrad" in shown and "max_window" in shown
+    for command in ([], ["nowhere.py"], ["-m"]):
+        code, _, errors = ends(*command)
+        assert code == 2 and errors
+    wrong = start(["dwmgrad", "--optim", "dwmgrad", "run_glue.py"], tmp_path)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "give the script before its arguments" in wrong.stderr
