@@ -67,7 +67,7 @@ def oracle(steps: int, decay: float, floor: float) -> tuple[list[np.ndarray], li
     """Parameters and effective learning rates, from the sentences of the docs alone."""
     theta = [np.linspace(-1, 1, size) for size in SIZES]
     v, s = ([np.zeros(size) for size in SIZES] for _ in range(2))
-    window, rates, scale, alpha = 5, [], 1.0, 0.03
+    window, rates = 5, []
     for step in range(steps):
         window = min(window + 1, 100)
         g = [each.double().numpy() for each in gradients(step)]
@@ -75,10 +75,7 @@ def oracle(steps: int, decay: float, floor: float) -> tuple[list[np.ndarray], li
         roots = [np.sqrt(si / (1 - 0.999 ** (step + 1))) + 1e-8 for si in s]
         mu = 0.9 * window / 100
         q = sum((gi**2 / root).sum() for gi, root in zip(g, roots, strict=True)) / (1 - mu)
-        along = sum((gi * vi).sum() for gi, vi in zip(g, v, strict=True))
-        if alpha < 0.03:
-            scale = min(scale * (1.06 if along > 0 else 0.96), 1 / C)
-        alpha = min(0.03, C * scale * window / 100 * (loss_of(step) - floor) / q)
+        alpha = min(0.03, C * window / 100 * (loss_of(step) - floor) / q)
         rates.append(alpha / (1 - mu))
         for i in range(len(SIZES)):
             v[i] = mu * v[i] + alpha * g[i] / roots[i]

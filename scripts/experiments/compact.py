@@ -37,7 +37,7 @@ def comparison_record(
         if first:
             contenders[name] = {
                 "title": own.title,
-                "rule": own.rule(),
+                "rule": own.rule,
                 "rateless": own.rateless,
                 "best_lr": comparison.best_lr(name),
                 "runs": [{**run_record(each), "by": told(each, by)} for each in first],

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pkgutil import resolve_name
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,10 +58,10 @@ class Contender:
     rateless: bool = False
     needs_loss: bool = False
 
-    def rule(self, settings: Mapping[str, Any] = MappingProxyType({})) -> int | None:
-        """Which version of DWMGrad's rule a run with settings has; None: it has another rule."""
-        own = self.name.startswith("dwmgrad")
-        return rule.version_of({**self.defaults, **settings}) if own else None
+    @property
+    def rule(self) -> int | None:
+        """Which version of DWMGrad's rule its runs have; None: they have another rule."""
+        return rule.RULE_VERSION if self.name.startswith("dwmgrad") else None
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""

@@ -39,12 +39,11 @@ class Run:
         Raises:
             UsageError: a setting is wrong.
         """
-        settings = self.workload.settings(self.contender, self.settings)
         identity: dict[str, Any] = {
-            "settings": settings,
+            "settings": self.workload.settings(self.contender, self.settings),
             "workload": self.workload.description(),
         }
-        if version := get_contender(self.contender).rule(settings):
+        if version := get_contender(self.contender).rule:
             identity["rule"] = version
         text = json.dumps(identity, sort_keys=True)
         name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{self.seed}.json"

@@ -18,7 +18,7 @@ from dwmgrad import DWMGrad, __version__
 from dwmgrad.arguments import ARGUMENTS
 from dwmgrad.integrations.names import NAMES
 from dwmgrad.report import plot_run
-from dwmgrad.rule import version_of
+from dwmgrad.rule import RULE_VERSION
 from glue.data import HUB
 from glue.tasks import Task
 
@@ -131,8 +131,9 @@ def _more(args: Any) -> dict[str, Any]:
         names = ARGUMENTS.keys() - {"lr", "weight_decay"}  # the latter is that of the groups
         shown = [f"{k}={v}" for k, v in settings.items() if k in names and v is not None]
         preset = options.get("preset") or "none"
-        name = f"DWMGrad {__version__}, rule {version_of(settings)}, preset {preset}"
-        more["optimizer"] = f"{name} ({', '.join(shown)})"
+        more["optimizer"] = (
+            f"DWMGrad {__version__}, rule {RULE_VERSION}, preset {preset} ({', '.join(shown)})"
+        )
     return more
 
 

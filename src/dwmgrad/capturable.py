@@ -21,7 +21,6 @@ from .kernels import one_launch
 from .plan import Moves
 from .progress import GUARD_COUNTS, PROGRESS, advanced
 from .ranks import Agreed, widest
-from .rule import Number
 from .state import ZERO_SHARE, share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
@@ -124,7 +123,7 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         moves: Moves,
         agreed: Agreed,
-        slopes: Callable[[list[Call], Tensor, Tensor], tuple[Number, Number]],
+        predicted: Callable[[list[Call], Tensor, Tensor], Tensor],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,
     ) -> None:
@@ -133,8 +132,8 @@ class DeviceWindow:
         Args:
             groups, moves, agreed: the parameter groups, what moves of each, and what ranks make of
                 the step.
-            slopes: given calls, `rule.share_left` and what gradients are multiplied by first: see
-                `decision.slopes`; of all ranks.
+            predicted: given calls, `rule.share_left` and what gradients are multiplied by first:
+                see `decision.predicted`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
         """
@@ -154,15 +153,15 @@ class DeviceWindow:
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
             share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
-            predicted, along = map(self._number, slopes(calls, share, inverse))
+            total = self._number(predicted(calls, share, inverse))
             schedule = rule.share_of_peak(present)
-            both = rule.step_limit(common, window, agreed.loss, schedule, predicted, along)
-            kept = now["step_limit"], now["limit_scale"]
-            limit, scale = (torch.where(counts, *each) for each in zip(both, kept, strict=True))
+            limit = rule.step_limit(
+                common, window, agreed.loss, schedule, total, common["step_limit"]
+            )
+            limit = torch.where(counts, limit, now["step_limit"])
             effective = rule.effective_lr(common, window, rates[0] * limit)
             new |= {
                 "step_limit": limit,
-                "limit_scale": scale,
                 "clipped_to": torch.where(happens, share, now["clipped_to"]),
                 "effective_lr": torch.where(happens, effective, now["effective_lr"]),
             }

@@ -23,7 +23,6 @@ _SINCE_6 = {
     "clipped_to": 1.0,
     **guard_numbers(Guard(0.0)),
 }
-_SINCE_7 = {"limit_scale": 1.0}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 _LENGTH = ("max_window",)
@@ -91,14 +90,14 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
 def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
-    if written in (4, 5, 6):
-        return {**_SINCE_5, **_SINCE_6, **_SINCE_7, **group, "schema": SCHEMA}, None
+    if written in (4, 5):
+        return {**_SINCE_5, **_SINCE_6, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6, **_SINCE_7}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
@@ -187,7 +186,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("observations", "window", "increases", "steps", *GUARD_COUNTS):
         least = 1 if name == "window" else 0
         _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)
-    for name in ("micro_batches", "effective_lr", "limit_scale", "guard_deviation"):
+    for name in ("micro_batches", "effective_lr", "guard_deviation"):
         _check_number(name, group[name], 0)
     for name in ("step_limit", "clipped_to"):
         _check_number(name, group[name], 0, 1)

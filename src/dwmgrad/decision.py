@@ -53,21 +53,19 @@ def calls_of(
     return calls
 
 
-def slopes(
+def predicted(
     calls: Iterable[Call],
     weight_of: Callable[[Tensor], float] | None = None,
     inverse: Tensor | None = None,
-) -> tuple[Number, Number]:
-    """What the calls of this rank would take off the loss, and Σ g·v; see `rule.step_limit`.
+) -> Number:
+    """What the calls of this rank would take off the loss; see `rule.step_limit`.
 
-    `weight_of` says how much a parameter counts here; for `inverse` see `kernels.slopes`.
+    `weight_of` says how much a parameter counts here; for `inverse` see `kernels.squared_norms`.
     """
-    predicted: Number = 0.0
-    along: Number = 0.0
+    total: Number = 0.0
     for buckets, c, group in calls:
-        for (norm, ahead), ordinal in kernels.slopes(buckets, c, inverse):
-            weight = 1.0 if weight_of is None else weight_of(group["params"][ordinal])
-            decrease = rule.predicted_decrease(c.step_size, c.momentum, weight * norm)
-            signed = -weight if group["maximize"] else weight
-            predicted, along = predicted + decrease, along + signed * ahead
-    return predicted, along
+        for norm, ordinal in kernels.squared_norms(buckets, c, inverse):
+            if weight_of is not None:
+                norm = weight_of(group["params"][ordinal]) * norm
+            total = total + rule.predicted_decrease(c.step_size, c.momentum, norm)
+    return total

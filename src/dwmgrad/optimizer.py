@@ -79,10 +79,8 @@ class DWMGrad(Stepping):
             False by default; the preset auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
-            scaled down, so that a learning rate that is too high does little harm. The share
-            begins with this number; it grows while the gradient says that the last step could have
-            been longer, up to the whole loss, and shrinks while it says that it was too long. None,
-            the default: no limit. The presets capped and auto set it. See `rule.step_limit`.
+            scaled down, so that a learning rate that is too high does little harm. None, the
+            default: no limit. The presets capped and auto set it. See `rule.step_limit`.
         loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
             or below it, the last scale holds, and a warning says so once.
         loss_guard: a step whose loss is more than so many deviations above the mean of the recent

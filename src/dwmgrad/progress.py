@@ -9,7 +9,7 @@ from typing import Any
 
 from .rule import Guard, Number, Window, where
 
-SCHEMA = 7
+SCHEMA = 6
 _GUARD = {
     "guard_mean": "mean",
     "guard_deviation": "deviation",
@@ -29,21 +29,18 @@ PROGRESS = (
     "micro_batches",
     "steps",
     "step_limit",
-    "limit_scale",
     "effective_lr",
     *_GUARD,
     "schema",
 )
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
-many steps were made, the last `rule.step_limit` and its scale (1 without one) and
-`rule.effective_lr` (0 without one), and those of `rule.Guard`. Plain int, float or None, equal in
-every parameter group."""
+many steps were made, the last `rule.step_limit` (1 without one) and `rule.effective_lr` (0 without
+one), and those of `rule.Guard`. Plain int, float or None, equal in every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    numbers = {"micro_batches": 0, "steps": 0, "effective_lr": 0.0}
-    numbers |= {"step_limit": 1.0, "limit_scale": 1.0}
+    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
     return {**progress_of(Window(size=initial_window)), **numbers, **guard_numbers(Guard(0.0))}
 
 

@@ -177,27 +177,24 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in ("mps", "xpu") else torch.float64
 
 
-def totals_of(
-    numbers: Sequence[Tensor | float] | None, device: torch.device, group: Any = None
-) -> tuple[Tensor, Tensor]:
-    """The sums of two numbers over the ranks of a group, on the device, the same bits on each.
+def total_of(number: Tensor | float | None, device: torch.device, group: Any = None) -> Tensor:
+    """The sum over the ranks of a group, on the device, the same bits on each of them.
 
     One small all-reduce, which every rank must join.
 
     Args:
-        numbers: of this rank, its parameters weighted by `weight_of`; None where it has no more
+        number: of this rank, its parameters weighted by `weight_of`; None where it has no more
             steps to make. The others then stand for it, too.
         device, group: as in `agree`.
     """
     home = device_of(device, group)
-    row = torch.zeros(3, dtype=widest(device), device=home)
-    if numbers is not None:
-        row[0], row[1], row[2] = *numbers, 1.0
+    pair = torch.zeros(2, dtype=widest(device), device=home)
+    if number is not None:
+        pair[0], pair[1] = number, 1.0
     with _explained():
-        dist.all_reduce(row, group=group)
-    first, second, active = row.to(device).unbind()
-    scale = size(group) / active
-    return first * scale, second * scale
+        dist.all_reduce(pair, group=group)
+    total, active = pair.to(device).unbind()
+    return total * (size(group) / active)
 
 
 def weight_of(param: Any, group: Any = None) -> float:

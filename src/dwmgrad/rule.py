@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -27,21 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RULE_VERSION, LIMIT_VERSION = 1, 2
-"""Raised when the same losses and gradients give other numbers: such runs are other runs.
-
-The second is that of runs with a `loss_limit`. 1: the share of the loss was fixed; 2: it follows
-the slope."""
+RULE_VERSION = 1
+"""Raised when the same losses and gradients give other numbers: such runs are other runs."""
 SIGNALS = ("decrease", "increase", "loss")
 LEAST_EPS = torch.finfo(torch.float32).tiny
 NO_SHARE = 2.0**-60
 """A share below which 1 - share is 1."""
-
-
-def version_of(settings: Mapping[str, Any]) -> int:
-    """Of the rule that a run with these settings, those of its preset among them, has."""
-    return RULE_VERSION if settings.get("loss_limit") is None else LIMIT_VERSION
-
 
 PAPER: dict[str, Any] = {
     "initial_window": 5,
@@ -63,7 +53,7 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
-    "loss_limit": 0.1,
+    "loss_limit": 0.3,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {
@@ -79,11 +69,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
 AUTO_LR = 0.03
 """The learning rate that `auto_lr` begins from: larger than any that the loss allows for long."""
-LIMIT_GROWS, LIMIT_SHRINKS = 1.06, 0.96
-"""What the share of the loss that a step may take is multiplied by, after each limited step: where
-the next gradient says that it could have been longer, and where it says that it was too long."""
-LEAST_SCALE = 0.01
-"""The share shrinks to this part of `loss_limit` at the least; it grows to the whole loss."""
 AUTO_SHARE = 0.2
 """Of a run's steps: over so many the windows of `capped` and `auto` grow, where they are known."""
 
@@ -326,41 +311,27 @@ def step_limit(
     loss: Number,
     schedule: Number,
     predicted: Number,
-    along: Number,
-) -> tuple[Number, Number]:
+    last: Number,
+) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
-    allowed = loss_limit · scale · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step,
-    as SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin
-    small, and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024,
-    arXiv 2305.07583).
-
-    The scale follows the steps that were limited. It grows where this step's gradient says that
-    going on along the last step would lower the loss further, and shrinks where it says that the
-    last step went too far: the sign of the derivative of the loss by the last step's size, as in
-    hypergradient descent (Baydin et al. 2018, arXiv 1703.04782).
+    allowed = loss_limit · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step, as
+    SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small,
+    and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
 
     Args:
-        group: a parameter group, for its settings, and for the limit and the scale of the step
-            before. Both hold where nothing is allowed: where the loss is at its floor or below it,
-            it says nothing of how far to go.
+        group: a parameter group, for its settings.
         window: after it has observed the loss.
         loss: of this step.
         schedule: see `share_of_peak`.
         predicted: the sum of `predicted_decrease` over all parameters.
-        along: Σ g·v over all parameters, v that of the last step.
-
-    Returns:
-        The limit and the scale.
+        last: the limit of the step before, which holds where nothing is allowed: where the loss is
+            at its floor or below it, it says nothing of how far to go.
     """
-    share, last, scale = group["loss_limit"], group["step_limit"], group["limit_scale"]
-    factor = where(along > 0, LIMIT_GROWS, LIMIT_SHRINKS)
-    moved = _within(LEAST_SCALE, scale * factor, max(1.0, 1 / share))
-    now = where((last < 1) & (along != 0), moved, scale)
-    trust = now * window.size / window.max_size
-    allowed = share * trust * schedule * (loss - group["loss_floor"])
+    trust = window.size / window.max_size
+    allowed = group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
-    return where(allowed > 0, limit, last), where(allowed > 0, now, scale)
+    return where(allowed > 0, limit, last)
 
 
 def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:

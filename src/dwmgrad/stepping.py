@@ -15,7 +15,7 @@ from . import kernels, progress, ranks, rule, state
 from .agreement import Agreeing
 from .capturable import DeviceWindow
 from .cohorts import NewState, share_reader
-from .decision import Call, calls_of, slopes
+from .decision import Call, calls_of, predicted
 from .losses import Observation
 from .plan import Age, Moves, Plan, moves_of
 from .ranks import Agreed
@@ -51,7 +51,7 @@ class Stepping(Agreeing):
         moves = self._moves(window, begins=common["steps"] == (0 if moving else 1))
         if window is not None:
             scale, clipped_to = self._of_scaler("grad_scale"), self._clipped_to
-            return lambda: window.step(groups, moves, agreed, self._slopes, scale, clipped_to)
+            return lambda: window.step(groups, moves, agreed, self._predicted, scale, clipped_to)
         if agreed.makes_state:
             return None
         numbers: dict[str, Any] = {}
@@ -116,8 +116,7 @@ class Stepping(Agreeing):
     ) -> dict[str, float]:
         """The groups' numbers of a step that the loss limits; calls None: of other ranks alone."""
         groups = self._all_groups()
-        common = groups[0]
-        limit, scale = common["step_limit"], common["limit_scale"]
+        common, limit = groups[0], groups[0]["step_limit"]
         if self._pieces is not None:
             self._clipped_to = share_kept(*self._pieces.clipping())
         share = common["clipped_to"]
@@ -128,26 +127,24 @@ class Stepping(Agreeing):
                 self._say_at_floor()
             if calls is not None and self._pieces is not None:
                 calls = chain(calls, self._waiting(self._pieces, window))
-            predicted, along = map(float, self._slopes(calls, share))
+            decrease = float(self._predicted(calls, share))
             schedule = float(rule.share_of_peak(groups))
-            limit, scale = rule.step_limit(common, window, loss, schedule, predicted, along)
+            limit = rule.step_limit(common, window, loss, schedule, decrease, limit)
         effective = rule.effective_lr(common, window, limit * self._rates()[id(common)])
-        numbers = {"step_limit": limit, "limit_scale": scale, "clipped_to": share}
-        return {**numbers, "effective_lr": effective}
+        return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
 
-    def _slopes(
+    def _predicted(
         self, calls: Iterable[Call] | None, share: Any, inverse: Tensor | None = None
-    ) -> tuple[Any, Any]:
-        """As `decision.slopes`, of all ranks; calls None where this one has no more steps.
+    ) -> Any:
+        """As `decision.predicted`, of all ranks; calls None where this one has no more steps.
 
         For `share` see `rule.share_left`.
         """
-        alone = calls is not None and self._steps_alone()
-        counts = None if alone or self._pieces else partial(ranks.weight_of, group=self.loss_group)
-        pair = None if calls is None else slopes(calls, counts, inverse)
-        if pair is None or not alone:
-            pair = ranks.totals_of(pair, ranks.home_of(self.param_groups), self.loss_group)
-        return pair[0] / share, pair[1]
+        if calls is not None and self._steps_alone():
+            return predicted(calls, inverse=inverse) / share
+        counts = None if self._pieces else partial(ranks.weight_of, group=self.loss_group)
+        number = None if calls is None else predicted(calls, counts, inverse) / share
+        return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
 
     def _all_groups(self) -> list[dict[str, Any]]:
         """The parameter groups, of which DeepSpeed may show but one at a time."""
@@ -199,7 +196,7 @@ class Stepping(Agreeing):
         if self._device_window is not None:
             nothing: Moves = [[] for _ in groups]
             self._device_window.step(
-                groups, nothing, agreed, lambda _, *given: self._slopes(None, *given)
+                groups, nothing, agreed, lambda _, *given: self._predicted(None, *given)
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
             numbers, window = _advanced(groups[0], agreed)

@@ -216,7 +216,7 @@ def full_parameters(model: Any, stage: int) -> torch.Tensor:
 
 
 def _limits(group: dict[str, Any]) -> list[float]:
-    return [group[name] for name in ("step_limit", "limit_scale", "effective_lr", "clipped_to")]
+    return [group[name] for name in ("step_limit", "effective_lr", "clipped_to")]
 
 
 def train(

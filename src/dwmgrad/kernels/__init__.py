@@ -24,7 +24,7 @@ from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
-__all__ += ["by_address", "prepare", "run", "run_on_device", "slopes", "update"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms", "update"]
 
 
 class Bucket(NamedTuple):
@@ -143,10 +143,10 @@ def run_on_device(
             reference.update_on_device(tensors, numbers, skipped, *rounding)
 
 
-def slopes(
+def squared_norms(
     buckets: Sequence[Bucket], c: Coefficients, inverse: Any = None
 ) -> list[tuple[Any, int]]:
-    """For each parameter `reference.slopes`, and its ordinal. Nothing is written.
+    """For each parameter `reference.squared_norms`, and its ordinal. Nothing is written.
 
     Args:
         buckets: from `prepare`.
@@ -156,14 +156,14 @@ def slopes(
     """
     found: list[tuple[Any, int]] = []
     for tensors, flat in buckets:
-        pairs: list[Any]
+        norms: list[Any]
         if inverse is not None:
-            pairs = reference.slopes(tensors, c.decay, c.eps, inverse)
+            norms = reference.squared_norms(tensors, c.decay, c.eps, inverse)
         elif flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
-            pairs = native.slopes(tensors, c)
+            norms = native.squared_norms(tensors, c)
         else:
-            pairs = torch.stack(reference.slopes(tensors, c.decay, c.eps)).tolist()
-        found += zip(pairs, tensors.ordinals, strict=True)
+            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps)).tolist()
+        found += zip(norms, tensors.ordinals, strict=True)
     return found
 
 

@@ -210,43 +210,31 @@ static inline float term(float g, float s, float decay, float keep, float eps) {
     return square <= FLT_MAX ? ratio : 0.0f;
 }
 
-static inline float along(float g, float v) { return g * g <= FLT_MAX ? g * v : 0.0f; }
-
-/* Adds to `sums` those of g²/(√s + ε), with the s that the step will make, and of g·v over a chunk. */
-static void chunk_slopes(const tensor *t, const void *grad, int64_t at, int64_t n, int param_type,
-                         int state_type, const numbers *c, double *sums) {
+/* The sum of g²/(√s + ε) over a chunk, with the s that the step will make. Nothing is written. */
+static double chunk_norm(const tensor *t, const void *grad, int64_t at, int64_t n, int param_type,
+                         int state_type, const numbers *c) {
     enum { LANES = 16 };
-    float wide_g[CHUNK], wide_v[CHUNK], wide_s[CHUNK], norms[LANES] = {0}, alongs[LANES] = {0};
-    const float *g = wide_g, *v = wide_v, *s = wide_s;
+    float wide_g[CHUNK], wide_s[CHUNK], sums[LANES] = {0};
+    const float *g = wide_g, *s = wide_s;
     const float decay = c->decay, keep = c->keep, eps = c->eps;
     if (param_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)grad + at, wide_g);
     else g = (const float *)grad + at;
-    if (state_type == BFLOAT16) {
-        load_bfloat16(n, (const uint16_t *)t->v + at, wide_v);
-        load_bfloat16(n, (const uint16_t *)t->s + at, wide_s);
-    } else if (state_type == FLOAT32) {
-        v = (const float *)t->v + at, s = (const float *)t->s + at;
-    }
-    for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK) {
-        int64_t m = n - i < BLOCK ? n - i : BLOCK;
-        load_v(m, (const int8_t *)t->v + at + i, t->v_scales[(at + i) / BLOCK], wide_v + i);
-        load_s(m, (const uint8_t *)t->s + at + i, t->s_scales[(at + i) / BLOCK], wide_s + i);
-    }
+    if (state_type == BFLOAT16) load_bfloat16(n, (const uint16_t *)t->s + at, wide_s);
+    else if (state_type == FLOAT32) s = (const float *)t->s + at;
+    for (int64_t i = 0; state_type == INT8 && i < n; i += BLOCK)
+        load_s(n - i < BLOCK ? n - i : BLOCK, (const uint8_t *)t->s + at + i,
+               t->s_scales[(at + i) / BLOCK], wide_s + i);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int64_t j = 0; j < LANES; j++) {
-            norms[j] += term(g[i + j], s[i + j], decay, keep, eps);
-            alongs[j] += along(g[i + j], v[i + j]);
-        }
-    for (; i < n; i++) {
-        norms[i % LANES] += term(g[i], s[i], decay, keep, eps);
-        alongs[i % LANES] += along(g[i], v[i]);
-    }
-    for (int j = 0; j < LANES; j++) sums[0] += norms[j], sums[1] += alongs[j];
+        for (int64_t j = 0; j < LANES; j++) sums[j] += term(g[i + j], s[i + j], decay, keep, eps);
+    for (; i < n; i++) sums[i % LANES] += term(g[i], s[i], decay, keep, eps);
+    double sum = 0;
+    for (int j = 0; j < LANES; j++) sum += sums[j];
+    return sum;
 }
 
-/* Writes for each piece the sums of `chunk_slopes`, in an order that no number of threads changes. */
-void dwmgrad_slopes(const tensor *tensors, const void *const *grads, int64_t count, int64_t pieces,
+/* Writes for each piece the sum of `chunk_norm`, in an order that no number of threads changes. */
+void dwmgrad_norms(const tensor *tensors, const void *const *grads, int64_t count, int64_t pieces,
                    int param_type, int state_type, const numbers *c, int threads, double *sums) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (pieces > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
@@ -254,9 +242,9 @@ void dwmgrad_slopes(const tensor *tensors, const void *const *grads, int64_t cou
         const tensor *t = tensors + at_tensor;
         int64_t at = (piece - t->first_piece) * PIECE;
         int64_t end = at + PIECE < t->size ? at + PIECE : t->size;
-        for (sums[2 * piece] = sums[2 * piece + 1] = 0; at < end; at += CHUNK)
-            chunk_slopes(t, grads[at_tensor], at, end - at < CHUNK ? end - at : CHUNK, param_type,
-                         state_type, c, sums + 2 * piece);
+        for (sums[piece] = 0; at < end; at += CHUNK)
+            sums[piece] += chunk_norm(t, grads[at_tensor], at, end - at < CHUNK ? end - at : CHUNK,
+                                      param_type, state_type, c);
     }
 }
 

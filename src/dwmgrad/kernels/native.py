@@ -56,13 +56,13 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     return bool(skipped)
 
 
-def slopes(tensors: Tensors, c: Coefficients) -> list[tuple[float, float]]:
-    """As `reference.slopes`, for what `update` takes."""
+def squared_norms(tensors: Tensors, c: Coefficients) -> list[float]:
+    """As `reference.squared_norms`, for what `update` takes."""
     rows, pieces = tensors.addresses(_PIECE)
-    sums = array("d", bytes(16 * pieces))
-    _call("dwmgrad_slopes", tensors, rows, pieces, c, sums.buffer_info()[0])
-    ends = itertools.pairwise([*(2 * begin for begin in rows[6::8]), 2 * pieces])
-    return [(sum(sums[begin:end:2]), sum(sums[begin + 1 : end : 2])) for begin, end in ends]
+    sums = array("d", bytes(8 * pieces))
+    _call("dwmgrad_norms", tensors, rows, pieces, c, sums.buffer_info()[0])
+    begins = [*rows[6::8], pieces]
+    return [sum(sums[begin:end]) for begin, end in itertools.pairwise(begins)]
 
 
 def _call(
@@ -132,8 +132,8 @@ def _load(capability: str) -> Any:
     if _SOURCE.is_file() and zlib.crc32(_SOURCE.read_bytes()) != built_from:
         raise OSError(f"{path} was built from another {_SOURCE.name}")
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    update, slopes = loaded.dwmgrad_update, loaded.dwmgrad_slopes
+    update, norms = loaded.dwmgrad_update, loaded.dwmgrad_norms
     update.argtypes = [address, address, size, size, number, number, address, number]
     update.restype = number
-    slopes.argtypes, slopes.restype = [*update.argtypes, address], None
+    norms.argtypes, norms.restype = [*update.argtypes, address], None
     return loaded

@@ -42,8 +42,8 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     return skipped
 
 
-def slopes(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) -> list[Tensor]:
-    """For each parameter Σ g²/(√s + ε), with the mean square that the step will make, and Σ g·v.
+def squared_norms(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) -> list[Tensor]:
+    """For each parameter Σ g²/(√s + ε), with the mean square that the step will make.
 
     Elements that the step skips because their gradient cannot be squared are left out.
 
@@ -53,18 +53,17 @@ def slopes(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) -> list[T
         inverse: the factor that the gradients are multiplied by first.
 
     Returns:
-        Tensors of two numbers on the device, in float64 where it has that.
+        0-dim tensors on the device, in float64 where it has that.
     """
     found = []
-    for param, grad, v, s, _ in zip(*tensors, strict=True):
-        (_, moment, mean), g = _wide(param, grad, v, s)
-        g = g * inverse
-        square = g.square()
+    for param, grad, _, s, _ in zip(*tensors, strict=True):
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        square = (grad.to(dtype) * inverse).square()
+        mean = (low_bit.decode(s) if isinstance(s, Blockwise) else s).to(dtype)
         mean = mean * decay + (1 - decay) * square
-        terms = square / (mean.sqrt() + eps), g * moment
-        wide = torch.float32 if g.device.type in ("mps", "xpu") else torch.float64
-        takes = square.isfinite()
-        found.append(torch.stack([torch.where(takes, t, 0.0).sum(dtype=wide) for t in terms]))
+        norm = torch.where(square.isfinite(), square / (mean.sqrt() + eps), 0.0)
+        wide = torch.float32 if norm.device.type in ("mps", "xpu") else torch.float64
+        found.append(norm.sum(dtype=wide))
     return found
 
 

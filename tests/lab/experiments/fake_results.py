@@ -79,7 +79,7 @@ def a_comparison(
         final = [a_run(rng, skill, 1e-3, seed, steps, higher) for seed in range(10, 10 + new_seeds)]
         entries[contender] = {
             "title": own.title,
-            "rule": own.rule(),
+            "rule": own.rule,
             "rateless": own.rateless,
             "best_lr": best,
             "runs": [{**run, "by": run["score"]} for run in runs],

@@ -300,7 +300,7 @@ def test_committed_comparisons_are_of_todays_plans_and_rule(path):
     check_same_plan(kept, planned)
     assert kept["plan"] == json.loads(json.dumps(planned.values))
     for name, entry in kept["contenders"].items():
-        assert entry["rule"] == get_contender(name).rule()
+        assert entry["rule"] == get_contender(name).rule
 
 
 def test_results_find_their_configuration_by_their_command(tmp_path):
