@@ -21,7 +21,7 @@ with needs("glue"):
     from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
     from glue.lora import save_merged
     from glue.metrics import compute_metrics, write_submissions
-    from glue.model import build_optimizer
+    from glue.optim import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator

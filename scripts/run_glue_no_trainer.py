@@ -27,7 +27,7 @@ with needs("glue"):
     from glue.checkpoints import begin, finish, unusable
     from glue.lora import save_merged
     from glue.metrics import mean_loss, predictions_of, score, write_submissions
-    from glue.model import build_optimizer
+    from glue.optim import build_optimizer
     from glue.output import NOTHING_LEFT, clear_write_errors, write_json
     from glue.parsing import parse
     from glue.preprocess import collator

@@ -1,12 +1,10 @@
-"""The configuration, tokenizer, model and optimizer of a run."""
+"""The configuration, tokenizer and model of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -14,11 +12,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
 )
 
-from dwmgrad import param_groups
 from glue.arguments import DataArguments, ModelArguments
 from glue.data import SAMPLE
 from glue.errors import UsageError
@@ -116,48 +111,3 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
             f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "
             "save_pretrained() wrote, or a name on the hub (which needs a network)"
         ) from error
-
-
-_NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
-
-
-def check_optimizer(training: TrainingArguments) -> None:
-    """Build the optimizer once on a single number, so that a bad argument fails early.
-
-    Raises:
-        UsageError: what the optimizer says about `--optim_args` or its other arguments.
-    """
-    if any(word in str(training.optim) for word in _NEEDS_MODEL):
-        return
-    try:
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-            number = nn.Parameter(torch.zeros(1))
-            group = {"params": [number], "weight_decay": training.weight_decay}
-            kind([group], **options)
-    except (ValueError, TypeError, ImportError) as error:
-        name = getattr(training.optim, "value", training.optim)
-        args = f" --optim_args {training.optim_args!r}" if training.optim_args else ""
-        raise UsageError(f"--optim {name}{args}: {error}") from error
-
-
-def build_optimizer(
-    model: Any, training: TrainingArguments, loraplus_lr_ratio: float | None = None
-) -> torch.optim.Optimizer:
-    """The optimizer that the Trainer would build, or LoRA+'s with that ratio.
-
-    Raises:
-        UsageError: an optimizer that only the Trainer can build.
-    """
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
-    if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & options.keys():
-        raise UsageError(
-            f"--optim {training.optim}: only run_glue.py (the Trainer) can build it, without "
-            "--loraplus_lr_ratio"
-        )
-    if loraplus_lr_ratio is None:
-        return kind(param_groups(model, training.weight_decay), **options)
-    from peft.optimizers import create_loraplus_optimizer
-
-    options |= {"loraplus_weight_decay": training.weight_decay}
-    return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=loraplus_lr_ratio, **options)

@@ -21,7 +21,8 @@ from glue.data import ax_of, load_splits
 from glue.errors import UsageError
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
-from glue.model import check_optimizer, label_order, load_config, load_model, load_tokenizer
+from glue.model import label_order, load_config, load_model, load_tokenizer
+from glue.optim import check_optimizer
 from glue.output import (
     check_machines,
     check_output,
