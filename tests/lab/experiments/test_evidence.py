@@ -14,13 +14,13 @@ from experiments.comparison import read_comparison
 from experiments.contenders import get_contender
 from experiments.evidence.compared import (
     Compared,
-    Result,
     final_table,
     heads,
     not_worse,
     overall,
     rates_table,
 )
+from experiments.evidence.measures import Result
 from experiments.evidence.page import config_of, page, read_results
 from glue.errors import UsageError
 
