@@ -1,5 +1,6 @@
 """Options and fixtures of all tests: no network, one thread a process, few surprises."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -74,6 +75,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     # the files that take longest come first, so that all workers end together
     items.sort(key=lambda item: "hosts" not in item.keywords)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_imported_stays() -> None:
+    """Accelerate collects garbage after each run; to walk all that is imported takes 0.2 s."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else some libraries tell of leaks at the end
 
 
 @pytest.fixture(autouse=True)

@@ -51,9 +51,10 @@ def tokenize(
         return result
 
     cache = _cache(cache_dir)
-    made_from = [repr(tokenizer), tokenizer.get_vocab(), task.columns, padding, length, label_order]
+    # as words: a dictionary of 50,000 tokens takes a second to hash
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    made_from.append(backend.to_str() if backend else type(tokenizer).__name__)
+    words = backend.to_str() if backend else repr((type(tokenizer), tokenizer.get_vocab()))
+    made_from = Hasher.hash([repr(tokenizer), words, task.columns, padding, length, label_order])
     with PartialState().local_main_process_first():
         return {
             name: data.map(

@@ -14,7 +14,6 @@ import pytest
 from atomic import write_json
 from experiments.runner import Run, made, run_once, sweep
 from experiments.workloads import make_workload
-from glue.checkpoints import checkpoints, steps_done
 from glue.errors import UsageError
 
 from .fakes import Fake, counted
@@ -54,21 +53,27 @@ def test_each_setting_contender_seed_and_budget_has_its_own_file(tmp_path):
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 from experiments import recording, training
 from experiments.runner import Run, run_once
 from experiments.workloads import make_workload
 
-name, data_dir, root, contender, lr, options, end = sys.argv[1:]
+name, data_dir, contender, options, *runs = sys.argv[1:]
 training.SAVE_STEPS, took = 4, recording.Recorder.step
+run = Run(make_workload(name, data_dir or None, **eval(options)), contender, {"lr": 1e-3}, 3)
 
-def step(self, loss, optimizer):
-    if len(self.losses) == int(end):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return took(self, loss, optimizer)
+for root, end in zip(runs[::2], map(int, runs[1::2])):
+    def step(self, loss, optimizer):
+        if len(self.losses) == end:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return took(self, loss, optimizer)
 
-recording.Recorder.step = step
-workload = make_workload(name, data_dir or None, **eval(options))
-run_once(Run(workload, contender, {"lr": float(lr)}, 3), root)
+    recording.Recorder.step = step
+    if not (child := os.fork()):  # each run has a process of its own, which has imported all
+        run_once(run, Path(root))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("END", status, *(path.name for path in Path(root).rglob("checkpoint-*")), flush=True)
 """
 
 
@@ -91,23 +96,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_d
             {"steps": 12, "batch_size": 8, "train_examples": 40, "eval_examples": 16},
         ),
     }[name]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    words = [name, data_dir, contender, repr(options)]
+    words += [str(word) for word in (killed, 7, killed, 10, killed, -1, whole, -1)]
+    told = subprocess.run([sys.executable, "-c", KILLED, *words], stdout=subprocess.PIPE, text=True)
+    ends = [line for line in told.stdout.splitlines() if line.startswith("END")]
+    assert ends == ["END -9 checkpoint-4", "END -9 checkpoint-8", "END 0", "END 0"]
     run = Run(make_workload(name, data_dir or None, **options), contender, {"lr": 1e-3}, 3)
-
-    def train(root: Path, end: int) -> int:
-        words = [name, data_dir, str(root), contender, "1e-3", repr(options), str(end)]
-        return subprocess.run([sys.executable, "-c", KILLED, *words]).returncode
-
-    left = run.path(tmp_path / "killed").with_suffix(".unfinished")
-    for end, saved in ((7, [4]), (10, [8])):
-        assert train(tmp_path / "killed", end) == -signal.SIGKILL
-        assert [steps_done(path) for path in checkpoints(left)] == saved
-    assert train(tmp_path / "killed", -1) == train(tmp_path / "whole", -1) == 0
-    whole, killed = (
-        json.loads(run.path(tmp_path / root).read_text()) for root in ("whole", "killed")
-    )
-    assert whole.pop("seconds") > 0 and killed.pop("seconds") > 0
-    assert killed == whole and whole["steps"] == 12
-    assert not left.exists()
+    one, other = (json.loads(run.path(root).read_text()) for root in (whole, killed))
+    assert one.pop("seconds") > 0 and other.pop("seconds") > 0
+    assert other == one and one["steps"] == 12
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
