@@ -44,6 +44,7 @@ NEWEST = {
     "lab/experiments",
     "test_docs.py",
     "test_fuzz.py",
+    "test_libraries.py",
     "test_notebook.py",
     "test_package.py",
     "test_sanitizer.py",
