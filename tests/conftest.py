@@ -42,6 +42,8 @@ HOSTS = {
 NEWEST = {
     "lab/bench/test_bench.py",
     "lab/experiments",
+    "lab/glue/test_configs.py",
+    "lab/glue/test_lock.py",
     "test_docs.py",
     "test_fuzz.py",
     "test_libraries.py",
