@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_imported_stays() -> None:
-    """Accelerate collects garbage after each run; to walk all that is imported takes 0.2 s."""
+    """Accelerate collects garbage after each run, and would walk all that is imported."""
     gc.collect()
     gc.freeze()
 

@@ -51,7 +51,7 @@ def tokenize(
         return result
 
     cache = _cache(cache_dir)
-    # as words: a dictionary of 50,000 tokens takes a second to hash
+    # as text, and once: a dictionary of tokens is slow to hash
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend else repr((type(tokenizer), tokenizer.get_vocab()))
     made_from = Hasher.hash([repr(tokenizer), words, task.columns, padding, length, label_order])
