@@ -4,9 +4,9 @@
 64, linear decay. AdamW reaches about 80 % at 5e-4 to 1e-3. One run takes 30 s on one core.
 
 `glue-TASK` and `glue-TASK-lora` fine-tune `model_name_or_path` on `data_dir`/TASK, 3 epochs in
-full or 10 with LoRA (r = 8). With MiniLM (6 layers, 384 wide) one core takes 0.6 s a step on cola,
-1.1 s on sst2, 1.8 s on stsb, 2 s on mrpc and 3.3 s on rte: 8 minutes for cola, 12 to 16 for mrpc,
-rte and stsb, 2 hours for sst2.
+full or 10 with LoRA (r = 8). `glue-TASK-broken-5` gives 5 % of the batches wrong labels. With
+MiniLM (6 layers, 384 wide) one core takes 0.6 s a step on cola, 1.1 s on sst2, 1.8 s on stsb, 2 s
+on mrpc and 3.3 s on rte: 8 minutes for cola, 12 to 16 for mrpc, rte and stsb, 2 hours for sst2.
 """
 
 from __future__ import annotations
@@ -119,13 +119,15 @@ class Glue(TrainerWorkload):
 
 
 def pretrained(name: str, **options: Any) -> Glue:
-    """`glue-TASK` or `glue-TASK-lora`, for the tasks that can be had whole."""
-    _, task, *lora = name.split("-")
+    """A workload of `WORKLOADS` that begins with glue."""
+    _, task, *form = name.split("-")
+    lora = form == ["lora"]
     epochs, batch_size = (10 if lora else 3), options.get("batch_size", 32)
     values = {
         "metric": get_task(task).main_metric,
         "task": task,
         "lora_r": 8 if lora else None,
+        "broken": int(form[1]) / 100 if form[:1] == ["broken"] else 0.0,
         "lr_scale": 0.3 if lora else 0.03,
         "steps": epochs * -(-SAMPLE_SIZES[task] // batch_size),
     }

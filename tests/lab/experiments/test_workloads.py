@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from experiments import training
-from experiments.workloads import language, make_workload
+from experiments.workloads import WORKLOADS, language, make_workload
 from glue.errors import UsageError
 from transformers import Trainer
 
@@ -185,3 +185,13 @@ def test_missing_data_is_told_before_training(name, tmp_path):
 def test_a_missing_encoder_is_told_before_training():
     with pytest.raises(UsageError, match="--model_name_or_path is missing"):
         make_workload("glue-sst2").check()
+
+
+def test_a_share_of_a_tasks_batches_is_broken():
+    shares = {name: make_workload(name).broken for name in WORKLOADS if "mrpc" in name}
+    assert shares == {
+        "glue-mrpc": 0.0,
+        "glue-mrpc-lora": 0.0,
+        "glue-mrpc-broken-5": 0.05,
+        "glue-mrpc-broken-10": 0.1,
+    }
