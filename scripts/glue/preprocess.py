@@ -53,7 +53,8 @@ def tokenize(
     cache = _cache(cache_dir)
     # as text, and once: a dictionary of tokens is slow to hash
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend else repr((type(tokenizer), tokenizer.get_vocab()))
+    kind = type(tokenizer).__name__
+    words = backend.to_str() if backend else f"{kind} {sorted(tokenizer.get_vocab().items())}"
     made_from = Hasher.hash([repr(tokenizer), words, task.columns, padding, length, label_order])
     with PartialState().local_main_process_first():
         return {

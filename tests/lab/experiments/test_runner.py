@@ -57,6 +57,7 @@ from pathlib import Path
 from experiments import recording, training
 from experiments.runner import Run, run_once
 from experiments.workloads import make_workload
+from glue.checkpoints import checkpoints, steps_done
 
 name, data_dir, contender, options, *runs = sys.argv[1:]
 training.SAVE_STEPS, took = 4, recording.Recorder.step
@@ -73,7 +74,8 @@ for root, end in zip(runs[::2], map(int, runs[1::2])):
         run_once(run, Path(root))
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print("END", status, *(path.name for path in Path(root).rglob("checkpoint-*")), flush=True)
+    left = run.path(Path(root)).with_suffix(".unfinished")
+    print("END", status, left.exists(), *map(steps_done, checkpoints(left)), flush=True)
 """
 
 
@@ -101,7 +103,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(name, contender, images_d
     words += [str(word) for word in (killed, 7, killed, 10, killed, -1, whole, -1)]
     told = subprocess.run([sys.executable, "-c", KILLED, *words], stdout=subprocess.PIPE, text=True)
     ends = [line for line in told.stdout.splitlines() if line.startswith("END")]
-    assert ends == ["END -9 checkpoint-4", "END -9 checkpoint-8", "END 0", "END 0"]
+    assert ends == ["END -9 True 4", "END -9 True 8", "END 0 False", "END 0 False"]
     run = Run(make_workload(name, data_dir or None, **options), contender, {"lr": 1e-3}, 3)
     one, other = (json.loads(run.path(root).read_text()) for root in (whole, killed))
     assert one.pop("seconds") > 0 and other.pop("seconds") > 0
