@@ -21,6 +21,8 @@ from bench.shapes import Shapes, count
 
 SETTINGS: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.01}
 DWMGRAD = "dwmgrad:DWMGrad"
+DEFAULT = "default"
+"""The kernel that DWMGrad takes by itself: native on the CPU, one_launch on CUDA."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TimedOptimizer:
         package = self.path.partition(":")[0].partition(".")[0]
         if importlib.util.find_spec(package) is None:
             return f"not installed: pip install {self.package or package}"
-        if self.path != DWMGRAD:
+        if self.path != DWMGRAD or self.kernel == DEFAULT:
             return None
         if self.kernel == "one_launch" and not device.startswith("cuda"):
             return "needs CUDA"
@@ -161,7 +163,7 @@ PEERS = {
     "adamw-loop": _adamw("loop", 8, 12),
     "loss-limit": TimedOptimizer(
         "DWMGrad, loss_limit",
-        "native",
+        DEFAULT,
         "float32",
         DWMGRAD,
         (8, 0),

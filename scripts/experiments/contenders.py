@@ -65,7 +65,10 @@ class Contender:
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""
-        given = {k: v for k, v in settings.items() if k not in ("schedule", "warmup")}
+        given = {k: v for k, v in settings.items() if k not in ("schedule", "warmup", "ramp")}
+        if "ramp" in settings:
+            most = round(settings["ramp"] * steps)
+            given |= {"max_window": most, "initial_window": max(1, round(0.05 * most))}
         for name in sorted(given.keys() & self.fixed.keys()):
             raise UsageError(f"{self.name}: {name} is fixed to {self.fixed[name]!r}")
         own = {"warmup_steps": round(settings["warmup"] * steps)} if self.schedule_free else {}

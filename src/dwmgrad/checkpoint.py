@@ -23,6 +23,7 @@ _SINCE_6 = {
     "clipped_to": 1.0,
     **guard_numbers(Guard(0.0)),
 }
+_SINCE_7 = {"limit_growth": 0.0, "highest_loss": None}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 _LENGTH = ("max_window",)
@@ -90,14 +91,14 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
 def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
-    if written in (4, 5):
-        return {**_SINCE_5, **_SINCE_6, **group, "schema": SCHEMA}, None
+    if written in (4, 5, 6):
+        return {**_SINCE_5, **_SINCE_6, **_SINCE_7, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6, **_SINCE_7}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
@@ -191,7 +192,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("step_limit", "clipped_to"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in ("last_loss", "mean_loss", "peak_lr"):
+    for name in ("last_loss", "mean_loss", "highest_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
 

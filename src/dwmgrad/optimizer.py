@@ -81,6 +81,9 @@ class DWMGrad(Stepping):
             the full window; at a shorter one as much less. Where more is predicted, the step is
             scaled down, so that a learning rate that is too high does little harm. None, the
             default: no limit. The presets capped and auto set it. See `rule.step_limit`.
+        limit_growth: what is added to `loss_limit`, times how far the mean loss has fallen from its
+            highest to `loss_floor`: 0 at the beginning, 1 there. The mean is that of
+            `loss_smoothing`. 0 by default.
         loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
             or below it, the last scale holds, and a warning says so once.
         loss_guard: a step whose loss is more than so many deviations above the mean of the recent
@@ -139,6 +142,7 @@ class DWMGrad(Stepping):
         second_moment_window: int | None = None,
         auto_lr: bool | None = None,
         loss_limit: float | None = None,
+        limit_growth: float | None = None,
         loss_floor: float | None = None,
         loss_guard: float | None = None,
         maximize: bool = False,

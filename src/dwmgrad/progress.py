@@ -9,7 +9,7 @@ from typing import Any
 
 from .rule import Guard, Number, Window, where
 
-SCHEMA = 6
+SCHEMA = 7
 _GUARD = {
     "guard_mean": "mean",
     "guard_deviation": "deviation",
@@ -24,6 +24,7 @@ PROGRESS = (
     "window",
     "last_loss",
     "mean_loss",
+    "highest_loss",
     "observations",
     "increases",
     "micro_batches",
@@ -50,6 +51,7 @@ def progress_of(window: Window) -> dict[str, Any]:
         "window": window.size,
         "last_loss": window.last_loss,
         "mean_loss": window.mean_loss,
+        "highest_loss": window.highest_loss,
         "observations": window.observations,
         "increases": window.increases,
         "schema": SCHEMA,
@@ -66,6 +68,7 @@ def window_of(group: dict[str, Any]) -> Window:
         floor=group["loss_floor"],
         last_loss=group["last_loss"],
         mean_loss=group["mean_loss"],
+        highest_loss=group["highest_loss"],
         observations=group["observations"],
         increases=group["increases"],
     )

@@ -43,6 +43,7 @@ PAPER: dict[str, Any] = {
     "second_moment_window": None,
     "auto_lr": False,
     "loss_limit": None,
+    "limit_growth": 0.0,
     "loss_floor": 0.0,
     "loss_guard": None,
 }
@@ -54,6 +55,7 @@ _BY_THE_LOSS: dict[str, Any] = {
     "bias_correction": True,
     "second_moment_window": 1000,
     "loss_limit": 0.3,
+    "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {
@@ -99,6 +101,7 @@ class Window:
         smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
+        highest_loss: the highest mean loss so far; None, or on a device NaN, before the first one.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
@@ -110,6 +113,7 @@ class Window:
     smoothing: float = 0.0
     last_loss: Number | None = None
     mean_loss: Number | None = None
+    highest_loss: Number | None = None
     observations: Number = 0
     increases: Number = 0
     floor: float = 0.0
@@ -140,6 +144,8 @@ class Window:
         self.size = _within(1, size, self.max_size)
         self.last_loss = where(counts, loss, self.last_loss)
         self.mean_loss = where(counts, mean, self.mean_loss)
+        highest = where(_is_known(self.highest_loss), self.highest_loss, mean)
+        self.highest_loss = where(counts, _larger(highest, mean), self.highest_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
@@ -147,6 +153,11 @@ class Window:
         """What a step keeps of the mean squared gradient: (ω − 1)/ω; of a fixed window, its own."""
         size = fixed or self.size
         return (size - 1) / size
+
+    def fall(self) -> Number:
+        """How far the mean loss has come from its highest down to the floor: a share, 0 to 1."""
+        height = _within(LEAST_EPS, self.highest_loss - self.floor)
+        return 1 - _within(0.0, (self.mean_loss - self.floor) / height, 1.0)
 
     def momentum(self, base: float) -> Number:
         """The effective momentum μ = γω/δ for the base momentum γ."""
@@ -315,7 +326,8 @@ def step_limit(
 ) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
-    allowed = loss_limit · ω/δ · (α / peak α) · (ℓ − loss_floor): a stochastic Polyak step, as
+    allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor), where the share is loss_limit, and grows
+    by limit_growth while the loss falls from its highest to its floor: a stochastic Polyak step, as
     SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small,
     and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
 
@@ -329,7 +341,10 @@ def step_limit(
             at its floor or below it, it says nothing of how far to go.
     """
     trust = window.size / window.max_size
-    allowed = group["loss_limit"] * trust * schedule * (loss - group["loss_floor"])
+    share = group["loss_limit"]
+    if group["limit_growth"]:
+        share = share + group["limit_growth"] * window.fall()
+    allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
     return where(allowed > 0, limit, last)
 
