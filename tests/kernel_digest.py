@@ -52,8 +52,8 @@ def digest(dtype: torch.dtype) -> str:
                 c = Coefficients(*rates, step, rounds, rounds)
                 rows = list(zip(*tensors, strict=True))
                 (buckets,) = kernels.prepare([rows], Overlaps())
-                norms = kernels.squared_norms(buckets, c)
-                found.update(json.dumps([norm.hex() for norm, _ in norms]).encode())
+                norms = [norm for own, _ in kernels.squared_norms(buckets, c) for norm in own]
+                found.update(json.dumps([norm.hex() for norm in norms]).encode())
                 kernels.run(buckets, c)
             for column in (tensors.params, tensors.momentum_buffers, tensors.square_avgs):
                 for entry in column:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +196,40 @@ def test_gradients_are_unscaled_before_they_are_squared(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norms_equal_the_plain_loop(dtype: torch.dtype, kind: torch.dtype, device: str) -> None:
+    tensors = make(dtype, kind, device, [(0,), *SHAPES, (20000,)])
+    one_launch.update(tensors, coefficients(0))
+    tensors.grads[-1][7:10] = torch.tensor([math.nan, math.inf, -math.inf])
+    c, inverse = coefficients(1), torch.tensor(0.125, device=device)
+    for factor in (1.0, inverse):
+        norms = one_launch.squared_norms(tensors, c, factor)
+        expected = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
+        torch.testing.assert_close(norms, expected, rtol=1e-6, atol=0.0)
+    assert torch.equal(norms, one_launch.squared_norms(tensors, c, inverse)), "not the same bits"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_limited_step_asks_for_few_launches(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norms come from launches for all tensors, on the host and on the device."""
+    monkeypatch.setattr(reference, "squared_norms", None)
+    found = []
+    for capturable in (False, True):
+        torch.manual_seed(0)
+        params = [torch.randn(shape).to(device).requires_grad_() for shape in ((300,), (3, 5), ())]
+        optimizer = DWMGrad(params, lr=1.0, preset="auto", capturable=capturable)
+        for loss in (1.0, 0.5, 0.7):
+            for param in params:
+                param.grad = torch.ones_like(param) * loss
+            optimizer.step(loss=loss)
+        optimizer.state_dict()
+        found.append([optimizer.param_groups[0]["step_limit"], *params])
+    assert 0 < found[0][0] < 1
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_alignment_is_assumed(device: str) -> None:
     actual = make(torch.float32, torch.float32, device, [(2048,), (2048,)])
     expected = copy.deepcopy(actual)
@@ -261,19 +296,21 @@ def test_windows_and_rates_are_no_reason_to_compile_again(
                 aligned = [a.data_ptr() % 16 == 0 for a in args if isinstance(a, Tensor)]
                 assert all(isinstance(a, Tensor) for a in args[:-1]) and all(aligned)
                 seen.append((*kinds, *options.items()))
-                kernel[grid](*args, **options)
+                kernel.update[grid](*args, **options)
 
             return call
 
-    monkeypatch.setattr(one_launch, "_triton", lambda: (Spy(), language))
+    spied = SimpleNamespace(update=Spy())
+    monkeypatch.setattr(one_launch, "_triton", lambda: (spied, language))
     tensors = make(torch.float32, torch.float32, device, [(300,), (7,)])
     for step in range(30):
         one_launch.update(tensors, coefficients(step))
     assert len(seen) == 30 and len(set(seen)) == 1
     if device == "cuda":
-        before = len(kernel.device_caches[torch.cuda.current_device()][0])
+        compiled = kernel.update.device_caches[torch.cuda.current_device()][0]
+        before = len(compiled)
         one_launch.update(tensors, coefficients(1))
-        assert len(kernel.device_caches[torch.cuda.current_device()][0]) == before
+        assert len(compiled) == before
 
 
 @pytest.mark.cuda
@@ -372,7 +409,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dwmgrad.kernels.one_launch_triton import update
+from dwmgrad.kernels.one_launch_triton import norms, totals, update
 
 types = ["*i64", "*i64", "*fp32", "*i32", "i32"] + 4 * ["constexpr"]
 signature = dict(zip(update.arg_names, types, strict=True))
@@ -383,6 +420,16 @@ for param, state in ((tl.float32, tl.float32), (tl.bfloat16, tl.bfloat16), (tl.f
     built = triton.compile(ASTSource(update, signature, constants), target=target, options=options)
     assert "fma.rn" not in built.asm["ptx"]
     assert "ld.global.v" in built.asm["ptx"], "no wide loads"
+    types = ["*i64", "*i64", "*fp32", "*fp64", "i32"] + 3 * ["constexpr"]
+    signature_of_norms = dict(zip(norms.arg_names, types, strict=True))
+    constants = dict(PARAM=param, STATE=state, WIDE=tl.float64)
+    built = triton.compile(
+        ASTSource(norms, signature_of_norms, constants), target=target, options=options
+    )
+    assert "ld.global.v" in built.asm["ptx"], "no wide loads"
+types = ["*i64", "*fp64", "*fp64", "i32", "i32", "constexpr"]
+signature = dict(zip(totals.arg_names, types, strict=True))
+triton.compile(ASTSource(totals, signature, dict(WIDE=tl.float64)), target=target)
 """
 
 

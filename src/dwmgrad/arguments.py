@@ -194,7 +194,7 @@ ARGUMENTS: dict[str, Argument] = {
     **_of_preset("second_moment_window", _MAYBE_STEPS, "steps that the mean square remembers"),
     **_of_preset("auto_lr", _SWITCH, "take only the schedule's shape from lr"),
     **_of_preset("loss_limit", _LIMIT, "share of the loss that a step may be predicted to take"),
-    **_of_preset("limit_growth", _number(), "what the share grows by as the loss falls to its floor"),
+    **_of_preset("limit_growth", _number(), "what that share grows by as the loss falls"),
     **_of_preset("loss_floor", _FLOOR, "lower bound of the loss, for loss_limit"),
     **_of_preset("loss_guard", _LIMIT, "deviations above which a loss takes no step"),
     "maximize": Argument(_SWITCH, False, "ascend the gradient"),

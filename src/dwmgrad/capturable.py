@@ -123,7 +123,7 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         moves: Moves,
         agreed: Agreed,
-        predicted: Callable[[list[Call], Tensor, Tensor], Tensor],
+        predicted: Callable[[list[Call], Tensor, Tensor, one_launch.Addresses], Tensor],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,
     ) -> None:
@@ -132,8 +132,8 @@ class DeviceWindow:
         Args:
             groups, moves, agreed: the parameter groups, what moves of each, and what ranks make of
                 the step.
-            predicted: given calls, `rule.share_left` and what gradients are multiplied by first:
-                see `decision.predicted`; of all ranks.
+            predicted: given calls, `rule.share_left` and what `kernels.squared_norms` asks for: see
+                `decision.predicted`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
         """
@@ -153,7 +153,7 @@ class DeviceWindow:
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
             share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
-            total = self._number(predicted(calls, share, inverse))
+            total = self._number(predicted(calls, share, inverse, self._addresses))
             schedule = rule.share_of_peak(present)
             limit = rule.step_limit(
                 common, window, agreed.loss, schedule, total, common["step_limit"]

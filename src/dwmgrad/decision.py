@@ -54,18 +54,22 @@ def calls_of(
 
 
 def predicted(
-    calls: Iterable[Call],
-    weight_of: Callable[[Tensor], float] | None = None,
-    inverse: Tensor | None = None,
+    calls: Iterable[Call], weight_of: Callable[[Tensor], float] | None = None, *on_device: Any
 ) -> Number:
     """What the calls of this rank would take off the loss; see `rule.step_limit`.
 
-    `weight_of` says how much a parameter counts here; for `inverse` see `kernels.squared_norms`.
+    `weight_of` says how much a parameter counts here. `on_device` is nothing on the host, else the
+    last two arguments of `kernels.squared_norms`.
     """
     total: Number = 0.0
     for buckets, c, group in calls:
-        for norm, ordinal in kernels.squared_norms(buckets, c, inverse):
-            if weight_of is not None:
-                norm = weight_of(group["params"][ordinal]) * norm
+        for norms, ordinals in kernels.squared_norms(buckets, c, *on_device):
+            weights = [
+                1.0 if weight_of is None else weight_of(group["params"][n]) for n in ordinals
+            ]
+            if isinstance(norms, Tensor) and set(weights) == {1.0}:
+                norm = norms.sum()  # one launch
+            else:
+                norm = sum(weight * each for weight, each in zip(weights, norms, strict=True))
             total = total + rule.predicted_decrease(c.step_size, c.momentum, norm)
     return total

@@ -326,8 +326,8 @@ def step_limit(
 ) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
-    allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor), where the share is loss_limit, and grows
-    by limit_growth while the loss falls from its highest to its floor: a stochastic Polyak step, as
+    allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor). The share is `loss_limit`, and grows by
+    `limit_growth` as the loss falls from its highest to its floor. It is a stochastic Polyak step, as
     SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small,
     and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
 

@@ -133,17 +133,15 @@ class Stepping(Agreeing):
         effective = rule.effective_lr(common, window, limit * self._rates()[id(common)])
         return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
 
-    def _predicted(
-        self, calls: Iterable[Call] | None, share: Any, inverse: Tensor | None = None
-    ) -> Any:
+    def _predicted(self, calls: Iterable[Call] | None, share: Any, *on_device: Any) -> Any:
         """As `decision.predicted`, of all ranks; calls None where this one has no more steps.
 
         For `share` see `rule.share_left`.
         """
         if calls is not None and self._steps_alone():
-            return predicted(calls, inverse=inverse) / share
+            return predicted(calls, None, *on_device) / share
         counts = None if self._pieces else partial(ranks.weight_of, group=self.loss_group)
-        number = None if calls is None else predicted(calls, counts, inverse) / share
+        number = None if calls is None else predicted(calls, counts, *on_device) / share
         return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
 
     def _all_groups(self) -> list[dict[str, Any]]:

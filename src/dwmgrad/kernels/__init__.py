@@ -144,26 +144,37 @@ def run_on_device(
 
 
 def squared_norms(
-    buckets: Sequence[Bucket], c: Coefficients, inverse: Any = None
-) -> list[tuple[Any, int]]:
-    """For each parameter `reference.squared_norms`, and its ordinal. Nothing is written.
+    buckets: Sequence[Bucket],
+    c: Coefficients,
+    inverse: Any = None,
+    addresses: one_launch.Addresses | None = None,
+) -> list[tuple[list[float] | Tensor, list[int]]]:
+    """For each bucket, `reference.squared_norms` of its parameters, and their ordinals.
+
+    Nothing is written.
 
     Args:
         buckets: from `prepare`.
         c: the step's numbers.
         inverse: None: there is one host sync for each bucket on an accelerator. Else what the
-            gradients are multiplied by first; all numbers are, and stay, on the device.
+            gradients are multiplied by first; all numbers are, and stay, on the device, where
+            there is one vector of the norms.
+        addresses: see `one_launch.squared_norms`.
     """
-    found: list[tuple[Any, int]] = []
+    found = []
     for tensors, flat in buckets:
-        norms: list[Any]
-        if inverse is not None:
-            norms = reference.squared_norms(tensors, c.decay, c.eps, inverse)
-        elif flat and native.accepts(tensors.params[0], tensors.momentum_buffers[0]):
+        row = tensors.params[0], tensors.momentum_buffers[0]
+        factor = 1.0 if inverse is None else inverse
+        norms: Any
+        if flat and inverse is None and native.accepts(*row):
             norms = native.squared_norms(tensors, c)
         else:
-            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps)).tolist()
-        found += zip(norms, tensors.ordinals, strict=True)
+            if flat and one_launch.accepts(*row):
+                norms = one_launch.squared_norms(tensors, c, factor, addresses)
+            else:
+                norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
+            norms = norms.tolist() if inverse is None else norms
+        found.append((norms, tensors.ordinals))
     return found
 
 

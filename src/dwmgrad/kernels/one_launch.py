@@ -22,6 +22,7 @@ from .coefficients import Buffer, Coefficients, Tensors
 
 _FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _TYPES = {**_FLOATS, torch.int8: "int8"}  # int8 stands for `Blockwise`
+_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}  # the same numbers as on the CPU
 _PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS · ROWS · SCALED
 
 
@@ -80,16 +81,12 @@ def launch(
     """
     params = tensors.params
     device, dtype, kind = params[0].device, params[0].dtype, _kind(tensors.momentum_buffers[0])
-    rows, pieces = tensors.addresses(_PIECE)
+    table, grad_row, pieces = _placed(tensors, addresses)
     if pieces == 0:
         return
-    table = addresses.on(device, tuple(rows))
-    grad_row = addresses.on(device, tuple([grad.data_ptr() for grad in tensors.grads]))
     kernel, language = _triton()
-    # Triton launches on the present device, whichever that is
-    is_cpu = device.type == "cpu"
-    with contextlib.nullcontext() if is_cpu else getattr(torch, device.type).device(device):
-        kernel[(pieces,)](
+    with _present(device):
+        kernel.update[(pieces,)](
             table,
             grad_row,
             vector,
@@ -99,11 +96,48 @@ def launch(
             STATE=getattr(language, _TYPES[kind]),
             STOCHASTIC_STATE=stochastic_state and kind == torch.bfloat16,
             STOCHASTIC_PARAMS=stochastic_params and dtype == torch.bfloat16,
-            num_warps=8,
-            enable_fp_fusion=False,  # the same numbers as on the CPU
+            **_OPTIONS,
         )
     # autograd does not see writes through addresses
     torch.autograd.graph.increment_version(params)
+
+
+def squared_norms(
+    tensors: Tensors, c: Coefficients, inverse: Any = 1.0, addresses: Addresses | None = None
+) -> Tensor:
+    """As `reference.squared_norms`, for what `accepts` takes, in two launches; one vector.
+
+    Args:
+        c: the step's numbers, on the host or on the device.
+        inverse: see `reference.squared_norms`.
+        addresses: where the table of addresses is kept; None: with all others.
+    """
+    device, dtype = tensors.params[0].device, tensors.params[0].dtype
+    kind = _kind(tensors.momentum_buffers[0])
+    table, grad_row, pieces = _placed(tensors, addresses or _addresses)
+    wide = torch.float32 if device.type == "xpu" else torch.float64
+    found = torch.zeros(len(tensors.params), dtype=wide, device=device)
+    if pieces == 0:
+        return found
+    sums = torch.empty(pieces, dtype=wide, device=device)
+    vector = _vector([0.0, c.decay, 1 - c.decay, 0.0, c.eps, 0.0, inverse], device)
+    kernel, language = _triton()
+    width = language.float32 if wide == torch.float32 else language.float64
+    count = len(found)
+    with _present(device):
+        kernel.norms[(pieces,)](
+            table,
+            grad_row,
+            vector,
+            sums,
+            count,
+            PARAM=getattr(language, _TYPES[dtype]),
+            STATE=getattr(language, _TYPES[kind]),
+            WIDE=width,
+            **_OPTIONS,
+        )
+        kernel.totals[(count,)](table, sums, found, count, pieces, WIDE=width)
+    return found
 
 
 class Addresses:
@@ -142,6 +176,34 @@ class Addresses:
 _addresses = Addresses()
 
 
+def _placed(tensors: Tensors, addresses: Addresses) -> tuple[Tensor, Tensor, int]:
+    """The table of the tensors and the row of their gradients, on the device; and the pieces."""
+    device = tensors.params[0].device
+    rows, pieces = tensors.addresses(_PIECE)
+    grads = tuple([grad.data_ptr() for grad in tensors.grads])
+    return addresses.on(device, tuple(rows)), addresses.on(device, grads), pieces
+
+
+def _present(device: torch.device) -> Any:
+    """Triton launches on the present device, whichever that is."""
+    is_cpu = device.type == "cpu"
+    return contextlib.nullcontext() if is_cpu else getattr(torch, device.type).device(device)
+
+
+def _vector(numbers: list[Any], device: torch.device) -> Tensor:
+    """The numbers in float32 on the device; none of them leaves it."""
+    if not any(isinstance(each, Tensor) for each in numbers):
+        return _uploaded(numbers, torch.float32, device)
+    return torch.stack(
+        [
+            each.float().reshape(())
+            if isinstance(each, Tensor)
+            else torch.full((), each, dtype=torch.float32, device=device)
+            for each in numbers
+        ]
+    )
+
+
 def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     row = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return row.to(device, non_blocking=True)
@@ -153,12 +215,12 @@ def _kind(buffer: Buffer) -> torch.dtype:
 
 @cache
 def _triton() -> tuple[Any, Any]:
-    """The kernel and Triton's language. This takes a moment, so it waits until it is needed."""
+    """The kernels and Triton's language. This takes a moment, so it waits until it is needed."""
     import triton.language
 
-    from .one_launch_triton import update
+    from . import one_launch_triton
 
-    return update, triton.language
+    return one_launch_triton, triton.language
 
 
 @cache

@@ -151,6 +151,18 @@ def _block(
     _store(p_at, p, _hash32(bits), mask, PARAM, STOCHASTIC_PARAMS)
 
 
+@triton.jit
+def _tensor_of(piece, table, count):
+    """The last tensor that begins at or before this piece."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        begins = tl.load(table + middle * COLUMNS + 6) <= piece
+        low = tl.where(begins, middle, low)
+        high = tl.where(begins, high, middle)
+    return low
+
+
 @triton.jit(do_not_specialize=["count"])
 def update(
     table, grads, vector, skipped, count,
@@ -160,12 +172,7 @@ def update(
     """One piece of one of `count` tensors; for the arguments see `one_launch.launch`."""
     BLOCK: tl.constexpr = ROWS * SCALED
     piece = tl.program_id(0)
-    low, high = 0, count  # the last tensor that begins at or before this piece
-    while high - low > 1:
-        middle = (low + high) // 2
-        begins = tl.load(table + middle * COLUMNS + 6) <= piece
-        low = tl.where(begins, middle, low)
-        high = tl.where(begins, high, middle)
+    low = _tensor_of(piece, table, count)
     entry = table + low * COLUMNS
     grad = tl.load(grads + low)
     size = tl.load(entry + 5)
@@ -186,3 +193,70 @@ def update(
                 PARAM, STATE, STOCHASTIC_STATE, STOCHASTIC_PARAMS, WHOLE=False,
             )  # fmt: skip
         at += BLOCK
+
+
+@triton.jit
+def _norm(
+    entry, grad, at, size, vector, PARAM: tl.constexpr, STATE: tl.constexpr, WHOLE: tl.constexpr
+):
+    """The sum of g²/(√s + ε) over a block's elements, with the mean square that follows."""
+    EIGHT_BITS: tl.constexpr = STATE == tl.int8
+    SQUARES: tl.constexpr = tl.uint8 if EIGHT_BITS else STATE
+    row = tl.arange(0, ROWS)
+    index = row[:, None] * SCALED + tl.arange(0, SCALED)[None, :]
+    left = tl.minimum(size - at, ROWS * SCALED).to(tl.int32)
+    mask = tl.full([ROWS, SCALED], True, tl.int1) if WHOLE else index < left
+    g = tl.load(_pointer(grad, PARAM, WHOLE) + at + index, mask=mask, other=0).to(tl.float32)
+    s_at = _pointer(tl.load(entry + 2), SQUARES, WHOLE) + at + index
+    s = tl.load(s_at, mask=mask, other=0).to(tl.float32)
+    if EIGHT_BITS:
+        scales = _pointer(tl.load(entry + 4), tl.float32, False) + at // SCALED + row
+        x = s * (1 / 255)
+        x = x * x
+        s = x * x * tl.load(scales, mask=row * SCALED < left, other=0)[:, None]
+    g = g * tl.load(vector + 6)
+    square = g * g
+    s = s * tl.load(vector + 1) + tl.load(vector + 2) * square
+    norm = square / (tl.sqrt(s) + tl.load(vector + 4))
+    norm = tl.where(mask & (square < float("inf")), norm, 0.0)
+    return tl.sum(tl.sum(norm, axis=1), axis=0)
+
+
+@triton.jit(do_not_specialize=["count"])
+def norms(
+    table, grads, vector, sums, count, PARAM: tl.constexpr, STATE: tl.constexpr, WIDE: tl.constexpr
+):
+    """A piece's share of its tensor's norm; see `one_launch.squared_norms`."""
+    BLOCK: tl.constexpr = ROWS * SCALED
+    piece = tl.program_id(0)
+    low = _tensor_of(piece, table, count)
+    entry = table + low * COLUMNS
+    grad = tl.load(grads + low)
+    size = tl.load(entry + 5)
+    at = (piece - tl.load(entry + 6)) * (BLOCKS * BLOCK)
+    end = tl.minimum(at + BLOCKS * BLOCK, size)
+    used = tl.load(entry + 2) | grad
+    total = tl.full([], 0, WIDE)
+    while at < end:
+        if (used % 16 == 0) & (at + BLOCK <= size):
+            total += _norm(entry, grad, at, size, vector, PARAM, STATE, WHOLE=True).to(WIDE)
+        else:
+            total += _norm(entry, grad, at, size, vector, PARAM, STATE, WHOLE=False).to(WIDE)
+        at += BLOCK
+    tl.store(sums + piece, total)
+
+
+@triton.jit(do_not_specialize=["count", "pieces"])
+def totals(table, sums, found, count, pieces, WIDE: tl.constexpr):
+    """Each tensor's sum over its pieces, always in the same order."""
+    place = tl.program_id(0)
+    at = tl.load(table + place * COLUMNS + 6)
+    is_last = place + 1 == count
+    end = tl.load(table + (place + 1) * COLUMNS + 6, mask=is_last == 0, other=0)
+    end = tl.where(is_last, pieces, end)
+    lane = tl.arange(0, 256)
+    total = tl.full([256], 0, WIDE)
+    while at < end:
+        total += tl.load(sums + at + lane, mask=at + lane < end, other=0)
+        at += 256
+    tl.store(found + place, tl.sum(total, axis=0))
