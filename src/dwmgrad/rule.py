@@ -156,6 +156,8 @@ class Window:
 
     def fall(self) -> Number:
         """How far the mean loss has come from its highest down to the floor: a share, 0 to 1."""
+        if self.highest_loss is None or self.mean_loss is None:
+            return 0.0
         height = _within(LEAST_EPS, self.highest_loss - self.floor)
         return 1 - _within(0.0, (self.mean_loss - self.floor) / height, 1.0)
 
@@ -327,9 +329,10 @@ def step_limit(
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
     allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor). The share is `loss_limit`, and grows by
-    `limit_growth` as the loss falls from its highest to its floor. It is a stochastic Polyak step, as
-    SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin small,
-    and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv 2305.07583).
+    `limit_growth` as the loss falls from its highest to its floor. It is a stochastic Polyak step,
+    as SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin
+    small, and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv
+    2305.07583).
 
     Args:
         group: a parameter group, for its settings.
