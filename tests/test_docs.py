@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import functools
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -115,3 +116,34 @@ def test_the_row_of_each_name_is_there():
 
     for name in NAMES:
         assert len(row(USAGE, f"`{name}`")) == 3
+
+
+def test_the_figures_of_the_gpu_are_those_of_the_results():
+    page = (ROOT / "docs" / "speed.md").read_text("utf-8").partition("## GPUs")[2]
+    measured = {}
+    for name in ("step-h100.json", "step-h100-limit.json"):  # of two rows, the later one
+        for each in json.loads((ROOT / "docs" / "results" / name).read_text())["rows"]:
+            if each["why_not"] is None:
+                kind = each["optimizer"], each["kernel"], each["state"]
+                measured.setdefault(kind, {})[each["shapes"]] = each
+    rows = {
+        "`dwmgrad`": ("DWMGrad", "one_launch", "float32"),
+        "`dwmgrad_bf16`": ("DWMGrad", "one_launch", "bfloat16"),
+        "`dwmgrad_8bit`": ("DWMGrad", "one_launch", "int8"),
+        "with `loss_limit`": ("DWMGrad, loss_limit", "default", "float32"),
+        "schedule-free AdamW": ("AdamWScheduleFree", "own", "float32"),
+    }
+    shapes = ("lora-base-r8", "100m", "roberta-base")
+    for label, kind in rows.items():
+        found = [f"{measured[kind][shape]['ratio']['median']:.2f}" for shape in shapes]
+        assert f"| {label} | {' | '.join(found)} |" in page, label
+    first = json.loads((ROOT / "docs" / "results" / "step-h100.json").read_text())["rows"]
+    adamw = {r["shapes"]: r for r in first if (r["optimizer"], r["kernel"]) == ("AdamW", "fused")}
+    times = [f"{adamw[shape]['ms']['median']:.2f}" for shape in shapes]
+    assert f"| AdamW fused, ms | {' | '.join(times)} |" in page
+    (slow,) = (
+        r for r in first if (r["optimizer"], r["shapes"]) == ("DWMGrad, loss_limit", "roberta-base")
+    )
+    assert f"took {slow['ratio']['median']:.1f} times" in page
+    ratio = measured[rows["`dwmgrad`"]]["roberta-base"]["ratio"]["median"]
+    assert f"takes {ratio:.2f} times" in README.read_text("utf-8")

@@ -13,6 +13,7 @@ from dwmgrad import DWMGrad
 from dwmgrad.kernels import Coefficients, Tensors, low_bit, native, reference
 
 SIZES = (3, 300, 5000)
+FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
 
 
 def gradients(step: int) -> list[torch.Tensor]:
@@ -84,6 +85,40 @@ def test_it_is_the_rule(form: dict, lr: float, floor: float) -> None:
         np.testing.assert_allclose(param.detach().numpy(), theta, rtol=1e-4, atol=1e-6)
 
 
+@FORMS
+@pytest.mark.parametrize(("floor", "smoothing"), [(0.0, 0.0), (1.0, 0.9), (1.0, 0.0)])
+def test_the_share_grows_as_the_loss_falls(form: dict, floor: float, smoothing: float) -> None:
+    settings = dict(lr=1.0, max_window=100, loss_floor=floor, loss_smoothing=smoothing, **form)
+    plain = DWMGrad(params_of(), loss_limit=0.1, **settings)
+    growing = DWMGrad(params_of(), loss_limit=0.1, limit_growth=0.6, **settings)
+    mean = highest = None
+    for step in range(40):  # at last it is lower than at any time before
+        (kept,), (found,) = (train(each, range(step, step + 1)) for each in (plain, growing))
+        loss = loss_of(step)
+        mean = loss if mean is None else smoothing * mean + (1 - smoothing) * loss
+        highest = max(mean, highest or mean)
+        share = 0.1 + 0.6 * (1 - (mean - floor) / (highest - floor))
+        assert found / kept == pytest.approx(share / 0.1, rel=1e-5)
+    assert share > 0.3
+
+
+@FORMS
+def test_a_loss_that_rises_or_lies_below_its_floor_does_not_let_the_share_grow(form: dict) -> None:
+    settings = dict(lr=1.0, preset="finetune", loss_floor=1.0, **form)
+    plain = DWMGrad(params_of(), loss_limit=0.1, **settings)
+    growing = DWMGrad(params_of(), loss_limit=0.1, limit_growth=0.6, **settings)
+    for loss in (2.0, 3.0, 4.0, 1.0, 0.5):
+        for optimizer in (plain, growing):
+            for param, grad in zip(optimizer.param_groups[0]["params"], gradients(1), strict=True):
+                param.grad = grad
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.step(loss=loss)
+                optimizer.state_dict()
+    limits = [each.param_groups[0]["step_limit"] for each in (plain, growing)]
+    assert limits[0] == limits[1]
+
+
 def test_a_small_learning_rate_is_not_limited_and_bit_equal() -> None:
     limited, free = params_of(), params_of()
     optimizer = DWMGrad(limited, lr=1e-6, preset="finetune", loss_limit=0.5)
@@ -92,7 +127,7 @@ def test_a_small_learning_rate_is_not_limited_and_bit_equal() -> None:
     assert all(map(torch.equal, limited, free))
 
 
-@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@FORMS
 def test_above_a_point_the_learning_rate_cancels_out(form: dict) -> None:
     runs = []
     for lr in (1.0, 64.0):
@@ -122,7 +157,7 @@ def test_the_schedule_is_kept() -> None:
     assert all(map(torch.equal, before, params))
 
 
-@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@FORMS
 def test_a_loss_at_its_floor_holds_the_last_limit_and_says_so(form: dict) -> None:
     params = params_of()
     optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.0, **form)
@@ -141,9 +176,10 @@ def test_a_step_without_a_loss_holds_the_last_limit() -> None:
     assert optimizer.param_groups[0]["step_limit"] == limits[-1]
 
 
-@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@FORMS
 def test_a_resumed_run_is_the_run(form: dict) -> None:
     settings = dict(lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.9, **form)
+    settings["limit_growth"] = 0.2
     whole = params_of()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -206,6 +242,7 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
         ({"loss_limit": 0}, "loss_limit must be above 0, got 0: None switches it off"),
         ({"loss_limit": -1.0}, "loss_limit must be in"),
         ({"loss_limit": "0.5"}, "loss_limit must be a number"),
+        ({"limit_growth": -0.1}, r"limit_growth must be in \[0, inf\), got -0.1"),
         ({"loss_floor": float("inf")}, "loss_floor must be finite"),
     ],
 )
@@ -227,7 +264,7 @@ def scaled(factor: float, form: dict) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@FORMS
 def test_sums_and_means_of_losses_have_one_limit(form: dict) -> None:
     assert scaled(1000.0, form) == pytest.approx(scaled(1.0, form), rel=1e-4)
 
@@ -255,7 +292,7 @@ def test_no_loss_makes_a_step_longer_than_without_a_limit(loss: float) -> None:
     assert moved <= moved_free * 1.0001
 
 
-@pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
+@FORMS
 @pytest.mark.parametrize("max_norm", [0.5, 1e9])
 def test_clipped_gradients_do_not_hide_how_steep_the_loss_is(max_norm: float, form: dict) -> None:
     """From the first step on, a clipped gradient gives the direction of the whole one."""
