@@ -16,7 +16,7 @@ from dwmgrad.rule import AUTO_LR, PRESETS
 
 SIZES = (3, 300, 5000)
 FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
-C = PRESETS["auto"]["loss_limit"]
+C, GROWTH = PRESETS["auto"]["loss_limit"], PRESETS["auto"]["limit_growth"]
 
 
 def gradients(step: int) -> list[torch.Tensor]:
@@ -68,14 +68,18 @@ def oracle(steps: int, decay: float, floor: float) -> tuple[list[np.ndarray], li
     theta = [np.linspace(-1, 1, size) for size in SIZES]
     v, s = ([np.zeros(size) for size in SIZES] for _ in range(2))
     window, rates = 5, []
+    mean = highest = loss_of(0)
     for step in range(steps):
         window = min(window + 1, 100)
+        mean = 0.9 * mean + 0.1 * loss_of(step)
+        highest = max(highest, mean)
+        share = C + GROWTH * (1 - (mean - floor) / (highest - floor))
         g = [each.double().numpy() for each in gradients(step)]
         s = [0.999 * si + 0.001 * gi**2 for si, gi in zip(s, g, strict=True)]
         roots = [np.sqrt(si / (1 - 0.999 ** (step + 1))) + 1e-8 for si in s]
         mu = 0.9 * window / 100
         q = sum((gi**2 / root).sum() for gi, root in zip(g, roots, strict=True)) / (1 - mu)
-        alpha = min(0.03, C * window / 100 * (loss_of(step) - floor) / q)
+        alpha = min(0.03, share * window / 100 * (loss_of(step) - floor) / q)
         rates.append(alpha / (1 - mu))
         for i in range(len(SIZES)):
             v[i] = mu * v[i] + alpha * g[i] / roots[i]

@@ -25,7 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "smoothed": {"loss_smoothing": 0.9, "max_window": 100, "momentum": 0.8},
     "finetune": {"preset": "finetune", "weight_decay": 0.1},
     "limited": {"preset": "finetune", "loss_limit": 0.001},
-    "auto": {"preset": "auto"},
+    "fixed": {"preset": "auto", "loss_limit": 0.3, "limit_growth": 0.0, "loss_smoothing": 0.0},
+    "auto": {"preset": "auto", "loss_floor": -1.0},
     "corrected": {"bias_correction": True, "second_moment_window": 7, "maximize": True},
 }
 

@@ -54,7 +54,8 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
-    "loss_limit": 0.3,
+    "loss_limit": 0.1,
+    "limit_growth": 0.6,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ BEYOND = {
     "normalize_momentum": True,
     "second_moment_window": 40,
     "loss_limit": 0.3,
+    "limit_growth": 0.5,
     "loss_guard": 3.0,
 }
 
