@@ -64,10 +64,13 @@ class Contender:
         return rule.RULE_VERSION if self.name.startswith("dwmgrad") else None
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
-        """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed."""
+        """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed.
+
+        `ramp` is the share of the run over which a window grows, from 5 % of its bound on.
+        """
         given = {k: v for k, v in settings.items() if k not in ("schedule", "warmup", "ramp")}
         if "ramp" in settings:
-            most = round(settings["ramp"] * steps)
+            most = max(1, round(settings["ramp"] * steps))
             given |= {"max_window": most, "initial_window": max(1, round(0.05 * most))}
         for name in sorted(given.keys() & self.fixed.keys()):
             raise UsageError(f"{self.name}: {name} is fixed to {self.fixed[name]!r}")

@@ -12,7 +12,7 @@ from experiments.runner import Run
 from experiments.workloads import WORKLOADS, make_workload
 from glue.errors import UsageError
 
-from dwmgrad import rule
+from dwmgrad import DWMGrad, rule
 from dwmgrad.rule import PRESETS, SIGNALS
 
 
@@ -160,3 +160,15 @@ def test_where_a_model_lies_does_not_matter_and_which_it_is_does():
         return make_workload("glue-rte", None, model_name_or_path=model).description()
 
     assert of("/a/roberta") == of("/b/roberta") != of("/b/other")
+
+
+def test_a_ramp_is_the_share_of_the_run_over_which_the_window_grows():
+    work = make_workload("tiny-sst2")
+    settings = work.settings("dwmgrad-auto", {"lr": WITHOUT, "ramp": 0.2})
+    built = get_contender("dwmgrad-auto").build(
+        [torch.nn.Parameter(torch.zeros(2))], settings, work.steps
+    )
+    asked = DWMGrad([torch.nn.Parameter(torch.zeros(2))], preset="auto")
+    asked.expect_steps(work.steps)  # as the Trainer does for the preset
+    for name in ("max_window", "window"):
+        assert built.param_groups[0][name] == asked.param_groups[0][name]
