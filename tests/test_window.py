@@ -108,6 +108,7 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
         host = Window(**settings)
         device = Window(tensor(5), **settings)
         device.last_loss, device.mean_loss = tensor(None), tensor(None)
+        device.highest_loss = tensor(None)
         device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
         for _ in range(40):
@@ -115,8 +116,16 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
             host.observe(loss, alike)
             device.observe(tensor(loss), torch.tensor(alike), torch.tensor(True))
             device.observe(tensor(None), torch.tensor(True), torch.tensor(False))  # holds
-            for name in ("size", "last_loss", "mean_loss", "observations", "increases"):
+            for name in (
+                "size",
+                "last_loss",
+                "mean_loss",
+                "highest_loss",
+                "observations",
+                "increases",
+            ):
                 assert float(getattr(device, name)) == getattr(host, name), name
+            assert float(device.fall()) == host.fall()
             assert type(host.size) is type(host.observations) is type(host.increases) is int
             share = share_after(share, host.decay(group["second_moment_window"]))
             share_there = share_after(share_there, device.decay(group["second_moment_window"]))

@@ -146,7 +146,8 @@ class Window:
         self.last_loss = where(counts, loss, self.last_loss)
         self.mean_loss = where(counts, mean, self.mean_loss)
         highest = where(_is_known(self.highest_loss), self.highest_loss, mean)
-        self.highest_loss = where(counts, _larger(highest, mean), self.highest_loss)
+        highest = where(mean > highest, mean, highest)
+        self.highest_loss = where(counts, highest, self.highest_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
