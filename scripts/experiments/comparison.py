@@ -35,7 +35,7 @@ _KEYS: Keys = {
     "seeds": (config.SEEDS, REQUIRED),
     "by": (config.TEXT, "score"),
     "final": (config.LINES, None),
-    "chosen_on": (config.SWITCH, False),
+    "chosen_on": (config.NAMES, []),
     "output_dir": (config.TEXT, "runs/comparisons"),
 }
 
@@ -138,7 +138,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
             that ends with `loss` the least is the best, of others the most.
         final: the second stage, if any: its `seeds`, and `options` of the workload that are other
             ones there.
-        chosen_on: whether this workload took part in choosing a preset among the contenders.
+        chosen_on: those of the contenders whose preset this workload took part in choosing.
         output_dir: the folder of all results.
 
     Args:
@@ -166,6 +166,8 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
             )
         other = {**options, **values["final"]["options"]}
         final, _ = workload_of({**values, "options": other}, given)
+    for name in values["chosen_on"]:
+        choose(f"{path}: chosen_on", name, values["contenders"])
     for name in values["contenders"]:
         choose(f"{path}: contender", name, CONTENDERS)
         workload.settings(name, {"lr": values["rates"][0]})

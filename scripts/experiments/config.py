@@ -41,7 +41,6 @@ def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 TEXT = KindOfValue("text", lambda value: isinstance(value, str))
 LINES = KindOfValue("lines of `name: value`", lambda value: isinstance(value, Mapping))
 NAMES = KindOfValue("a list of different names", _list_of(TEXT.fits))
-SWITCH = KindOfValue("true or false", lambda value: isinstance(value, bool))
 RATES = KindOfValue(
     "`all`, or a list of rates", lambda value: value == "all" or _list_of(_is_rate)(value)
 )

@@ -27,7 +27,7 @@ class Compared(Result):
     def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
         super().__init__(kind, name, data)
         self.plan: Mapping[str, Any] = data["plan"]
-        self.chosen_on = bool(self.plan.get("chosen_on"))
+        self.chosen_on: list[str] = self.plan.get("chosen_on") or []
 
     @cached_property
     def all_runs(self) -> pd.DataFrame:
@@ -103,10 +103,20 @@ def shown(compared: Compared, name: str) -> str:
     """A contender's score at its best rate, with the rate."""
     runs = compared.at_best(name)
     if runs.empty:
-        return "every rate diverged" if len(compared.rates(name)) else "not run"
+        return _without_best(compared, compared.rates(name))
     rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.0e}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
     return f"{spread(runs.score, compared.metric)}{rate}{lost}"
+
+
+def _without_best(compared: Compared, first: pd.DataFrame) -> str:
+    """Why a contender has no score that stands beside AdamW's; `first` are its first runs."""
+    if first.empty:
+        return "not run"
+    if first.diverged.groupby(first.lr).any().all():
+        return "every rate diverged"
+    ahead = first.groupby("lr").points.mean().max() - compared.best
+    return f"{ahead:+.2f} in the first stage ({first.seed.nunique()} seeds), no new ones"
 
 
 def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
@@ -119,19 +129,20 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
     for each in some:
         unit = score_head(each.metric, each.higher).removesuffix(" (higher is better)")
         row = {
-            "workload": f"{each.title} ({unit})" + ", chosen on" * each.chosen_on,
+            "workload": f"{each.title} ({unit})",
             "seeds": seeds_of(each),
             "AdamW": shown(each, ADAMW),
         }
         for name, title in ours.items():
             difference = each.difference(name)
             row[title] = shown(each, name) + (f" ({lead(difference)})" if difference else "")
+            row[title] += ", chosen on" * (name in each.chosen_on)
         rows.append(row)
     if len(some) > 1:
         last = dict.fromkeys(rows[0], "")
         last["workload"] = "**mean of those not chosen on, in deviations of AdamW's seeds**"
         for name, title in ours.items():
-            found = [each.in_deviations(name) for each in some if not each.chosen_on]
+            found = [each.in_deviations(name) for each in some if name not in each.chosen_on]
             known = [each for each in found if each is not None]
             of = f" ({len(known)} of {len(found)})" if len(known) < len(found) else ""
             last[title] = lead(stats.equal_weights(known)) + of

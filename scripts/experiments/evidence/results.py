@@ -44,7 +44,7 @@ _COMMON = {
 _COMPARISON = {
     **{"title": str, "command": str, "complete": bool},
     "plan": {
-        **{"contenders": list, "rates": list, "seeds": list, "chosen_on": bool, "by": str},
+        **{"contenders": list, "rates": list, "seeds": list, "chosen_on": list, "by": str},
         "final?": {"seeds": list, "options": dict},
     },
     "description": dict,

@@ -99,7 +99,7 @@ def a_comparison(
             "seeds": [0, 1, 2],
             "by": "score",
             "final": {"seeds": list(range(10, 10 + new_seeds)), "options": {}} if new_seeds else {},
-            "chosen_on": False,
+            "chosen_on": [],
             **plan,
         },
         "description": {"defaults": {"schedule": "linear", "warmup": 0.05}},
@@ -148,7 +148,7 @@ def write(folder: Path) -> Path:
     """Every kind of file, and every kind of mishap."""
     folder.mkdir(parents=True, exist_ok=True)
     everyone = ["adamw", "dwmgrad-finetune", "dwmgrad-auto", "dwmgrad-decrease", "sgd"]
-    cora = a_comparison("cora", everyone, chosen_on=True)
+    cora = a_comparison("cora", everyone, chosen_on=["dwmgrad-finetune"])
     sgd = cora["contenders"]["sgd"]
     sgd["runs"][-1], sgd["final"][2] = diverged(sgd["runs"][-1]), diverged(sgd["final"][2])
     digits = a_comparison("digits", everyone, new_seeds=0)

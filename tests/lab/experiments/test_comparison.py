@@ -55,7 +55,7 @@ def a_comparison(folder: Path, **changes) -> Comparison:
         "seeds": [0, 1],
         "by": "score",
         "final": {"seeds": [5, 6, 7], "options": {}},
-        "chosen_on": False,
+        "chosen_on": [],
     }
     workload = changes.pop("workload", Peak(data_dir=str(folder)))
     plan |= {"workload": workload.name, **changes}
@@ -299,3 +299,11 @@ def test_no_folder_is_told(tmp_path):
 def test_mistakes_are_named(old: str, new: str, message: str, tmp_path) -> None:
     with pytest.raises(UsageError, match=message):
         read_comparison(write(tmp_path, VALLEY.replace(old, new)))
+
+
+def test_a_preset_that_was_chosen_on_it_is_among_the_contenders(tmp_path):
+    text = VALLEY + "chosen_on: [dwmgrad-auto]\n"
+    assert read_comparison(write(tmp_path, text)).values["chosen_on"] == ["dwmgrad-auto"]
+    assert read_comparison(write(tmp_path, VALLEY)).values["chosen_on"] == []
+    with pytest.raises(UsageError, match="chosen_on dwmgrad-capped: no such one.*adamw"):
+        read_comparison(write(tmp_path, VALLEY + "chosen_on: [dwmgrad-capped]\n"))
