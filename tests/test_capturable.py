@@ -20,7 +20,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:step\\(\\) got no loss"),
 ]
 SHAPES = [(300,), (), (4, 5), (33, 70)]
-PROGRESS = ("window", "last_loss", "mean_loss", "observations", "increases", "steps")
+PROGRESS = ("window", "last_loss", "mean_loss", "loss_left", "observations", "increases", "steps")
+LIMITS = pytest.mark.parametrize(
+    "limit", [{}, {"loss_limit": 0.1, "limit_growth": 0.6}], ids=["free", "limited"]
+)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -216,7 +219,7 @@ def test_a_state_dict_continues_in_the_other_form(
         saved["param_groups"], expected.state_dict()["param_groups"], strict=True
     ):
         assert group == {**of_default, "capturable": from_capturable}
-        assert [type(group[name]) for name in PROGRESS] == [int, float, float, int, int, int]
+        assert [type(group[name]) for name in PROGRESS] == [int, *3 * [float], *3 * [int]]
     torch.save(saved, tmp_path / "saved.pt")
     second = make(to_capturable)
     new_gradients(second, 99)
@@ -454,14 +457,15 @@ def test_capturable_is_true_or_false() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, "int8"], ids=str)
 @pytest.mark.parametrize("keeps_gradients", [True, False])
+@LIMITS
 def test_a_graph_of_the_whole_training_step_equals_the_default(
-    keeps_gradients: bool, state_dtype: Any
+    limit: dict[str, float], keeps_gradients: bool, state_dtype: Any
 ) -> None:
     def build(captures: bool) -> tuple[torch.nn.Module, DWMGrad]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 1)).cuda()
         lr = torch.tensor(1e-2, device="cuda") if captures else 1e-2
-        arguments: Any = {"state_dtype": state_dtype, "missing_loss": "error"}
+        arguments: Any = {"state_dtype": state_dtype, "missing_loss": "error", **limit}
         return model, DWMGrad(model.parameters(), lr, capturable=captures, **arguments)
 
     def train(model: torch.nn.Module, optimizer: DWMGrad, x: torch.Tensor) -> None:
@@ -498,8 +502,9 @@ def test_a_graph_of_the_whole_training_step_equals_the_default(
 
 
 @pytest.mark.cuda
-def test_no_step_waits_for_the_device() -> None:
-    optimizer = make(True, "cuda", lr=torch.tensor(1e-2, device="cuda"))
+@LIMITS
+def test_no_step_waits_for_the_device(limit: dict[str, float]) -> None:
+    optimizer = make(True, "cuda", lr=torch.tensor(1e-2, device="cuda"), **limit)
     loss = torch.tensor(1.0, device="cuda")
     for step in range(10):
         new_gradients(optimizer, step)

@@ -194,6 +194,7 @@ REFUSED = {
     "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),
     "window beyond": (in_group(0, window=11), "window must be at most 10, got 11"),
     "nan last_loss": (in_group(0, last_loss=float("nan")), "last_loss must be finite"),
+    "more loss left than all": (in_group(0, loss_left=1.1), "loss_left must be at most 1, got 1.1"),
     "infinite mean_loss": (in_group(0, mean_loss=float("inf")), "mean_loss must be finite"),
     "zero_share": (
         in_state(0, zero_share=torch.tensor(1.5)),
@@ -410,7 +411,7 @@ def test_a_checkpoint_of_every_released_schema_goes_on_as_it_would_have(path: Pa
 def test_a_pickle_that_an_earlier_version_made_goes_on(schema: int) -> None:
     """All but what its groups did not have yet is the same."""
     since_2 = ("steps", "state_dtype", "stochastic_rounding", "capturable")
-    new = (*PAPER.keys() - {"initial_window", "max_window"}, "mean_loss")
+    new = (*PAPER.keys() - {"initial_window", "max_window"}, "mean_loss", "loss_left")
     model, optimizer = make()
     train(model, optimizer, LOSSES[:5])
     other, older = by_pickle(model, optimizer)

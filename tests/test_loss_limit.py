@@ -107,7 +107,7 @@ def test_a_loss_that_rises_or_lies_below_its_floor_does_not_let_the_share_grow(f
     settings = dict(lr=1.0, preset="finetune", loss_floor=1.0, **form)
     plain = DWMGrad(params_of(), loss_limit=0.1, **settings)
     growing = DWMGrad(params_of(), loss_limit=0.1, limit_growth=0.6, **settings)
-    for loss in (2.0, 3.0, 4.0, 1.0, 0.5):
+    for loss in (0.5, 1.0, 2.0, 3.0, 4.0):
         for optimizer in (plain, growing):
             for param, grad in zip(optimizer.param_groups[0]["params"], gradients(1), strict=True):
                 param.grad = grad
@@ -249,6 +249,12 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         DWMGrad(params_of(), **arguments)
+
+
+def test_a_growth_of_no_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit_growth=0.5 adds to loss_limit, which is None"):
+        DWMGrad(params_of(), limit_growth=0.5)
+    DWMGrad(params_of(), preset="capped", limit_growth=0.5)
 
 
 def scaled(factor: float, form: dict) -> list[float]:

@@ -211,6 +211,31 @@ def test_norms_equal_the_plain_loop(dtype: torch.dtype, kind: torch.dtype, devic
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_norms_of_many_pieces_and_of_none(device: str) -> None:
+    c = coefficients(1)
+    for shapes in ([(260 * 8192 + 5,), (3,)], [(7,)], [(0,), (0,)]):
+        tensors = make(torch.float32, torch.float32, device, shapes)
+        for column in tensors[:4]:  # none begins where wide loads would be right
+            for index, each in enumerate(column):
+                column[index] = torch.cat([each.flatten()[:1], each.flatten()])[1:]
+        expected = torch.stack(reference.squared_norms(tensors, c.decay, c.eps))
+        norms = one_launch.squared_norms(tensors, c)
+        torch.testing.assert_close(norms, expected, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_norms_that_are_wrong_are_not_used(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = torch.zeros(3, device=device), torch.zeros(3, device=device)
+    one_launch.norms_are_right.cache_clear()
+    wrong = lambda tensors, *_: torch.full((1,), 0.5, device=device)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(one_launch, "squared_norms", wrong)
+        assert one_launch.accepts(*row) and not one_launch.accepts_norms(*row)
+    one_launch.norms_are_right.cache_clear()
+    assert one_launch.accepts_norms(*row)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_limited_step_asks_for_few_launches(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The norms come from launches for all tensors, on the host and on the device."""
     monkeypatch.setattr(reference, "squared_norms", None)

@@ -108,7 +108,7 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
         host = Window(**settings)
         device = Window(tensor(5), **settings)
         device.last_loss, device.mean_loss = tensor(None), tensor(None)
-        device.highest_loss = tensor(None)
+        device.loss_left = tensor(1)
         device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
         for _ in range(40):
@@ -120,12 +120,11 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
                 "size",
                 "last_loss",
                 "mean_loss",
-                "highest_loss",
+                "loss_left",
                 "observations",
                 "increases",
             ):
                 assert float(getattr(device, name)) == getattr(host, name), name
-            assert float(device.fall()) == host.fall()
             assert type(host.size) is type(host.observations) is type(host.increases) is int
             share = share_after(share, host.decay(group["second_moment_window"]))
             share_there = share_after(share_there, device.decay(group["second_moment_window"]))
@@ -133,3 +132,36 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
             here = coefficients(group, host, 1e-3, share)
             there = coefficients(group, device, tensor(1e-3), share_there)
             assert list(map(float, there)) == pytest.approx(here, rel=4e-16, abs=0)
+
+
+def test_what_is_left_of_the_loss_is_its_mean_over_its_highest():
+    window = Window(signal="loss", smoothing=0.5, floor=1.0)
+    means, mean = [], None
+    for loss in (3.0, 5.0, 2.0, 2.0, 6.0, 1.5, 1.2):
+        window.observe(loss)
+        mean = loss if mean is None else (mean + loss) / 2
+        means.append(mean)
+        assert window.loss_left == pytest.approx((mean - 1) / (max(means) - 1), rel=1e-12)
+
+
+def test_what_is_left_holds_where_losses_are_not_alike():
+    window = Window(signal="loss", smoothing=0.9)
+    for loss in (4.0, 2.0, 2.0):
+        window.observe(loss)
+    left = window.loss_left
+    assert 0.9 < left < 1
+    window.observe(0.5, alike=False)  # of fewer micro-batches
+    assert window.loss_left == left
+    window.observe(2.0, alike=False)
+    assert window.loss_left == left
+    window.observe(1.0)
+    assert window.loss_left == pytest.approx(left * 0.95)
+
+
+def test_all_is_left_of_a_loss_that_begins_below_its_floor():
+    window = Window(signal="loss", floor=1.0)
+    for loss in (0.5, 0.7, 1.5):
+        window.observe(loss)
+        assert window.loss_left == 1
+    window.observe(1.25)
+    assert window.loss_left == 0.5

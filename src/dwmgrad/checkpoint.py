@@ -23,7 +23,7 @@ _SINCE_6 = {
     "clipped_to": 1.0,
     **guard_numbers(Guard(0.0)),
 }
-_SINCE_7 = {"limit_growth": 0.0, "highest_loss": None}
+_SINCE_7 = {"limit_growth": 0.0, "loss_left": 1.0}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 _LENGTH = ("max_window",)
@@ -189,10 +189,10 @@ def _check_progress(group: dict[str, Any]) -> None:
         _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)
     for name in ("micro_batches", "effective_lr", "guard_deviation"):
         _check_number(name, group[name], 0)
-    for name in ("step_limit", "clipped_to"):
+    for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in ("last_loss", "mean_loss", "highest_loss", "peak_lr"):
+    for name in ("last_loss", "mean_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
 

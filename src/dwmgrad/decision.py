@@ -61,15 +61,19 @@ def predicted(
     `weight_of` says how much a parameter counts here. `on_device` is nothing on the host, else the
     last two arguments of `kernels.squared_norms`.
     """
-    total: Number = 0.0
+    totals: dict[Any, Number] = {}  # by device: each is read once
     for buckets, c, group in calls:
-        for norms, ordinals in kernels.squared_norms(buckets, c, *on_device):
+        for norms, ordinals in kernels.squared_norms(
+            buckets, c, *on_device, use_foreach=group["foreach"], use_fused=group["fused"]
+        ):
             weights = [
                 1.0 if weight_of is None else weight_of(group["params"][n]) for n in ordinals
             ]
-            if isinstance(norms, Tensor) and set(weights) == {1.0}:
-                norm = norms.sum()  # one launch
+            if isinstance(norms, Tensor) and len(set(weights)) == 1:
+                norm = weights[0] * norms.sum()  # one launch
             else:
                 norm = sum(weight * each for weight, each in zip(weights, norms, strict=True))
-            total = total + rule.predicted_decrease(c.step_size, c.momentum, norm)
-    return total
+            home = norms.device if isinstance(norms, Tensor) else None
+            decrease = rule.predicted_decrease(c.step_size, c.momentum, norm)
+            totals[home] = totals.get(home, 0.0) + decrease
+    return sum(totals.values() if on_device else map(float, totals.values()), 0.0)

@@ -158,6 +158,10 @@ class DWMGrad(Stepping):
         defaults = rule.resolve(given)
         del defaults["loss_group"]
         arguments.check(defaults)
+        if defaults["limit_growth"] and defaults["loss_limit"] is None:
+            raise ValueError(
+                f"limit_growth={limit_growth!r} adds to loss_limit, which is None: set it, too"
+            )
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak

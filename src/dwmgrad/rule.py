@@ -102,7 +102,7 @@ class Window:
         smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0 disables it.
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
-        highest_loss: the highest mean loss so far; None, or on a device NaN, before the first one.
+        loss_left: the mean loss as a share of the highest one so far, both above the floor.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
@@ -114,7 +114,7 @@ class Window:
     smoothing: float = 0.0
     last_loss: Number | None = None
     mean_loss: Number | None = None
-    highest_loss: Number | None = None
+    loss_left: Number = 1.0
     observations: Number = 0
     increases: Number = 0
     floor: float = 0.0
@@ -145,9 +145,10 @@ class Window:
         self.size = _within(1, size, self.max_size)
         self.last_loss = where(counts, loss, self.last_loss)
         self.mean_loss = where(counts, mean, self.mean_loss)
-        highest = where(_is_known(self.highest_loss), self.highest_loss, mean)
-        highest = where(mean > highest, mean, highest)
-        self.highest_loss = where(counts, highest, self.highest_loss)
+        height = past - self.floor  # where no two are compared, past and mean are both the loss
+        left = self.loss_left * (mean - self.floor) / _within(LEAST_EPS, height)
+        left = where(height > 0, _within(0.0, left, 1.0), 1.0)
+        self.loss_left = where(counts, left, self.loss_left)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
@@ -155,13 +156,6 @@ class Window:
         """What a step keeps of the mean squared gradient: (ω − 1)/ω; of a fixed window, its own."""
         size = fixed or self.size
         return (size - 1) / size
-
-    def fall(self) -> Number:
-        """How far the mean loss has come from its highest down to the floor: a share, 0 to 1."""
-        if self.highest_loss is None or self.mean_loss is None:
-            return 0.0
-        height = _within(LEAST_EPS, self.highest_loss - self.floor)
-        return 1 - _within(0.0, (self.mean_loss - self.floor) / height, 1.0)
 
     def momentum(self, base: float) -> Number:
         """The effective momentum μ = γω/δ for the base momentum γ."""
@@ -348,7 +342,7 @@ def step_limit(
     trust = window.size / window.max_size
     share = group["loss_limit"]
     if group["limit_growth"]:
-        share = share + group["limit_growth"] * window.fall()
+        share = share + group["limit_growth"] * (1 - window.loss_left)
     allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
     return where(allowed > 0, limit, last)

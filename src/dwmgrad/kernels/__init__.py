@@ -148,32 +148,33 @@ def squared_norms(
     c: Coefficients,
     inverse: Any = None,
     addresses: one_launch.Addresses | None = None,
+    *,
+    use_foreach: bool | None = None,
+    use_fused: bool | None = None,
 ) -> list[tuple[list[float] | Tensor, list[int]]]:
     """For each bucket, `reference.squared_norms` of its parameters, and their ordinals.
 
-    Nothing is written.
+    Nothing is written. The norms are numbers, or one vector on the device, which nobody waits for.
 
     Args:
         buckets: from `prepare`.
         c: the step's numbers.
-        inverse: None: there is one host sync for each bucket on an accelerator. Else what the
-            gradients are multiplied by first; all numbers are, and stay, on the device, where
-            there is one vector of the norms.
+        inverse: what the gradients are multiplied by first; then all numbers are on the device.
         addresses: see `one_launch.squared_norms`.
+        use_foreach, use_fused: see `run`.
     """
-    found = []
+    found: list[tuple[Any, list[int]]] = []
+    may_fuse = use_fused is not False and not use_foreach
+    factor = 1.0 if inverse is None else inverse
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
-        factor = 1.0 if inverse is None else inverse
         norms: Any
-        if flat and inverse is None and native.accepts(*row):
+        if flat and may_fuse and inverse is None and native.accepts(*row):
             norms = native.squared_norms(tensors, c)
+        elif flat and may_fuse and one_launch.accepts_norms(*row):
+            norms = one_launch.squared_norms(tensors, c, factor, addresses)
         else:
-            if flat and one_launch.accepts(*row):
-                norms = one_launch.squared_norms(tensors, c, factor, addresses)
-            else:
-                norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
-            norms = norms.tolist() if inverse is None else norms
+            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
         found.append((norms, tensors.ordinals))
     return found
 

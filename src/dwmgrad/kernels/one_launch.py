@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,6 +40,11 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
     if not runs or param.dtype not in _FLOATS or kind not in _TYPES:
         return False
     return is_right(param.device, param.dtype, kind)
+
+
+def accepts_norms(param: Tensor, buffer: Buffer) -> bool:
+    """Whether `squared_norms` takes this parameter with a buffer of this kind."""
+    return accepts(param, buffer) and norms_are_right(param.device, param.dtype, _kind(buffer))
 
 
 def update(tensors: Tensors, c: Coefficients) -> Tensor:
@@ -228,25 +234,52 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
     """Whether the kernel can be compiled and does here what the plain loop does.
 
     Triton needs a recent enough device, driver and C compiler, so each combination is checked once
-    against the reference, on 9,312 numbers. The only place that waits for the device.
+    against the reference, on 9,312 numbers. Only here and in `norms_are_right` the host waits.
 
     Args:
         kind: of the state; int8 stands for `Blockwise`.
     """
+    expected = _trial(device, dtype, kind)
+    actual = copy.deepcopy(expected)
+
+    def is_close() -> bool:
+        for _ in range(2):  # the second shows what the first has left in the state
+            reference.update(expected, _TRIED)
+            update(actual, _TRIED)
+        off = (actual.params[0].float() - expected.params[0].float()).abs().mean()
+        return bool(off < 1e-3)
+
+    return _runs(is_close, device)
+
+
+@cache
+def norms_are_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> bool:
+    """As `is_right`, for `squared_norms`."""
+    tensors = _trial(device, dtype, kind)
+
+    def is_close() -> bool:
+        reference.update(tensors, _TRIED)
+        (expected,) = reference.squared_norms(tensors, _TRIED.decay, _TRIED.eps)
+        return bool((squared_norms(tensors, _TRIED)[0] / expected - 1).abs() < 1e-3)
+
+    return _runs(is_close, device)
+
+
+_TRIED = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=1e-2)
+
+
+def _trial(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> Tensors:
     generator = torch.Generator().manual_seed(0)
     param, grad = torch.rand(2, 9312, generator=generator, device="cpu").to(device, dtype)
     state: list[Any] = [*low_bit.zeros(param)]
     if kind != torch.int8:
         state = [torch.zeros_like(param, dtype=kind) for _ in range(2)]
-    actual = Tensors([param], [grad], state[:1], state[1:], [0])
-    expected = copy.deepcopy(actual)
-    c = Coefficients(step_size=0.25, decay=0.75, momentum=0.5, eps=1e-8, shrink=1e-2)
+    return Tensors([param], [grad], state[:1], state[1:], [0])
+
+
+def _runs(is_close: Callable[[], bool], device: torch.device) -> bool:
     try:
-        for _ in range(2):  # the second shows what the first has left in the state
-            reference.update(expected, c)
-            update(actual, c)
-        off = (actual.params[0].float() - expected.params[0].float()).abs().mean()
-        return bool(off < 1e-3)
+        return is_close()
     except Exception as error:  # whatever compilers and drivers raise
         if not isinstance(error, ImportError):
             warnings.warn(
