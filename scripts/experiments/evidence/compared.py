@@ -201,7 +201,6 @@ def rates_table(compared: Compared) -> str:
                 "mean": f"{scores.mean():.2f}",
                 "decades that work": "-" if np.isnan(compared.best) else decades,
                 "seeds": f"{own.seed.nunique()}",
-                "s per run": f"{own.seconds.median():.3g}",
             }
         )
     return table(rows)
@@ -252,9 +251,6 @@ def overall(some: Sequence[Compared]) -> str:
         lr = shared.mean(axis=1).idxmin()
         works = (regrets <= WORKS).sum() / 2
         everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
-        time = [
-            each.rates(name).seconds.median() / each.rates(ADAMW).seconds.median() for each in its
-        ]
         rows.append(
             {
                 "optimizer": title,
@@ -264,7 +260,6 @@ def overall(some: Sequence[Compared]) -> str:
                 "regret, worst": f"{regrets.loc[lr].max():.1f} ({regrets.loc[lr].idxmax()})",
                 "decades that work, mean": everywhere if free else f"{works.mean():.1f}",
                 "least": "-" if free else f"{works.min():g}",
-                "time of a run to AdamW's": f"{np.mean(time):.2f}",
             }
         )
     return table(rows)
