@@ -12,7 +12,7 @@ import pandas as pd
 from experiments import stats
 from experiments.comparison import WITHOUT
 from experiments.evidence.measures import Result
-from experiments.table import SHARES, lead, score_head, spread, table
+from experiments.table import SHARES, lead, score_head, several, spread, table
 
 ADAMW = "adamw"
 WORKS = 3.0
@@ -116,7 +116,7 @@ def _without_best(compared: Compared, first: pd.DataFrame) -> str:
     if first.diverged.groupby(first.lr).any().all():
         return "every rate diverged"
     ahead = first.groupby("lr").points.mean().max() - compared.best
-    return f"{ahead:+.2f} in the first stage ({first.seed.nunique()} seeds), no new ones"
+    return f"{ahead:+.2f} in the first stage ({several(first.seed.nunique(), 'seed')}), no new ones"
 
 
 def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
