@@ -196,7 +196,7 @@ def test_its_figures_of_wrong_rates_are_those_of_the_results(comparisons):
         scores = [runs[runs["of"] == own] for own in ("dwmgrad-capped", "adamw")]
         assert [(own.lr.nunique(), len(own)) for own in scores] == 2 * [(count, count * len(seeds))]
         means = [100 * own.score.mean() for own in scores]
-        assert "{:.2f} and {:.2f} % on ".format(*means) + TASKS[name] in wrong
+        assert "{:.2f} / {:.2f} % on ".format(*means) + TASKS[name] in wrong
 
 
 def test_what_it_says_of_the_control_is_what_the_results_say(comparisons):
