@@ -53,7 +53,7 @@ def digest(dtype: torch.dtype) -> str:
                 rows = list(zip(*tensors, strict=True))
                 (buckets,) = kernels.prepare([rows], Overlaps())
                 norms = [norm for own, _ in kernels.squared_norms(buckets, c) for norm in own]
-                found.update(json.dumps([norm.hex() for norm in norms]).encode())
+                found.update(json.dumps([float(norm).hex() for norm in norms]).encode())
                 kernels.run(buckets, c)
             for column in (tensors.params, tensors.momentum_buffers, tensors.square_avgs):
                 for entry in column:
