@@ -103,19 +103,20 @@ def shown(compared: Compared, name: str) -> str:
     """A contender's score at its best rate, with the rate."""
     runs = compared.at_best(name)
     if runs.empty:
-        return _without_best(compared, compared.rates(name))
+        return _without_best(compared, name)
     rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.0e}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
     return f"{spread(runs.score, compared.metric)}{rate}{lost}"
 
 
-def _without_best(compared: Compared, first: pd.DataFrame) -> str:
-    """Why a contender has no score that stands beside AdamW's; `first` are its first runs."""
+def _without_best(compared: Compared, name: str) -> str:
+    """Why a contender has no score that stands beside AdamW's, and what its first stage says."""
+    first = compared.rates(name)
     if first.empty:
         return "not run"
     if first.diverged.groupby(first.lr).any().all():
         return "every rate diverged"
-    ahead = first.groupby("lr").points.mean().max() - compared.best
+    ahead = compared.means(name).max() - compared.best
     return f"{ahead:+.2f} in the first stage ({several(first.seed.nunique(), 'seed')}), no new ones"
 
 
