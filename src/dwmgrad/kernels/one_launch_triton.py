@@ -90,6 +90,13 @@ def _store_s(codes, scales, x, bits, mask, has_scale):
 
 
 @triton.jit
+def _decoded_s(codes, scales):
+    x = codes * (1 / 255)
+    x = x * x
+    return x * x * scales[:, None]
+
+
+@triton.jit
 def _block(
     entry, grad, at, size, vector, skipped,
     PARAM: tl.constexpr, STATE: tl.constexpr,
@@ -117,9 +124,7 @@ def _block(
         s_scales = _pointer(tl.load(entry + 4), tl.float32, False) + at // SCALED + row
         x = old_v * (1 / 127)
         old_v = x * tl.abs(x) * tl.load(v_scales, mask=has_scale, other=0)[:, None]
-        x = old_s * (1 / 255)
-        x = x * x
-        old_s = x * x * tl.load(s_scales, mask=has_scale, other=0)[:, None]
+        old_s = _decoded_s(old_s, tl.load(s_scales, mask=has_scale, other=0))
 
     step_size, decay, keep = tl.load(vector), tl.load(vector + 1), tl.load(vector + 2)
     momentum, eps, shrink = tl.load(vector + 3), tl.load(vector + 4), tl.load(vector + 5)
@@ -211,9 +216,7 @@ def _norm(
     s = tl.load(s_at, mask=mask, other=0).to(tl.float32)
     if EIGHT_BITS:
         scales = _pointer(tl.load(entry + 4), tl.float32, False) + at // SCALED + row
-        x = s * (1 / 255)
-        x = x * x
-        s = x * x * tl.load(scales, mask=row * SCALED < left, other=0)[:, None]
+        s = _decoded_s(s, tl.load(scales, mask=row * SCALED < left, other=0))
     g = g * tl.load(vector + 6)
     square = g * g
     s = s * tl.load(vector + 1) + tl.load(vector + 2) * square
