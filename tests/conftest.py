@@ -18,9 +18,11 @@ HERE = Path(__file__).parent
 HOSTS = {
     "integrations/test_configs.py",
     "integrations/test_deepspeed.py",
+    "integrations/test_deepspeed_limit.py",
     "integrations/test_deepspeed_trainer.py",
     "integrations/test_hooks.py",
     "integrations/test_hosts.py",
+    "integrations/test_machines.py",
     "integrations/test_main.py",
     "integrations/test_resume.py",
     "integrations/test_trainer_fsdp2.py",
