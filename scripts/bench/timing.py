@@ -91,10 +91,10 @@ def warm_up(steps: list[Step], device: str, seconds: float) -> float:
 
 
 def bandwidth(device: str) -> dict[str, float]:
-    """Gigabytes per second that memory gives to two plain operations on 256 MiB, each seven times.
+    """Gigabytes per second that memory gives to plain operations on 256 MiB, each seven times.
 
     `copy_` also reads its target on most processors before it is overwritten, which nobody counts;
-    `add_`, like an optimizer, writes where it has read.
+    `add_`, like an optimizer, writes where it has read; `dot` only reads.
     """
     source = torch.ones(64 * 2**20, device=device)
     target = torch.zeros_like(source)
@@ -106,6 +106,7 @@ def bandwidth(device: str) -> dict[str, float]:
     return {
         "copy": rate(lambda: target.copy_(source), 2),
         "add": rate(lambda: target.add_(source), 3),
+        "read": rate(lambda: target.dot(source), 2),
     }
 
 
