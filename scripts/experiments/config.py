@@ -76,8 +76,14 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
 
 
 def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
-    """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins."""
-    values = _with_numbers(read_settings(path))
+    """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins.
+
+    Its `base: FILE` names a file beside it, over which it wins.
+    """
+    values = read_settings(path)
+    if "base" in values:
+        values = {**read_settings(Path(path).parent / str(values.pop("base"))), **values}
+    values = _with_numbers(values)
     values |= {name: value for name, value in given.items() if name in keys}
     return checked(values, keys, path)
 
