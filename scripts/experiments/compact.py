@@ -58,14 +58,12 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
     new = len(final_of(plan)["seeds"])
 
-    def has_all(entry: Mapping[str, Any] | None) -> bool:
-        if entry is None:
-            return False
+    def has_all(entry: Mapping[str, Any]) -> bool:
         rates = 1 if entry["rateless"] else len(plan["rates"])
         last = 0 if entry["best_lr"] is None else new  # all rates may have diverged
         return (len(entry["runs"]), len(entry["final"])) == (rates * len(plan["seeds"]), last)
 
-    return all(has_all(contenders.get(name)) for name in plan["contenders"])
+    return all(name in contenders and has_all(contenders[name]) for name in plan["contenders"])
 
 
 def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
@@ -94,15 +92,14 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
     """
     plan, contenders = record["plan"], {}
     for name in plan["contenders"]:
-        both = [each["contenders"][name] for each in (record, kept) if name in each["contenders"]]
-        if name in kept["contenders"]:
-            old = both.pop()
+        found = [record["contenders"][name]] if name in record["contenders"] else []
+        if old := kept["contenders"].get(name):
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
             last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]
-            both.append({**old, "runs": first, "final": last})
-        if both:
-            contenders[name] = max(both, key=lambda each: len(each["runs"] + each["final"]))
+            found.append({**old, "runs": first, "final": last})
+        if found:
+            contenders[name] = max(found, key=lambda each: len(each["runs"] + each["final"]))
     return {
         **record,
         **{part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")},
