@@ -149,23 +149,18 @@ class TrainerWorkload(Workload):
         batch_size: examples per step.
         broken: the share of the batches that get wrong labels.
         bf16: whether the forward pass runs in bfloat16 (autocast); the loss is float32.
+        evaluations: how often the score is taken, evenly spread; the last is at the end. A field
+            of those subclasses alone that say so.
     """
 
     batch_size: int
     broken: float = 0.0
     bf16: bool = False
+    evaluations = 3
 
     def description(self) -> dict[str, Any]:
-        values = super().description()
-        for name in values.keys() & {"broken", "bf16", "holdout"}:
-            if not values[name]:  # such runs are those of before there was this field
-                del values[name]
-        return values
-
-    @property
-    def evaluations(self) -> int:
-        """How often the score is taken, evenly spread; the last is at the end."""
-        return 3
+        new = ("broken", "bf16", "holdout")  # where they are off, a run is as before there were any
+        return {k: v for k, v in super().description().items() if v or k not in new}
 
     def job(self) -> Job:
         """Model and data of a run, whose seed is set."""

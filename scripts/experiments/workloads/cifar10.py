@@ -36,7 +36,6 @@ class Cifar10(TrainerWorkload):
     Attributes:
         depth: of the network, 6n + 2.
         train_images, test_images: how many, from the files' start; None: all.
-        evaluations: how often the score is taken.
     """
 
     name: str = "cifar10"

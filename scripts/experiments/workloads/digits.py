@@ -33,7 +33,6 @@ class Sounds(TrainerWorkload):
         seconds: of each recording that count.
         bands: of the mel scale.
         width: channels of the first convolution.
-        evaluations: how often the score is taken.
     """
 
     name: str = "digits"
@@ -54,14 +53,12 @@ class Sounds(TrainerWorkload):
 
     def job(self) -> Job:
         spectra, labels, held_out = _spectra(self.source, self.data_dir, self.seconds, self.bands)
-        rows = [
-            {"spectra": one, "labels": label} for one, label in zip(spectra, labels, strict=True)
-        ]
+        rows = [{"spectra": s, "labels": label} for s, label in zip(spectra, labels, strict=True)]
         classes = int(labels.max()) + 1
         return Job(
             model=SoundClassifier(classes, self.width),
-            train=[row for row, out in zip(rows, held_out, strict=True) if not out],
-            evaluation=[row for row, out in zip(rows, held_out, strict=True) if out],
+            train=list(itertools.compress(rows, held_out.logical_not())),
+            evaluation=list(itertools.compress(rows, held_out)),
             collate=default_collate,
             compute_metrics=_accuracy,
             score=lambda metrics: metrics["accuracy"],

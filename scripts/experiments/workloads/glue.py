@@ -40,7 +40,6 @@ class Glue(TrainerWorkload):
         holdout: the share of the training set that is kept out of it and evaluated in place of the
             development set, the same for every seed.
         max_seq_length: in tokens.
-        evaluations: how often the score is taken.
     """
 
     defaults: Mapping[str, Any] = standard(schedule="linear", warmup=0.06, weight_decay=0.01)
