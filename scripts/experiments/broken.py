@@ -30,15 +30,11 @@ class Breaker:
         self.collate, self.share, self.classes, self.seed = collate, share, classes, seed
         self.made = 0
 
-    def breaks(self, batch: int) -> bool:
-        """Whether the batch of this number, from 0 on, is broken."""
-        return bool(torch.rand((), generator=self._random(batch)) < self.share)
-
     def __call__(self, examples: Any) -> Any:
         """The next batch."""
         made, batch = self.collate(examples), self.made
         self.made += 1
-        if self.breaks(batch):
+        if torch.rand((), generator=self._random(batch)) < self.share:
             labels: Tensor = made["labels"]
             off = torch.randint(1, self.classes, labels.shape, generator=self._random(-1 - batch))
             made["labels"] = (labels + off) % self.classes

@@ -14,8 +14,8 @@ class MomoAdam(momo.MomoAdam):
 
     loss: Tensor | None = None
 
-    def step(self, closure: Any = None, loss: Any = None) -> Any:
+    def step(self, closure: Any = None) -> Any:
         """One step with `self.loss`."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "More than one param group")
-            return super().step(loss=self.loss if loss is None else loss)
+            return super().step(loss=self.loss)

@@ -46,11 +46,11 @@ class Recorder:
             self.diverged = True
             return False
         self.losses.append(loss)
-        if skipped_by(innermost(optimizer)) > len(self.skipped):
+        optimizer = innermost(optimizer)
+        if skipped_by(optimizer) > len(self.skipped):
             self.skipped.append(len(self.losses))
         step, every = len(self.losses), max(1, self.steps // POINTS)
         point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-every:])}
-        optimizer = innermost(optimizer)
         if isinstance(optimizer, DWMGrad):
             self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]

@@ -74,8 +74,8 @@ def train(
         job.collate = Breaker(job.collate, workload.broken, job.classes, seed)
     trainer = _Trainer(job, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
     trainer.lr_scheduler = rule.scheduler(trainer.create_optimizer(), settings, steps)
-    last = next(iter(checkpoints(folder)[::-1]), None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    kept = checkpoints(folder)
+    trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
     return trainer.recorder.result(trainer.seconds())
 
 
