@@ -52,21 +52,20 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """
     rows = []
     for label, found in results.items():
-        if found:
-            first, runs = found[0], pd.DataFrame(found)
-            diverged = runs.diverged.sum()
-            rows.append(
-                {
-                    "optimizer": label,
-                    "lr": f"{first['settings']['lr']:g}",
-                    score_head(first["metric"], first["higher_is_better"]): spread(
-                        runs.score, first["metric"]
-                    ),
-                    "seeds": f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""),
-                    "training loss": spread(runs.train_loss),
-                    "s per run": f"{runs.seconds.median():.3g}",
-                }
-            )
+        if not found:
+            continue
+        first, runs = found[0], pd.DataFrame(found)
+        head, diverged = score_head(first["metric"], first["higher_is_better"]), runs.diverged.sum()
+        rows.append(
+            {
+                "optimizer": label,
+                "lr": f"{first['settings']['lr']:g}",
+                head: spread(runs.score, first["metric"]),
+                "seeds": f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""),
+                "training loss": spread(runs.train_loss),
+                "s per run": f"{runs.seconds.median():.3g}",
+            }
+        )
     return table(rows) or "no results"
 
 

@@ -209,25 +209,23 @@ def rates_table(compared: Compared) -> str:
 
 def final_table(compared: Compared) -> str:
     """A row an optimizer of the second stage; nothing without one."""
-    rows = []
+    rows, head = [], score_head(compared.metric, compared.higher)
     for name in compared.entries:
         runs = compared.runs(name, "final")
-        if len(runs):
-            rows.append(
-                {
-                    "optimizer": runs.title.iloc[0],
-                    "learning rate": "none" if runs.rateless.iloc[0] else f"{runs.lr.iloc[0]:g}",
-                    score_head(compared.metric, compared.higher): spread(
-                        runs.score, compared.metric
-                    ),
-                    "points better than AdamW [95 %]": "-"
-                    if name == ADAMW
-                    else lead(compared.difference(name)),
-                    "training loss": spread(runs.train_loss),
-                    "new seeds": f"{len(runs)}",
-                    "diverged": f"{runs.diverged.sum()}",
-                }
-            )
+        if runs.empty:
+            continue
+        difference = None if name == ADAMW else compared.difference(name)
+        rows.append(
+            {
+                "optimizer": runs.title.iloc[0],
+                "learning rate": "none" if runs.rateless.iloc[0] else f"{runs.lr.iloc[0]:g}",
+                head: spread(runs.score, compared.metric),
+                "points better than AdamW [95 %]": lead(difference),
+                "training loss": spread(runs.train_loss),
+                "new seeds": f"{len(runs)}",
+                "diverged": f"{runs.diverged.sum()}",
+            }
+        )
     return table(rows)
 
 

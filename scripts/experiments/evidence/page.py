@@ -38,10 +38,7 @@ def read_results(folder: Path) -> list[Result]:
 
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     """The page's text; its pictures are written beside `output`."""
-    files = [
-        *sorted(configs.glob("comparisons/*.yaml")),
-        *sorted(configs.glob("experiments/*.yaml")),
-    ]
+    files = sorted(configs.glob("comparisons/*.yaml")) + sorted(configs.glob("experiments/*.yaml"))
     found = {path: [each for each in results if config_of(each, configs) == path] for path in files}
     comparisons = [each for each in results if isinstance(each, Compared)]
     environment = Environment(
