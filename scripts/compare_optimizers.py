@@ -69,11 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def older(path: Path, comparison: Comparison) -> dict[str, Any] | None:
-    """What `path` has of an earlier call; None: there is no such file.
-
-    Raises:
-        UsageError: it is no comparison, or one by another plan.
-    """
+    """What `path` has of an earlier call, or None; a UsageError if it is of another plan."""
     if not path.exists():
         return None
     try:

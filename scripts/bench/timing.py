@@ -78,11 +78,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def warm_up(steps: list[Step], device: str, seconds: float) -> float:
-    """Makes each step three times; the milliseconds of one round of them.
-
-    Raises:
-        TooSlow: when `seconds` are over.
-    """
+    """Makes each step 3 times; the milliseconds of one round. TooSlow when `seconds` are over."""
     with time_limit(seconds):
         return [sum(milliseconds(step, device) for step in steps) for _ in range(3)][-1]
 

@@ -71,11 +71,7 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Look, before any training, whether `path` can be written.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """Raise a UsageError, before any training, if `path` cannot be written."""
     trial = path.parent / f".{path.name}.trial"
     try:
         if path.is_dir():
@@ -89,11 +85,7 @@ def check_output(path: Path) -> None:
 
 
 def end(failures: Sequence[Failure], output_dir: Path) -> None:
-    """At a script's end, when all that was made is written.
-
-    Raises:
-        UsageError: some runs failed.
-    """
+    """Raise a UsageError if some runs failed: at a script's end, when all results are written."""
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "

@@ -67,11 +67,7 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
 
 
 def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
-    """Whether the runs of an older record stand beside those that the comparison asks for.
-
-    Raises:
-        UsageError: they do not; the message names the first difference.
-    """
+    """Raise a UsageError, which names the first difference, if an older record has another plan."""
     now = {"plan": comparison.values, "description": comparison.workload.description()}
     for part, values in now.items():
         old, new = dict(kept[part]), json.loads(json.dumps(values))

@@ -76,9 +76,6 @@ class Comparison:
         """The rate with the best mean of `by` over the seeds, of equals the lowest.
 
         A rate that diverged with a seed is none. None: runs are missing, or all rates diverged.
-
-        Raises:
-            UsageError: the runs do not have what `by` names.
         """
         runs = self.rate_runs()[contender]
         results = made(runs, self.output_dir)
@@ -112,11 +109,7 @@ def final_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def told(result: Mapping[str, Any], by: str) -> float | None:
-    """A run's value of what decides; None if it diverged.
-
-    Raises:
-        UsageError: the run has no such metric.
-    """
+    """A run's value of what decides, None if it diverged; a UsageError if it has no such metric."""
     if result["score"] is None:
         return None
     values = {"score": result["score"], **result.get("metrics", {})}

@@ -52,11 +52,7 @@ Keys = Mapping[str, tuple[KindOfValue, Any]]
 
 
 def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[str, Any]:
-    """A value for each of `keys`.
-
-    Raises:
-        UsageError: a name is unknown or missing, or a value is not of its kind.
-    """
+    """A value for each of `keys`; a UsageError if a name or a value is wrong, or a name missing."""
     for name in values:
         if name not in keys:
             raise UsageError(f"{where}: unknown {name!r}; it may have {', '.join(keys)}")

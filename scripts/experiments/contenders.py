@@ -98,11 +98,7 @@ class Contender:
         return LambdaLR(optimizer, factor)
 
     def check(self, settings: Mapping[str, Any], steps: int) -> None:
-        """Build it once on one number.
-
-        Raises:
-            UsageError: its package is missing, or what it says about its arguments.
-        """
+        """Build it once; a UsageError if its package is missing, or an argument is wrong."""
         try:
             self.build([torch.nn.Parameter(torch.zeros(1))], settings, steps)
         except UsageError:
@@ -163,21 +159,13 @@ CONTENDERS = {contender.name: contender for contender in _ALL}
 
 
 def get_contender(name: str) -> Contender:
-    """The contender called `name`.
-
-    Raises:
-        UsageError: there is none; the message lists them all.
-    """
+    """The contender called `name`; a UsageError that lists them all if there is none."""
     choose("contender", name, CONTENDERS)
     return CONTENDERS[name]
 
 
 def choose(kind: str, name: str, names: Iterable[str]) -> None:
-    """Look whether `name` is among `names`.
-
-    Raises:
-        UsageError: it is not; the message says which one is near, and lists them all.
-    """
+    """Raise a UsageError, with a near one and a list of all, if `name` is not among `names`."""
     names = list(names)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)

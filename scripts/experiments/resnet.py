@@ -18,14 +18,10 @@ class ResNet(nn.Module):
     """Depth 6n + 2: three stages of n blocks with 16, 32 and 64 channels, shortcuts of option A.
 
     Args:
-        depth: 20, 32, 44, 56, 110, ...
-        classes: the number of classes.
-
-    Raises:
-        ValueError: the depth is not 6n + 2.
+        depth: 20, 32, 44, 56, 110, ...; a ValueError if it is not 6n + 2.
     """
 
-    def __init__(self, depth: int = 110, classes: int = 10) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -34,7 +30,7 @@ class ResNet(nn.Module):
         self.features = nn.Sequential(
             _convolution(3, 16), nn.BatchNorm2d(16), nn.ReLU(), *map(Block, widths, widths[1:])
         )
-        self.classifier = nn.Linear(64, classes)
+        self.classifier = nn.Linear(64, 10)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -35,9 +35,6 @@ class Run:
         The hash is of the complete settings, of the workload's description and of the version of
         DWMGrad's rule, so a workload with other steps or another model, or a rule that was changed
         since, is not taken for this one. Where its data lies does not count.
-
-        Raises:
-            UsageError: a setting is wrong.
         """
         identity: dict[str, Any] = {
             "settings": self.workload.settings(self.contender, self.settings),
@@ -162,11 +159,7 @@ def _log(root: Path | str) -> Path:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result's file.
-
-    Raises:
-        UsageError: it cannot be read, or is no result.
-    """
+    """A result's values; a UsageError if the file cannot be read, or is no result."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "score" not in result:

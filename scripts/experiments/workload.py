@@ -45,11 +45,7 @@ class Workload:
     add it to the gradient have none: with Adam the decoupled 0.01 of AdamW stops all learning."""
 
     def check(self) -> None:
-        """Look, before any training, whether what the workload needs is there.
-
-        Raises:
-            UsageError: it is not.
-        """
+        """Raise a UsageError, before any training, if what the workload needs is not there."""
 
     def run(self, contender: str, settings: Mapping[str, Any], seed: int, folder: Path) -> dict:
         """Train once. The same arguments give the same numbers, on the same machine.
@@ -177,11 +173,7 @@ class TrainerWorkload(Workload):
 
 
 def folder_of(data_dir: str | None, what: str) -> Path:
-    """`data_dir` as a path.
-
-    Raises:
-        UsageError: it is missing or no folder; the message says that it should hold `what`.
-    """
+    """`data_dir` as a path; a UsageError, which says that it should hold `what`, if it is none."""
     if not data_dir:
         raise UsageError(f"--data_dir is missing: give the folder that holds {what}")
     folder = Path(data_dir)

@@ -22,11 +22,7 @@ KINDS = {"comparison": Compared, "experiment": Result, "ablation": Result}
 
 
 def read_results(folder: Path) -> list[Result]:
-    """All results of a folder, by kind and name.
-
-    Raises:
-        UsageError: no such folder, or a file in it that is no result; the message names it.
-    """
+    """All results of a folder, by kind and name; a UsageError names a file that is no result."""
     if not folder.is_dir():
         raise UsageError(f"--results {folder}: no such folder; it should hold comparison-*.json")
     return [

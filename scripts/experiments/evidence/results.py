@@ -64,11 +64,7 @@ FORMS: dict[str, Any] = {
 
 
 def read_result(path: Path, kind: str) -> dict[str, Any]:
-    """One file's values.
-
-    Raises:
-        UsageError: it cannot be read, or is none of this kind; the message names it.
-    """
+    """One file's values; a UsageError, which names it, if it is no result of this kind."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -77,11 +77,7 @@ def _measure(outputs: Any) -> dict[str, float]:
 
 
 def find_images(data_dir: str | None, split: str) -> list[Path]:
-    """The parquet files of a split: train.parquet, train-00000-of-00001.parquet, train_jpeg...
-
-    Raises:
-        UsageError: there are none.
-    """
+    """The parquet files of a split, whose names begin with it; a UsageError if there are none."""
     folder = folder_of(data_dir, "train*.parquet and test*.parquet with CIFAR-10's images")
     files = sorted(folder.glob(f"{split}*.parquet"))
     return files or find_split(folder, split)  # which raises and lists what is there

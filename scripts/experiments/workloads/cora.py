@@ -119,11 +119,7 @@ class Graph(NamedTuple):
 
 
 def find_graph(data_dir: str | None) -> Path:
-    """cora.npz in `data_dir` or in `data_dir`/cora.
-
-    Raises:
-        UsageError: it is not there.
-    """
+    """cora.npz in `data_dir` or in `data_dir`/cora; a UsageError if it is not there."""
     top = folder_of(data_dir, "cora.npz")
     for folder in (top, top / "cora"):
         if (folder / "cora.npz").is_file():
@@ -137,11 +133,7 @@ def find_graph(data_dir: str | None) -> Path:
 
 
 def load_graph(path: Path) -> Graph:
-    """Read what `find_graph` found.
-
-    Raises:
-        UsageError: the data cannot be read, or its parts do not fit together.
-    """
+    """The file of `find_graph`; a UsageError if its parts cannot be read or do not fit together."""
     try:
         with np.load(path, allow_pickle=False) as data:
             matrix = (data["x_data"].astype(np.float32), data["x_indices"], data["x_indptr"])
