@@ -108,13 +108,8 @@ def print_step(row: Row) -> None:
 def end_to_end(rounds: int, max_steps: int, device: str) -> dict[str, Any]:
     """Trains the demo in turn with both optimizers, each time in a process of its own.
 
-    Args:
-        rounds: how often each of the two trains.
-        max_steps: the steps of a training.
-        device: "cpu", or else the GPU that the Trainer takes by itself.
-
-    Returns:
-        The row: samples per second, and the ratio of the times of each round.
+    A `device` that is not "cpu" is the GPU that the Trainer takes by itself. The row has samples
+    per second, and the ratio of the times of each round.
     """
     row: dict[str, Any] = {"config": CONFIG, "max_steps": max_steps, "rounds": rounds, "seed": 0}
     common = [*ALONE.split(), "--max_steps", str(max_steps), "--use_cpu", str(device == "cpu")]

@@ -80,11 +80,8 @@ def run(
 ) -> int:
     """Does the work and writes what it found, after Ctrl-C too; returns the exit code.
 
-    Args:
-        work: adds rows to the results, which come with machine, versions and commit.
-        plot: makes a figure of them.
-        options: the command line.
-        settings: those of its arguments that the results name.
+    `work` adds rows to the results, which come with machine, versions, commit and those of the
+    command line's options that `settings` names; `plot` makes a figure of them.
     """
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install matplotlib")

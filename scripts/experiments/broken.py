@@ -47,12 +47,8 @@ class Breaker:
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that skips a step whose gradient's norm stands out, by the rule of `loss_guard`.
 
-    It clips the gradients itself, as it measures them before.
-
-    Args:
-        params, options: as in AdamW.
-        guard: see `rule.Guard`.
-        max_grad_norm: to which the gradients are clipped.
+    It clips the gradients itself, to `max_grad_norm`, as it measures them before. For `guard` see
+    `rule.Guard`.
     """
 
     def __init__(

@@ -32,11 +32,8 @@ def parse(
     Args:
         argv: the words of the command line; None: this process's.
         doc: for --help.
-        example: a file, for the message when there is none.
+        example: a file, for the UsageError when there is none.
         more: arguments beside those that all scripts have: what `add_argument` takes.
-
-    Raises:
-        UsageError: no file, an unknown argument, or a value that does not parse.
     """
     parser = UsageParser(description=doc, usage="%(prog)s CONFIG.yaml [--name value ...]")
     parser.add_argument("file", nargs="?", metavar="CONFIG.yaml", help=f"as {example}")
@@ -52,12 +49,9 @@ def parse(
 
 
 def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
-    """The command line, without folders of this machine.
+    """The command line, without folders of this machine: data and model become DATA and MODEL.
 
-    Args:
-        script: its name in scripts/.
-        file: the configuration; outside of the repository it has no folder.
-        given: argument: value; None: not given. Data and model become DATA and MODEL.
+    A file outside of the repository has no folder. `given` is argument: value, None: not given.
     """
     path, root = Path(file).resolve(), ROOT.resolve()
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -119,7 +119,9 @@ def told(result: Mapping[str, Any], by: str) -> float | None:
 
 
 def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
-    """Read a file like those of configs/comparisons/. Its keys:
+    """Read a file like those of configs/comparisons/; a UsageError says what is wrong with it.
+
+    Its keys:
 
         workload: the task's name.
         options: other values for fields of the workload.
@@ -134,14 +136,8 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         chosen_on: those of the contenders whose preset this workload took part in choosing.
         output_dir: the folder of all results.
 
-    Args:
-        path: the file.
-        replacements: values that win over the file's, None for none: `data_dir`,
-            `model_name_or_path`, `output_dir`.
-
-    Raises:
-        UsageError: the file cannot be read, a value is wrong, or it names something that does not
-            exist.
+    Replacements win over the file's values, None for none: `data_dir`, `model_name_or_path`,
+    `output_dir`.
     """
     given = {name: value for name, value in replacements.items() if value is not None}
     values = load(path, _KEYS, **given)

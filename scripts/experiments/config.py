@@ -159,19 +159,14 @@ class Experiment:
 
 
 def read_experiment(path: str | Path, **replacements: Any) -> Experiment:
-    """Read a file like those of configs/experiments/.
+    """Read a file like those of configs/experiments/; a UsageError says what is wrong with it.
 
     Its keys: `workload` (a name), `title`, `kind`, `options` (fields of the workload), `data_dir`,
     `output_dir`, `settings` (of all contenders), `contenders` (label: settings, with `contender`
     among them where the label is not its name), `seeds`.
 
-    Args:
-        path: the file.
-        replacements: values that win over the file's, None for none: `workload`, `data_dir`,
-            `model_name_or_path`, `output_dir`, `seeds`, and `contenders`, the labels to keep.
-
-    Raises:
-        UsageError: the file cannot be read, or names something that does not exist.
+    Replacements win over the file's values, None for none: `workload`, `data_dir`,
+    `model_name_or_path`, `output_dir`, `seeds`, and `contenders`, the labels to keep.
     """
     given = {name: value for name, value in replacements.items() if value is not None}
     labels = given.pop("contenders", None)

@@ -29,8 +29,7 @@ def run_loop(
         params: what is trained.
         loss_of: the loss as a scalar with a graph; called once a step.
         score_of: the score, and all metrics.
-        contender, settings: as for `Workload.run`, settings complete.
-        steps: the budget.
+        contender, settings, steps: as in `Workload`; settings are complete.
         evaluate_every: steps between two scores; the end is always scored.
     """
     rule, recorder, seconds = get_contender(contender), Recorder(steps), 0.0

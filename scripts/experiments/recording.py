@@ -23,10 +23,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", *_PEERS)
 class Recorder:
     """Collects losses, windows and scores, and ends as the result that `Workload.run` describes.
 
-    Its attributes are plain values, for checkpoints.
-
-    Args:
-        steps: the budget, in optimizer steps.
+    Its attributes are plain values, for checkpoints; `steps` is the budget.
     """
 
     def __init__(self, steps: int) -> None:

@@ -15,10 +15,9 @@ _convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
 
 
 class ResNet(nn.Module):
-    """Depth 6n + 2: three stages of n blocks with 16, 32 and 64 channels, shortcuts of option A.
+    """Three stages of n blocks with 16, 32 and 64 channels, shortcuts of option A.
 
-    Args:
-        depth: 20, 32, 44, 56, 110, ...; a ValueError if it is not 6n + 2.
+    `depth` must be 6n + 2: 20, 32, 44, 56, 110, ...
     """
 
     def __init__(self, depth: int) -> None:

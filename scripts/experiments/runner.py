@@ -55,10 +55,7 @@ class Run:
 class Failure:
     """A run that ended with an error; it has no result file, so the next sweep tries it again.
 
-    Attributes:
-        run: which.
-        error: in one line.
-        details: the traceback, or nothing if the process died.
+    `error` is one line, `details` the traceback, or nothing if the process died.
     """
 
     run: Run
@@ -70,10 +67,6 @@ def run_once(run: Run, root: Path | str) -> dict[str, Any]:
     """The result of a run, from its file if there is one, else from training now.
 
     A run of many steps that was interrupted goes on from what it saved beside that file.
-
-    Returns:
-        What `Workload.run` gives, with `workload`, `metric`, `higher_is_better`, `description`,
-        `contender`, `settings` (complete) and `seed`.
 
     Raises:
         UsageError: a bad setting, missing data, or a result file that cannot be read.

@@ -45,10 +45,8 @@ def spread(values: Iterable[float | None], metric: str = "") -> str:
 def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A row for each label: its settings, mean ± standard deviation over the seeds, and times.
 
-    A run that diverged has no score: it is counted in its row and is in no mean.
-
-    Args:
-        results: label: the results of its seeds. A label without results has no row.
+    A run that diverged has no score: it is counted in its row and is in no mean. A label without
+    results has no row.
     """
     rows = []
     for label, found in results.items():

@@ -36,11 +36,7 @@ def train(
 ) -> dict[str, Any]:
     """Train on one device and return the result that `Workload.run` describes.
 
-    Args:
-        workload: for its steps, batch size and evaluations.
-        job: model and data.
-        contender, settings, seed, folder: as for `Workload.run`, settings complete. What the same
-            run has saved in the folder is where it goes on.
+    The settings are complete. What the same run has saved in the folder is where it goes on.
     """
     steps, rule = workload.steps, get_contender(contender)
     arguments = TrainingArguments(

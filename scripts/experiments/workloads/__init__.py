@@ -59,15 +59,12 @@ WORKLOADS = (*_FORMS, *_GLUE)
 
 
 def make_workload(name: str, data_dir: str | None = None, **options: Any) -> Workload:
-    """The workload called `name`.
+    """The workload called `name`; a UsageError if there is none, or no field of an option's name.
 
     Args:
         name: one of `WORKLOADS`.
         data_dir: the folder with its data, where it needs one.
         options: other values for fields of the workload: `steps`, `batch_size`, ...
-
-    Raises:
-        UsageError: no such workload, or no such field.
     """
     choose("workload", name, WORKLOADS)
     maker, values = _FORMS.get(name, ("glue.pretrained", {}))

@@ -26,11 +26,7 @@ def rosenbrock(x: Any, y: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Rosenbrock(Workload):
-    """The function's value where the run ends; the result also has the `path`, [x, y] by step.
-
-    Attributes:
-        start: where the run begins.
-    """
+    """The function's value where the run ends; the result also has the `path`, [x, y] by step."""
 
     name: str = "rosenbrock"
     metric: str = "f"
