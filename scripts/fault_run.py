@@ -20,11 +20,11 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glue.errors import add_version, needs, run_cli
+from atomic import write_json
+from glue.errors import UsageParser, needs, run_cli
 
 with needs("glue"):
     import accelerate
@@ -32,7 +32,6 @@ with needs("glue"):
     import transformers
     from glue.checkpoints import checkpoints
     from glue.data import SAMPLE
-    from transformers import HfArgumentParser
 
 SCRIPTS = Path(__file__).resolve().parent
 CASES = [(script, ranks) for script in ("run_glue", "run_glue_no_trainer") for ranks in (1, 2)]
@@ -49,30 +48,23 @@ _context = multiprocessing.get_context("forkserver")  # each training is a fork 
 _context.set_forkserver_preload(["transformers.trainer", "datasets", "peft", "evaluate"])
 
 
-@dataclass
-class FaultArguments:
-    """What is killed, and how often."""
-
-    kills: int = field(default=50, metadata={"help": "The number of kills, over all cases."})
-    seed: int = field(default=0, metadata={"help": "Decides the moments."})
-    folder: str = field(default="runs/faults", metadata={"help": "Where the runs are; emptied."})
-    output: str | None = field(default=None, metadata={"help": "A JSON file for the figures."})
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs all cases; returns the figures, and ends with exit code 1 if a run ended differently."""
-    parser = HfArgumentParser((FaultArguments,), description=__doc__)  # type: ignore[arg-type]
-    add_version(parser)
-    [args] = parser.parse_args_into_dataclasses(argv)
-    folder = Path(args.folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    tiny = _tiny_model(folder / "tiny")
+    parser = UsageParser(description=__doc__)
+    add = parser.add_argument
+    add("--kills", type=int, default=50, help="the number of kills, over all cases (default: 50)")
+    add("--seed", type=int, default=0, help="decides the moments (default: 0)")
+    add("--folder", type=Path, default=Path("runs/faults"), help="where the runs are; emptied")
+    add("--output", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args(argv)
+    shutil.rmtree(args.folder, ignore_errors=True)
+    tiny = _tiny_model(args.folder / "tiny")
     draw = random.Random(args.seed)
     rows = []
     for index, (script, ranks) in enumerate(CASES):
         kills = args.kills // len(CASES) + (index < args.kills % len(CASES))
         if kills:
-            rows.append(_Case(script, ranks, folder, tiny).run(kills, draw))
+            rows.append(_Case(script, ranks, args.folder, tiny).run(kills, draw))
     counts = ("kills", "inside_checkpoint_writing", "equal_ends")
     total = {name: sum(row[name] for row in rows) for name in counts}
     versions = {each.__name__: each.__version__ for each in (torch, transformers, accelerate)}
@@ -82,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         f"was written: {total['equal_ends']} ends equal to that of a run never killed"
     )
     if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(args.output, found, indent=2)
     return found
 
 

@@ -8,13 +8,12 @@ library versions.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from glue.errors import add_version, needs, run_cli
+from atomic import write_json
+from glue.errors import UsageParser, needs, run_cli
 
 with needs("glue"):
     import pyarrow as pa
@@ -92,21 +91,15 @@ def write_tokenizer(sentences: list[str], folder: Path) -> None:
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     (folder / "tokenizer.json").write_text(text + "\n", "utf-8")
     names = ["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"]
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": MAX_LENGTH,
-            "model_input_names": ["input_ids", "attention_mask"],
-            **dict(zip(names, SPECIAL, strict=True)),
-            "cls_token": "<s>",
-            "sep_token": "</s>",
-        },
-    )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MAX_LENGTH,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **dict(zip(names, SPECIAL, strict=True)),
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+    }
+    write_json(folder / "tokenizer_config.json", config, indent=2)
 
 
 def write_config(folder: Path) -> None:
@@ -130,14 +123,13 @@ def write_config(folder: Path) -> None:
     )
     values = {**config.to_diff_dict(), "model_type": "roberta"}
     values.pop("transformers_version", None)
-    _write_json(folder / "config.json", dict(sorted(values.items())))
+    write_json(folder / "config.json", dict(sorted(values.items())), indent=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = UsageParser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder of SST-2's parquet files")
     parser.add_argument("output", type=Path, nargs="?", default=SAMPLE)
-    add_version(parser)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     sentences = write_split(arguments.source / "train.parquet", arguments.output / "train.parquet")
