@@ -30,11 +30,6 @@ COLUMNS = (
 TENSORS_OF_A_SIZE = 10
 
 
-def default_of(options: argparse.Namespace) -> TimedOptimizer:
-    """DWMGrad with the kernel that it takes by itself."""
-    return dwmgrad_with("native" if options.device == "cpu" else "one_launch", options.state)
-
-
 def cut(parameters: int, tensors: int) -> Shapes:
     """That many parameters in that many tensors of nearly one length."""
     length, rest = divmod(parameters, tensors)
@@ -77,7 +72,8 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Measures all points; each is printed and written as it comes."""
     points = [("parameters", size, TENSORS_OF_A_SIZE) for size in options.parameters]
     points += [("tensors", options.total, number) for number in options.tensors]
-    timed = default_of(options)
+    # the kernel that it takes by itself
+    timed = dwmgrad_with("native" if options.device == "cpu" else "one_launch", options.state)
     results["kernels"] = sorted(kernels_of(timed, options.device))
     program.print_header(COLUMNS)
     for sweep, parameters, tensors in points:

@@ -80,10 +80,7 @@ def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, 
     record = {
         "workload": experiment.workload.description(),
         "results": results,
-        "failures": [
-            {"run": str(failure.run), "error": failure.error, "details": failure.details}
-            for failure in failures
-        ],
+        "failures": [{**vars(failure), "run": str(failure.run)} for failure in failures],
     }
     write_json(folder / "results.json", record)
     print(f"saved in {folder}: results.json, table.md{picture(results, folder)}")

@@ -48,9 +48,13 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     for axis, key in zip(axes, present, strict=True):
         for number, label in enumerate(results):
             values = points[points.label == label].dropna(subset=key).groupby("step")[key]
-            style = {"color": f"C{number}", "linewidth": 1.2, "markersize": 3}
-            if len(values):
-                _band(axis, values, "o-" if len(values) < 30 else "-", label=label, **style)
+            if not len(values):
+                continue
+            steps, color = list(values.groups), f"C{number}"
+            style = {"color": color, "linewidth": 1.2, "markersize": 3, "label": label}
+            axis.plot(steps, values.mean(), "o-" if len(steps) < 30 else "-", **style)
+            shade = {"color": color, "alpha": 0.15, "linewidth": 0}
+            axis.fill_between(steps, values.min(), values.max(), **shade)
         axis.set_ylabel(heads[key])
         axis.grid(alpha=0.3)
         axis.margins(x=0.01)
@@ -60,15 +64,6 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     axes[-1].set_xlabel("step")
     return _save(figure, path, found[0][1]["workload"], 120)
-
-
-def _band(axis: Any, values: Any, form: str, **style: Any) -> None:
-    """The mean of values that are grouped by their step, and a shade from the least to the most."""
-    steps = list(values.groups)
-    axis.plot(steps, values.mean(), form, **style)
-    axis.fill_between(
-        steps, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0
-    )
 
 
 def _figure(width: float, height: float) -> Any:
