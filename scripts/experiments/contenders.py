@@ -73,7 +73,7 @@ class Contender:
             most = max(1, round(settings["ramp"] * steps))
             given |= {"max_window": most, "initial_window": max(1, round(0.05 * most))}
         for name in sorted(given.keys() & self.fixed.keys()):
-            raise UsageError(f"{self.name}: {name} is fixed to {self.fixed[name]!r}")
+            raise TypeError(f"{name} is fixed to {self.fixed[name]!r}")
         own = {"warmup_steps": round(settings["warmup"] * steps)} if self.schedule_free else {}
         return {**own, **self.fixed, **given}
 
@@ -101,8 +101,6 @@ class Contender:
         """Build it once; a UsageError if its package is missing, or an argument is wrong."""
         try:
             self.build([torch.nn.Parameter(torch.zeros(1))], settings, steps)
-        except UsageError:
-            raise
         except ImportError as error:
             raise UsageError(f"{self.name}: {error}; pip install {error.name}") from error
         except (TypeError, ValueError) as error:
