@@ -15,13 +15,8 @@ from dwmgrad.rule import Guard
 class Breaker:
     """A collate function that gives a share of the batches wrong labels, each another class.
 
-    Which batches, and which labels, follow from the seed and the batch's number alone.
-
-    Args:
-        collate: examples to a batch with whole `labels`.
-        share: of the batches.
-        classes: how many there are.
-        seed: of the run.
+    Which batches, and which labels, follow from the seed and the batch's number alone. `collate`
+    makes a batch of examples, with whole `labels` below `classes`.
     """
 
     def __init__(

@@ -10,9 +10,6 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from scipy.stats import t
 
-LEVEL = 0.95
-"""Of all intervals."""
-
 FEWEST = 3
 """Of fewer values on a side no interval of a difference is given."""
 
@@ -31,7 +28,7 @@ class Estimate:
         """The 95 % interval by Student's t; None of one value."""
         if math.isnan(self.variance):
             return None
-        margin = float(t.ppf(0.5 + LEVEL / 2, self.freedom)) * math.sqrt(self.variance)
+        margin = float(t.ppf(0.975, self.freedom)) * math.sqrt(self.variance)
         return self.mean - margin, self.mean + margin
 
     def chance_below(self, mark: float) -> float | None:

@@ -65,7 +65,6 @@ def train(
     own = rule.arguments(settings, steps)
     own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
     if workload.broken:
-        assert job.classes is not None
         job.collate_evaluation = job.collate_evaluation or job.collate
         job.collate = Breaker(job.collate, workload.broken, job.classes, seed)
     trainer = _Trainer(job, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))

@@ -134,7 +134,7 @@ class Job:
     collate_evaluation: Callable[[Any], Any] | None = None
     eval_batch_size: int = 256
     max_grad_norm: float = 1.0
-    classes: int | None = None
+    classes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

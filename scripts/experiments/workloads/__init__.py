@@ -12,6 +12,7 @@ from experiments.workload import Workload
 
 _COSINE = {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4}
 _LINEAR = {"schedule": "linear", "warmup": 0.05, "weight_decay": 0.01}
+_BRIEF = {"width": 8, "steps": 6 * 43, "evaluations": 6}
 _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rosenbrock": ("rosenbrock.Rosenbrock", {}),
     "cora": ("cora.Cora", {}),
@@ -36,13 +37,10 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "digits": ("digits.Sounds", {}),
     # for a sweep: half the width, 6 epochs
-    "digits-brief": ("digits.Sounds", dict(width=8, steps=6 * 43, evaluations=6)),
+    "digits-brief": ("digits.Sounds", _BRIEF),
     # a share of the batches with wrong labels, for docs/plans/loss-guard.md
     **{
-        f"digits-broken-{share}": (
-            "digits.Sounds",
-            dict(width=8, steps=6 * 43, evaluations=6, broken=share / 100),
-        )
+        f"digits-broken-{share}": ("digits.Sounds", {**_BRIEF, "broken": share / 100})
         for share in (5, 10)
     },
     # the paper's audio data: 10 classes of city sounds, 4 s each, 20 epochs
