@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments import stats
 from experiments.comparison import WITHOUT
-from experiments.evidence.measures import Result
+from experiments.evidence.results import Result
 from experiments.table import SHARES, lead, score_head, several, spread, table
 
 ADAMW = "adamw"

@@ -13,8 +13,7 @@ from experiments import table
 from experiments.compact import full_results
 from experiments.evidence import compared
 from experiments.evidence.compared import Compared
-from experiments.evidence.measures import Result
-from experiments.evidence.results import read_result
+from experiments.evidence.results import Result, read_result
 from experiments.plots import learning_curves, rate_curves, valley
 from experiments.recording import REACH
 

@@ -20,8 +20,8 @@ from experiments.evidence.compared import (
     overall,
     rates_table,
 )
-from experiments.evidence.measures import Result
 from experiments.evidence.page import config_of, page, read_results
+from experiments.evidence.results import Result
 from glue.errors import UsageError
 
 from ..conftest import load_script
