@@ -10,6 +10,15 @@ from typing import Any
 from .rule import Guard, Number, Window, where
 
 SCHEMA = 7
+_WINDOW = {
+    "window": "size",
+    "last_loss": "last_loss",
+    "mean_loss": "mean_loss",
+    "loss_left": "loss_left",
+    "observations": "observations",
+    "increases": "increases",
+}
+"""A group's name of each number of `rule.Window`."""
 _GUARD = {
     "guard_mean": "mean",
     "guard_deviation": "deviation",
@@ -17,23 +26,11 @@ _GUARD = {
     "guard_in_row": "in_row",
     "guarded_steps": "refused",
 }
-"""A group's name of each number of `rule.Guard`."""
+"""The same of `rule.Guard`."""
 GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
 """Those of them that are whole."""
-PROGRESS = (
-    "window",
-    "last_loss",
-    "mean_loss",
-    "loss_left",
-    "observations",
-    "increases",
-    "micro_batches",
-    "steps",
-    "step_limit",
-    "effective_lr",
-    *_GUARD,
-    "schema",
-)
+_OTHERS: dict[str, Any] = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
+PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
 many steps were made, the last `rule.step_limit` (1 without one) and `rule.effective_lr` (0 without
 one), and those of `rule.Guard`. Plain int, float or None, equal in every parameter group."""
@@ -41,36 +38,22 @@ one), and those of `rule.Guard`. Plain int, float or None, equal in every parame
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    numbers = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
-    return {**progress_of(Window(size=initial_window)), **numbers, **guard_numbers(Guard(0.0))}
+    return {**progress_of(Window(size=initial_window)), **_OTHERS, **guard_numbers(Guard(0.0))}
 
 
 def progress_of(window: Window) -> dict[str, Any]:
     """The window as the plain numbers that a group holds."""
-    return {
-        "window": window.size,
-        "last_loss": window.last_loss,
-        "mean_loss": window.mean_loss,
-        "loss_left": window.loss_left,
-        "observations": window.observations,
-        "increases": window.increases,
-        "schema": SCHEMA,
-    }
+    return {name: getattr(window, field) for name, field in _WINDOW.items()} | {"schema": SCHEMA}
 
 
 def window_of(group: dict[str, Any]) -> Window:
     """The window that a group's numbers, on the host or on a device, and settings describe."""
     return Window(
-        size=group["window"],
         max_size=group["max_window"],
         signal=group["window_signal"],
         smoothing=group["loss_smoothing"],
         floor=group["loss_floor"],
-        last_loss=group["last_loss"],
-        mean_loss=group["mean_loss"],
-        loss_left=group["loss_left"],
-        observations=group["observations"],
-        increases=group["increases"],
+        **{field: group[name] for name, field in _WINDOW.items()},
     )
 
 
