@@ -173,7 +173,7 @@ def test_an_inactive_step_writes_nothing(kind: torch.dtype, device: str) -> None
     vector = torch.tensor(one_launch.numbers_of(c), device=device)
     vector[7] = 0.0
     skipped = torch.zeros((), dtype=torch.int32, device=device)
-    one_launch.launch(tensors, vector, skipped, True, False, one_launch.Addresses())
+    one_launch.launch(tensors, vector, skipped, c, one_launch.Addresses())
     assert skipped == 0
     leaves, old = map(torch.utils._pytree.tree_leaves, (tensors, before))
     for a, b in zip(leaves, old, strict=True):
@@ -190,7 +190,7 @@ def test_gradients_are_unscaled_before_they_are_squared(device: str) -> None:
     vector = torch.tensor(one_launch.numbers_of(c), device=device)
     vector[6] = 2.0**-60
     skipped = torch.zeros((), dtype=torch.int32, device=device)
-    one_launch.launch(actual, vector, skipped, False, False, one_launch.Addresses())
+    one_launch.launch(actual, vector, skipped, c, one_launch.Addresses())
     one_launch.update(expected, c)
     assert skipped == 0 and torch.equal(numbers(actual), numbers(expected))
 
@@ -281,12 +281,13 @@ def test_addresses_are_uploaded_only_when_they_are_new(
     )
     addresses = one_launch.Addresses(most=4)
     tensors = make(torch.float32, torch.float32, device, [(3,), (), (700,)])
-    vector = torch.tensor(one_launch.numbers_of(coefficients(0)), device=device)
+    c = coefficients(0)
+    vector = torch.tensor(one_launch.numbers_of(c), device=device)
     skipped = torch.zeros((), dtype=torch.int32, device=device)
 
     def launch() -> int:
         uploads.clear()
-        one_launch.launch(tensors, vector, skipped, False, False, addresses)
+        one_launch.launch(tensors, vector, skipped, c, addresses)
         return len(uploads)
 
     assert [launch() for _ in range(3)] == [2, 0, 0]

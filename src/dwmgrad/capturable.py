@@ -169,17 +169,10 @@ class DeviceWindow:
             self._at_floor.logical_or_(counts & (agreed.loss <= common["loss_floor"]))
         self._numbers.copy_(torch.stack([{**now, **new}[name] for name in _NUMBERS]))
         self._skipped_steps.logical_or_(agreed.loss.isnan())
-        for buckets, c, group in calls:
-            numbers = one_launch.numbers_of(c, inverse, happens)
-            kernels.run_on_device(
-                buckets,
-                c,
-                torch.stack([self._number(each) for each in numbers]),
-                self._skipped_elements,
-                self._addresses,
-                use_foreach=group["foreach"],
-                use_fused=group["fused"],
-            )
+        for buckets, c, _ in calls:
+            each = map(self._number, one_launch.numbers_of(c, inverse, happens))
+            numbers = torch.stack(list(each))
+            kernels.run_on_device(buckets, c, numbers, self._skipped_elements, self._addresses)
 
     def _lr_of(self, group: dict[str, Any]) -> Tensor | float:
         lr = group["lr"]

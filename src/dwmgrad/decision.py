@@ -47,9 +47,11 @@ def calls_of(
     calls = []
     for group, own, lr in zip(groups, moves, rates, strict=True):
         rounding = stochastic_state(group), group["stochastic_rounding"]
+        preferences = group["foreach"], group["fused"]
         for age, _, buckets in own:
             five = rule.coefficients(group, window, lr, share_of(age))
-            calls.append(Call(buckets, kernels.Coefficients(*five, noise, *rounding), group))
+            c = kernels.Coefficients(*five, noise, *rounding, *preferences)
+            calls.append(Call(buckets, c, group))
     return calls
 
 
@@ -63,9 +65,7 @@ def predicted(
     """
     totals: dict[Any, Number] = {}  # by device: each is read once
     for buckets, c, group in calls:
-        for norms, ordinals in kernels.squared_norms(
-            buckets, c, *on_device, use_foreach=group["foreach"], use_fused=group["fused"]
-        ):
+        for norms, ordinals in kernels.squared_norms(buckets, c, *on_device):
             weights = [
                 1.0 if weight_of is None else weight_of(group["params"][n]) for n in ordinals
             ]

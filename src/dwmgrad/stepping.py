@@ -177,10 +177,8 @@ class Stepping(Agreeing):
         # One call of C, in which no signal's handler runs: Ctrl-C finds all numbers before the step
         # or all after it.
         deque(starmap(dict.update, changes), maxlen=0)
-        for buckets, numbers, group in calls:
-            self._skipped += kernels.run(
-                buckets, numbers, use_foreach=group["foreach"], use_fused=group["fused"]
-            )
+        for buckets, numbers, _ in calls:
+            self._skipped += kernels.run(buckets, numbers)
         if self._skipped and all(isinstance(each, bool) for each in self._skipped):
             self._warn_of_skipped_elements()
 

@@ -83,37 +83,24 @@ def by_address(param: Tensor, buffer: Buffer) -> ModuleType | None:
     return next((kernel for kernel in (native, one_launch) if kernel.accepts(param, buffer)), None)
 
 
-def run(
-    buckets: Sequence[Bucket],
-    coefficients: Coefficients,
-    *,
-    use_foreach: bool | None = None,
-    use_fused: bool | None = None,
-) -> list[bool | Tensor]:
+def run(buckets: Sequence[Bucket], c: Coefficients) -> list[bool | Tensor]:
     """Applies the rule in place, each bucket with the fastest kernel that is right for it.
 
     Args:
         buckets: from `prepare`.
-        coefficients: the step's numbers.
-        use_foreach, use_fused: True prefers that kernel and False excludes it (`native` and
-            `one_launch` count as fused); None chooses by what was measured.
+        c: the step's numbers.
 
     Returns:
         For each bucket, whether an element was skipped (see `reference.update`): a bool or, so
         that nobody waits for an accelerator, a number on it.
     """
-    return [
-        _choose(bucket, coefficients, use_foreach, use_fused).update(bucket.tensors, coefficients)
-        for bucket in buckets
-    ]
+    return [_choose(bucket, c).update(bucket.tensors, c) for bucket in buckets]
 
 
-def update(
-    tensors: Tensors, coefficients: Coefficients, **preferences: bool | None
-) -> list[bool | Tensor]:
+def update(tensors: Tensors, c: Coefficients) -> list[bool | Tensor]:
     """`prepare` and `run` for one set of tensors."""
     rows = list(zip(*tensors, strict=True))
-    return run(prepare([rows], Overlaps())[0], coefficients, **preferences)
+    return run(prepare([rows], Overlaps())[0], c)
 
 
 def run_on_device(
@@ -122,25 +109,19 @@ def run_on_device(
     numbers: Tensor,
     skipped: Tensor,
     addresses: one_launch.Addresses,
-    *,
-    use_foreach: bool | None = None,
-    use_fused: bool | None = None,
 ) -> None:
     """As `run`, with all numbers on the device of the tensors, without waiting for it.
 
     Args:
-        c: for how to round.
-        numbers, skipped, addresses: see `one_launch.launch`; the numbers may be float64.
-        use_foreach, use_fused: which exclude `one_launch`.
+        buckets: from `prepare`.
+        c, numbers, skipped, addresses: see `one_launch.launch`; the numbers may be float64.
     """
-    may_fuse = use_fused is not False and not use_foreach
-    rounding = (c.stochastic_state, c.stochastic_params)
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
-        if flat and may_fuse and one_launch.accepts(*row):
-            one_launch.launch(tensors, numbers.float(), skipped, *rounding, addresses)
+        if flat and c.may_fuse and one_launch.accepts(*row):
+            one_launch.launch(tensors, numbers.float(), skipped, c, addresses)
         else:
-            reference.update_on_device(tensors, numbers, skipped, *rounding)
+            reference.update_on_device(tensors, numbers, skipped, c)
 
 
 def squared_norms(
@@ -148,9 +129,6 @@ def squared_norms(
     c: Coefficients,
     inverse: Any = None,
     addresses: one_launch.Addresses | None = None,
-    *,
-    use_foreach: bool | None = None,
-    use_fused: bool | None = None,
 ) -> list[tuple[list[float] | Tensor, list[int]]]:
     """For each bucket, `reference.squared_norms` of its parameters, and their ordinals.
 
@@ -161,17 +139,15 @@ def squared_norms(
         c: the step's numbers.
         inverse: what the gradients are multiplied by first; then all numbers are on the device.
         addresses: see `one_launch.squared_norms`.
-        use_foreach, use_fused: see `run`.
     """
     found: list[tuple[Any, list[int]]] = []
-    may_fuse = use_fused is not False and not use_foreach
     factor = 1.0 if inverse is None else inverse
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
         norms: Any
-        if flat and may_fuse and inverse is None and native.accepts(*row):
+        if flat and c.may_fuse and inverse is None and native.accepts(*row):
             norms = native.squared_norms(tensors, c)
-        elif flat and may_fuse and one_launch.accepts_norms(*row):
+        elif flat and c.may_fuse and one_launch.accepts_norms(*row):
             norms = one_launch.squared_norms(tensors, c, factor, addresses)
         else:
             norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
@@ -179,14 +155,11 @@ def squared_norms(
     return found
 
 
-def _choose(
-    bucket: Bucket, c: Coefficients, use_foreach: bool | None, use_fused: bool | None
-) -> ModuleType:
+def _choose(bucket: Bucket, c: Coefficients) -> ModuleType:
     if not bucket.flat:
         return reference
     param, buffer = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
-    may_fuse = use_fused is not False and not use_foreach
-    if may_fuse and (kernel := by_address(param, buffer)) is not None:
+    if c.may_fuse and (kernel := by_address(param, buffer)) is not None:
         return kernel
     if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype:
         return reference
@@ -194,8 +167,8 @@ def _choose(
         return reference
     if not foreach.can_be_squared(bucket.tensors.grads):
         return reference  # which skips those elements
-    if may_fuse and fused.accepts(param, c):
+    if c.may_fuse and fused.accepts(param, c):
         return fused
     # On the CPU foreach is slower than the loop: it has no launches to save and writes temporaries.
-    wanted = param.device.type != "cpu" if use_foreach is None else use_foreach
+    wanted = param.device.type != "cpu" if c.use_foreach is None else c.use_foreach
     return foreach if wanted and param.element_size() >= 4 else reference

@@ -57,7 +57,7 @@ def update(tensors: Tensors, c: Coefficients) -> Tensor:
     device = tensors.params[0].device
     skipped = torch.zeros((), dtype=torch.int32, device=device)
     vector = _uploaded(numbers_of(c), torch.float32, device)
-    launch(tensors, vector, skipped, c.stochastic_state, c.stochastic_params, _addresses)
+    launch(tensors, vector, skipped, c, _addresses)
     return skipped
 
 
@@ -68,12 +68,7 @@ def numbers_of(c: Coefficients, inverse: Any = 1.0, happens: Any = 1.0) -> list[
 
 
 def launch(
-    tensors: Tensors,
-    vector: Tensor,
-    skipped: Tensor,
-    stochastic_state: bool,
-    stochastic_params: bool,
-    addresses: Addresses,
+    tensors: Tensors, vector: Tensor, skipped: Tensor, c: Coefficients, addresses: Addresses
 ) -> None:
     """As `update`, with all numbers on the device already.
 
@@ -82,7 +77,7 @@ def launch(
             that the gradients are multiplied by first, whether anything happens (0: not a byte is
             written), and the lower and the upper 16 bits of `noise`.
         skipped: one int32; becomes 1 if an element is skipped.
-        stochastic_state, stochastic_params: see `Coefficients`.
+        c: for how to round alone.
         addresses: where the table of addresses is kept.
     """
     params = tensors.params
@@ -100,8 +95,8 @@ def launch(
             len(params),
             PARAM=getattr(language, _TYPES[dtype]),
             STATE=getattr(language, _TYPES[kind]),
-            STOCHASTIC_STATE=stochastic_state and kind == torch.bfloat16,
-            STOCHASTIC_PARAMS=stochastic_params and dtype == torch.bfloat16,
+            STOCHASTIC_STATE=c.stochastic_state and kind == torch.bfloat16,
+            STOCHASTIC_PARAMS=c.stochastic_params and dtype == torch.bfloat16,
             **_OPTIONS,
         )
     # autograd does not see writes through addresses

@@ -37,7 +37,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         move(new[0], g, new[1], new[2], c)
         takes = g.square().isfinite() & new[2].to(_dtype_of(s)).isfinite()
         new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
-        _store((param, v, s), new, c.noise, ordinal, c.stochastic_state, c.stochastic_params)
+        _store((param, v, s), new, c.noise, ordinal, c)
         skipped |= not bool(takes.all())
     return skipped
 
@@ -67,13 +67,7 @@ def squared_norms(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) ->
     return found
 
 
-def update_on_device(
-    tensors: Tensors,
-    numbers: Tensor,
-    skipped: Tensor,
-    stochastic_state: bool,
-    stochastic_params: bool,
-) -> None:
+def update_on_device(tensors: Tensors, numbers: Tensor, skipped: Tensor, c: Coefficients) -> None:
     """As `update`, with all numbers on the device, for what `one_launch` does not take.
 
     Nothing here waits for the device, and all tensors stay where they are, so it can be captured.
@@ -82,7 +76,7 @@ def update_on_device(
         tensors: of one device.
         numbers: those of `one_launch.launch`, in float32 or float64.
         skipped: one int32; becomes 1 if an element is skipped.
-        stochastic_state, stochastic_params: see `Coefficients`.
+        c: for how to round alone.
     """
     active, low, high = numbers[7:].unbind()
     noise = low.to(torch.int64) + (high.to(torch.int64) << 16)
@@ -99,7 +93,7 @@ def update_on_device(
         skipped.logical_or_((active > 0) & ~takes.all())
         new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
         stored = [_empty_like(each) for each in (param, v, s)]
-        _store(stored, new, noise, ordinal, stochastic_state, stochastic_params)
+        _store(stored, new, noise, ordinal, c)
         for buffer, fresh in zip((param, v, s), stored, strict=True):
             for part, fresh_part in zip(parts_of(buffer), parts_of(fresh), strict=True):
                 # an inactive step keeps every bit
@@ -128,16 +122,15 @@ def _store(
     values: list[Tensor],
     noise: Tensor | int,
     ordinal: int,
-    stochastic_state: bool,
-    stochastic_params: bool,
+    c: Coefficients,
 ) -> None:
     """Rounds θ, v and s into their buffers, stochastically or to the nearest."""
     param, v, s = buffers
     bits = low_bit.random_bits(param, noise, ordinal)
-    stochastic_state |= isinstance(v, Blockwise)
-    _round(param, values[0], low_bit.hash32(bits) if stochastic_params else None)
-    _round(v, values[1], bits if stochastic_state else None)
-    _round(s, values[2], bits >> 16 if stochastic_state else None)
+    rounds_state = c.stochastic_state or isinstance(v, Blockwise)
+    _round(param, values[0], low_bit.hash32(bits) if c.stochastic_params else None)
+    _round(v, values[1], bits if rounds_state else None)
+    _round(s, values[2], bits >> 16 if rounds_state else None)
 
 
 def _round(buffer: Buffer, values: Tensor, bits: Tensor | None) -> None:
