@@ -37,20 +37,18 @@ def digest(dtype: torch.dtype) -> str:
     found = hashlib.sha256()
     for state_dtype in ("float32", "bfloat16", "int8"):
         for rounds in (False, True):
-            tensors = Tensors.empty()
+            rows = []
             for place, size in enumerate(SIZES):
                 param = numbers(size, 7).clamp(-1, 1).to(dtype)
                 buffers = state.buffers_of(state.create(param, state_dtype))
-                row = (param, torch.zeros_like(param), *buffers, place)
-                for column, entry in zip(tensors, row, strict=True):
-                    column.append(entry)
+                rows.append((param, torch.zeros_like(param), *buffers, place))
+            tensors = Tensors.of(rows)
             for step in range(STEPS):
                 for grad in tensors.grads:
                     grad.copy_(numbers(grad.numel(), step))
                 window = 1 + step % 10
                 rates = (1e-2, 1 - 1 / window, 0.09 * window, 1e-8, 1e-4)
                 c = Coefficients(*rates, step, rounds, rounds)
-                rows = list(zip(*tensors, strict=True))
                 (buckets,) = kernels.prepare([rows], Overlaps())
                 norms = [norm for own, _ in kernels.squared_norms(buckets, c) for norm in own]
                 found.update(json.dumps([float(norm).hex() for norm in norms]).encode())

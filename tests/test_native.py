@@ -21,13 +21,12 @@ needs_library = pytest.mark.skipif(native.library() is None, reason="no library"
 
 def tensors_of(dtype: torch.dtype, state_dtype: str | None) -> Tensors:
     generator = torch.Generator().manual_seed(0)
-    tensors = Tensors.empty()
+    rows = []
     for ordinal, shape in enumerate(SHAPES):
         param = torch.randn(shape, generator=generator).to(dtype)
         buffers = state.buffers_of(state.create(param, state_dtype))
-        for column, entry in zip(tensors, (param, None, *buffers, ordinal), strict=True):
-            column.append(entry)
-    return tensors
+        rows.append((param, None, *buffers, ordinal))
+    return Tensors.of(rows)
 
 
 def wide(buffer) -> torch.Tensor:

@@ -47,17 +47,15 @@ def test_the_tests_of_this_file_in_tritons_interpreter() -> None:
 def make(
     dtype: torch.dtype, kind: torch.dtype, device: str, shapes: list[tuple] = SHAPES
 ) -> Tensors:
-    tensors = Tensors.empty()
+    rows = []
     for ordinal, shape in enumerate(shapes):
         param = torch.randn(shape).to(device, dtype)
         if kind == torch.int8:
             v, s = low_bit.zeros(param)
         else:
             v, s = torch.zeros_like(param, dtype=kind), torch.zeros_like(param, dtype=kind)
-        row = (param, torch.randn(shape).to(device, dtype), v, s, 3 * ordinal)
-        for column, entry in zip(tensors, row, strict=True):
-            column.append(entry)
-    return tensors
+        rows.append((param, torch.randn(shape).to(device, dtype), v, s, 3 * ordinal))
+    return Tensors.of(rows)
 
 
 def coefficients(step: int, **options: bool) -> Coefficients:

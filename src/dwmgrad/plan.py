@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .cohorts import NewState, States, cohorts_of, names_of
-from .kernels import Bucket, Overlaps, Tensors, prepare
+from .kernels import Bucket, Overlaps, Row, Tensors, prepare
 from .state import BUFFERS, SCALES, buffers_of
 
 Age = Callable[[dict[str, Any]], Hashable]
@@ -150,7 +150,7 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
     """The bucket with the present gradients, whose addresses and bytes are added to `read`."""
     first = rows[0].param
     dtype, device, on_cpu = first.dtype, first.device, first.is_cpu
-    params, grads, momentum_buffers, square_avgs, ordinals = tensors = Tensors.empty()
+    found: list[Row] = []
     for param, ordinal, place, shape, width, address, parts in rows:
         grad = param.grad
         if (
@@ -171,24 +171,16 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
         if at % width:
             return None
         own = owns[place]
-        for name, part, part_at, part_shape in parts:
-            held: Any = own.get(name)
-            if held is None or held is not part():
+        held = [own.get(name) for name, *_ in parts]
+        for now, (_, part, part_at, part_shape) in zip(held, parts, strict=True):
+            if now is None or now is not part():
                 return None
-            if held.data_ptr() != part_at or held.shape != part_shape:
+            if now.data_ptr() != part_at or now.shape != part_shape:
                 return None
-        params.append(param)
-        grads.append(grad)
-        if len(parts) == 2:
-            momentum_buffers.append(own[BUFFERS[0]])
-            square_avgs.append(own[BUFFERS[1]])
-        else:
-            v, s = buffers_of(own)
-            momentum_buffers.append(v)
-            square_avgs.append(s)
-        ordinals.append(ordinal)
+        v, s = held if len(held) == 2 else buffers_of(own)
+        found.append((param, grad, v, s, ordinal))
         read += at, param.numel() * width
-    return tensors
+    return Tensors.of(found)
 
 
 def _params_of(groups: list[dict[str, Any]]) -> Iterator[Tensor]:

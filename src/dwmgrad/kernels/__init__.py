@@ -71,11 +71,9 @@ def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
         param, _, v, *_ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
         found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
-    for (*_, is_flat), own in found.items():
-        param, _, v, *_ = own[0]
         if is_flat:
             by_address(param, v)  # loaded, or compiled, while a failure still changes nothing
-    return [Bucket(Tensors.of(own), key[-1]) for key, own in found.items()]
+    return [Bucket(Tensors.of(own), is_flat) for (*_, is_flat), own in found.items()]
 
 
 def by_address(param: Tensor, buffer: Buffer) -> ModuleType | None:

@@ -37,14 +37,9 @@ class Tensors(NamedTuple):
     ordinals: list[int]  # the parameters' numbers in their group: two round with different noise
 
     @classmethod
-    def empty(cls) -> Tensors:
-        """No parameters yet."""
-        return cls([], [], [], [], [])
-
-    @classmethod
     def of(cls, rows: Sequence[Row]) -> Tensors:
-        """The columns of rows, each a parameter's five."""
-        return cls(*map(list, zip(*rows, strict=True))) if rows else cls.empty()
+        """The columns of rows, of which there is at least one."""
+        return cls(*map(list, zip(*rows, strict=True)))
 
     def addresses(self, piece: int) -> tuple[list[int], int]:
         """What a kernel in another language reads of the tensors, and the number of pieces in all.
