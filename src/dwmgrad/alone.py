@@ -12,15 +12,15 @@ from .patching import tell_before
 
 replicas: weakref.WeakSet[Any] = weakref.WeakSet()
 """Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
-_joins: list[Join] = []
+_joins: set[Join] = set()
 """The contexts for uneven inputs that are entered."""
 
 
 def watch() -> None:
     """Lets the functions below know of what is entered from now on; harmless to repeat."""
     tell_before(DistributedDataParallel, "no_sync", replicas.add)
-    tell_before(Join, "__enter__", _joins.append)
-    tell_before(Join, "__exit__", _left)
+    tell_before(Join, "__enter__", _joins.add)
+    tell_before(Join, "__exit__", _joins.discard)
 
 
 def is_local(optimizer: Any) -> bool:
@@ -58,7 +58,3 @@ def joined_behind_others(optimizer: Any) -> bool:
 
 def _knows(join: Join, optimizer: Any) -> bool:
     return any(each is optimizer for each in join._joinables)
-
-
-def _left(join: Join) -> None:
-    _joins[:] = [each for each in _joins if each is not join]
