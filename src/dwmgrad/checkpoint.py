@@ -17,17 +17,13 @@ from .rule import PAPER, Guard
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
-_SINCE_5 = {"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0}
-_SINCE_6 = {
+_SINCE_5 = {  # to 7
+    **{"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0, "limit_growth": 0.0},
     **{"auto_lr": False, "loss_guard": None, "peak_lr": None, "effective_lr": 0.0},
-    "clipped_to": 1.0,
-    **guard_numbers(Guard(0.0)),
+    **{"clipped_to": 1.0, "loss_left": 1.0, **guard_numbers(Guard(0.0))},
 }
-_SINCE_7 = {"limit_growth": 0.0, "loss_left": 1.0}
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
-_LENGTH = ("max_window",)
-"""What follows the length of the run where nothing else is asked for."""
 COMMON = (*arguments.SHARED, *PROGRESS)
 """What is equal in all parameter groups."""
 
@@ -44,7 +40,7 @@ def check_form(state_dict: Any) -> None:
             )
 
 
-def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
+def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
     """The state dict in the present schema, if the optimizer can continue from it.
 
     The optimizer's own `state_dtype`, where it has one, takes the place of the saved one.
@@ -80,8 +76,8 @@ def checked(state_dict: Any, optimizer: Optimizer) -> dict[str, Any]:
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
     _refuse_shared({key: state[key] for key in params if key in state})
     _tell_of_lost_state(groups, state, params)
-    past = _LENGTH if getattr(optimizer, "_follows_length", False) else ()
-    _tell_of_differences(groups, saved, own_groups, (*_OWN, *past))
+    silent = (*_OWN, "max_window") if optimizer._follows_length else _OWN
+    _tell_of_differences(groups, saved, own_groups, silent)
     return {**state_dict, "param_groups": groups, "state": state}
 
 
@@ -92,13 +88,13 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
     if written in (4, 5, 6):
-        return {**_SINCE_5, **_SINCE_6, **_SINCE_7, **group, "schema": SCHEMA}, None
+        return {**_SINCE_5, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **_SINCE_6, **_SINCE_7}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
