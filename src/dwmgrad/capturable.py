@@ -58,9 +58,8 @@ class DeviceWindow:
         self._dtype = widest(device)
         numbers = [math.nan if groups[0][name] is None else groups[0][name] for name in _NUMBERS]
         self._numbers = torch.tensor(numbers, dtype=self._dtype, device=device)
-        self._skipped_elements = torch.zeros((), dtype=torch.int32, device=device)
-        self._skipped_steps = torch.zeros((), dtype=torch.int32, device=device)
-        self._at_floor = torch.zeros((), dtype=torch.int32, device=device)
+        self._marks = torch.zeros(3, dtype=torch.int32, device=device)
+        self._skipped_elements, self._skipped_steps, self._at_floor = self._marks.unbind()
         self._addresses = one_launch.Addresses()
         self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
         self._fresh: dict[float, _Share] = {}  # made for the step to come
@@ -198,17 +197,15 @@ class DeviceWindow:
             numbers["micro_batches"] = int(numbers["micro_batches"])
         for group in groups:
             group.update(numbers)
-        shares = list({id(share): share for _, share in self._shares.values()}.values())
+        shares = {share for _, share in self._shares.values()}
         if shares:
             values = torch.stack([share.number for share in shares]).tolist()
-            now = dict(zip(map(id, shares), map(share_of, values), strict=True))
+            now = dict(zip(shares, map(share_of, values), strict=True))
             for own, share in self._shares.values():
                 if ZERO_SHARE in own:
-                    own[ZERO_SHARE] = now[id(share)]
-        marks = (self._skipped_elements, self._skipped_steps, self._at_floor)
-        elements, steps, at_floor = (bool(mark) for mark in marks)
-        for mark in marks:
-            mark.zero_()
+                    own[ZERO_SHARE] = now[share]
+        elements, steps, at_floor = map(bool, self._marks)
+        self._marks.zero_()
         return elements, steps, at_floor
 
 
