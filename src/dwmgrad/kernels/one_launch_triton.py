@@ -157,15 +157,20 @@ def _block(
 
 
 @triton.jit
-def _tensor_of(piece, table, count):
-    """The last tensor that begins at or before this piece."""
-    low, high = 0, count
+def _share(table, grads, count):
+    """A program instance's tensor: its entry, gradient and size; and where its piece is in it."""
+    piece = tl.program_id(0)
+    low, high = 0, count  # the last tensor that begins at or before this piece
     while high - low > 1:
         middle = (low + high) // 2
         begins = tl.load(table + middle * COLUMNS + 6) <= piece
         low = tl.where(begins, middle, low)
         high = tl.where(begins, high, middle)
-    return low
+    entry = table + low * COLUMNS
+    size = tl.load(entry + 5)
+    begin = (piece - tl.load(entry + 6)) * (BLOCKS * ROWS * SCALED)
+    end = tl.minimum(begin + BLOCKS * ROWS * SCALED, size)
+    return entry, tl.load(grads + low), size, begin, end
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -176,16 +181,9 @@ def update(
 ):  # fmt: skip
     """One piece of one of `count` tensors; for the arguments see `one_launch.launch`."""
     BLOCK: tl.constexpr = ROWS * SCALED
-    piece = tl.program_id(0)
-    low = _tensor_of(piece, table, count)
-    entry = table + low * COLUMNS
-    grad = tl.load(grads + low)
-    size = tl.load(entry + 5)
-    begin = (piece - tl.load(entry + 6)) * (BLOCKS * BLOCK)
-    end = tl.minimum(begin + BLOCKS * BLOCK, size)
-    end = tl.where(tl.load(vector + 7) != 0, end, begin)  # an inactive step touches nothing
+    entry, grad, size, at, end = _share(table, grads, count)
+    end = tl.where(tl.load(vector + 7) != 0, end, at)  # an inactive step touches nothing
     used = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | grad
-    at = begin
     while at < end:
         if (used % 16 == 0) & (at + BLOCK <= size):
             _block(
@@ -231,13 +229,7 @@ def norms(
 ):
     """A piece's share of its tensor's norm; see `one_launch.squared_norms`."""
     BLOCK: tl.constexpr = ROWS * SCALED
-    piece = tl.program_id(0)
-    low = _tensor_of(piece, table, count)
-    entry = table + low * COLUMNS
-    grad = tl.load(grads + low)
-    size = tl.load(entry + 5)
-    at = (piece - tl.load(entry + 6)) * (BLOCKS * BLOCK)
-    end = tl.minimum(at + BLOCKS * BLOCK, size)
+    entry, grad, size, at, end = _share(table, grads, count)
     used = tl.load(entry + 2) | grad
     total = tl.full([], 0, WIDE)
     while at < end:
@@ -246,7 +238,7 @@ def norms(
         else:
             total += _norm(entry, grad, at, size, vector, PARAM, STATE, WHOLE=False).to(WIDE)
         at += BLOCK
-    tl.store(sums + piece, total)
+    tl.store(sums + tl.program_id(0), total)
 
 
 @triton.jit(do_not_specialize=["count", "pieces"])
