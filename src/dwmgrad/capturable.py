@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -28,15 +29,15 @@ _COUNTS = ("window", "observations", "increases", "steps", *GUARD_COUNTS)
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
 
 
+@dataclass(eq=False)
 class _Share:
     """The share of the zeros in the mean squares of `members` parameters, one number on the device.
 
     On the host it is a number in each parameter's state.
     """
 
-    def __init__(self, number: Tensor, members: int) -> None:
-        self.number = number
-        self.members = members
+    number: Tensor
+    members: int
 
 
 class DeviceWindow:

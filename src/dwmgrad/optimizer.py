@@ -122,7 +122,7 @@ class DWMGrad(Stepping):
 
     live: ClassVar[weakref.WeakSet[DWMGrad]] = weakref.WeakSet()
     """All that there are, for hosts that do not tell whose backward pass they make."""
-    _follows_length: bool
+    _follows_length = False  # whether `expect_steps` may set the window
 
     def __init__(
         self,
@@ -197,30 +197,26 @@ class DWMGrad(Stepping):
     @property
     def window(self) -> int:
         """The present window ω, in steps."""
-        self._read_device()
-        return self.param_groups[0]["window"]
+        return self._read_device()[0]["window"]
 
     @property
     def effective_momentum(self) -> float:
         """γω/δ of the first parameter group."""
-        self._read_device()
-        group = self.param_groups[0]
+        group = self._read_device()[0]
         return progress.window_of(group).momentum(group["momentum"])
 
     @property
     def effective_lr(self) -> float:
         """What AdamW's learning rate would be: see `rule.effective_lr`. 0 without `loss_limit`."""
-        self._read_device()
-        return self.param_groups[0]["effective_lr"]
+        return self._read_device()[0]["effective_lr"]
 
     @property
     def last_loss(self) -> float | None:
         """The loss that moved the window last, the mean over ranks; None before the first."""
-        self._read_device()
-        return self.param_groups[0]["last_loss"]
+        return self._read_device()[0]["last_loss"]
 
-    def _read_device(self) -> None:
-        """With `capturable`, brings the numbers of the parameter groups up to date."""
+    def _read_device(self) -> list[dict[str, Any]]:
+        """The parameter groups; with `capturable`, brings their numbers up to date first."""
         if self._device_window is not None:
             guarded = self.param_groups[0]["guarded_steps"]
             elements, steps, at_floor = self._device_window.write(self.param_groups)
@@ -232,6 +228,7 @@ class DWMGrad(Stepping):
                 self._say_once(STEP_SKIPPED)
             if at_floor:
                 self._say_at_floor()
+        return self.param_groups
 
     # ---- the loss ----
 
@@ -457,7 +454,6 @@ class DWMGrad(Stepping):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
-            self._follows_length = False
             self._be_known(None)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
