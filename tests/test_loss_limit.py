@@ -226,7 +226,7 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
         v, s = torch.zeros(size, dtype=kind), torch.rand(size).to(kind)
     tensors = Tensors([param], [grad], [v], [s], [0])
     c = Coefficients(step_size=1.0, decay=0.9, momentum=0.5, eps=1e-8, shrink=0.0)
-    (expected,) = reference.squared_norms(tensors, c.decay, c.eps)
+    (expected,) = reference.squared_norms(tensors, c)
     assert native.squared_norms(tensors, c) == pytest.approx([float(expected)], rel=1e-5)
     before = torch.get_num_threads()
     try:

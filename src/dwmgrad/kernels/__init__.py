@@ -41,13 +41,8 @@ def prepare(
 ) -> list[list[Bucket]]:
     """Checks all that a step is to move, as one, and readies the kernels; nothing moves yet.
 
-    Args:
-        sets: parameters, gradients and buffers, one set for each set of coefficients.
-        overlaps: what the caller keeps from step to step.
-        name: gives the name of a parameter, by its place in all sets, for errors.
-
-    Returns:
-        The buckets of each set, for `run` or `run_on_device`.
+    Returns the buckets of each set: there is one for each set of coefficients. `overlaps` is kept
+    from step to step; `name` gives a parameter's name by its place in all sets.
 
     Raises:
         RuntimeError: if tensors do not fit together; it names the parameter.
@@ -84,13 +79,8 @@ def by_address(param: Tensor, buffer: Buffer) -> ModuleType | None:
 def run(buckets: Sequence[Bucket], c: Coefficients) -> list[bool | Tensor]:
     """Applies the rule in place, each bucket with the fastest kernel that is right for it.
 
-    Args:
-        buckets: from `prepare`.
-        c: the step's numbers.
-
-    Returns:
-        For each bucket, whether an element was skipped (see `reference.update`): a bool or, so
-        that nobody waits for an accelerator, a number on it.
+    Returns for each bucket whether an element was skipped (see `reference.update`): a bool or, so
+    that nobody waits for an accelerator, a number on it.
     """
     return [_choose(bucket, c).update(bucket.tensors, c) for bucket in buckets]
 
@@ -110,9 +100,7 @@ def run_on_device(
 ) -> None:
     """As `run`, with all numbers on the device of the tensors, without waiting for it.
 
-    Args:
-        buckets: from `prepare`.
-        c, numbers, skipped, addresses: see `one_launch.launch`; the numbers may be float64.
+    For the arguments see `one_launch.launch`; the numbers may be float64.
     """
     for tensors, flat in buckets:
         row = tensors.params[0], tensors.momentum_buffers[0]
@@ -131,12 +119,7 @@ def squared_norms(
     """For each bucket, `reference.squared_norms` of its parameters, and their ordinals.
 
     Nothing is written. The norms are numbers, or one vector on the device, which nobody waits for.
-
-    Args:
-        buckets: from `prepare`.
-        c: the step's numbers.
-        inverse: what the gradients are multiplied by first; then all numbers are on the device.
-        addresses: see `one_launch.squared_norms`.
+    With `inverse`, which the gradients are multiplied by first, all numbers are on the device.
     """
     found: list[tuple[Any, list[int]]] = []
     factor = 1.0 if inverse is None else inverse
@@ -148,7 +131,7 @@ def squared_norms(
         elif flat and c.may_fuse and one_launch.accepts_norms(*row):
             norms = one_launch.squared_norms(tensors, c, factor, addresses)
         else:
-            norms = torch.stack(reference.squared_norms(tensors, c.decay, c.eps, factor))
+            norms = torch.stack(reference.squared_norms(tensors, c, factor))
         found.append((norms, tensors.ordinals))
     return found
 

@@ -44,11 +44,7 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
-    """The rule for dense CPU tensors of one dtype, with buffers of one kind.
-
-    Returns:
-        Whether an element was skipped; see `reference.update`.
-    """
+    """The rule for dense CPU tensors of one dtype, with buffers of one kind."""
     rows, pieces = tensors.addresses(_PIECE)
     skipped = _call("dwmgrad_update", tensors, rows, pieces, c)
     # autograd does not see writes through addresses

@@ -50,9 +50,8 @@ def accepts_norms(param: Tensor, buffer: Buffer) -> bool:
 def update(tensors: Tensors, c: Coefficients) -> Tensor:
     """The rule for dense tensors of one device and dtype, with buffers of one kind.
 
-    Returns:
-        Whether an element was skipped (see `reference.update`): 1 or 0, int32, 0-dim, on the
-        device, so that nobody waits for it who does not read it.
+    Returns whether an element was skipped (see `reference.update`): 1 or 0, int32, 0-dim, on the
+    device, so that nobody waits for it who does not read it.
     """
     device = tensors.params[0].device
     skipped = torch.zeros((), dtype=torch.int32, device=device)
@@ -108,10 +107,7 @@ def squared_norms(
 ) -> Tensor:
     """As `reference.squared_norms`, for what `accepts` takes, in two launches; one vector.
 
-    Args:
-        c: the step's numbers, on the host or on the device.
-        inverse: see `reference.squared_norms`.
-        addresses: where the table of addresses is kept; None: with all others.
+    `c` is on the host or on the device; without `addresses` the table is kept with all others.
     """
     device, dtype = tensors.params[0].device, tensors.params[0].dtype
     kind = _kind(tensors.momentum_buffers[0])
@@ -254,7 +250,7 @@ def norms_are_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype)
 
     def is_close() -> bool:
         reference.update(tensors, _TRIED)
-        (expected,) = reference.squared_norms(tensors, _TRIED.decay, _TRIED.eps)
+        (expected,) = reference.squared_norms(tensors, _TRIED)
         return bool((squared_norms(tensors, _TRIED)[0] / expected - 1).abs() < 1e-3)
 
     return _runs(is_close, device)

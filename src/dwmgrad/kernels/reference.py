@@ -23,8 +23,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     Where one of the four has 16 bits or fewer, or they differ, the rule is computed in the
     parameter's precision, in float32 at least, and rounded once a buffer.
 
-    Returns:
-        Whether an element was skipped.
+    Returns whether an element was skipped.
     """
     skipped = False
     for param, grad, v, s, ordinal in zip(*tensors, strict=True):
@@ -42,15 +41,11 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
     return skipped
 
 
-def squared_norms(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) -> list[Tensor]:
+def squared_norms(tensors: Tensors, c: Coefficients, inverse: Any = 1.0) -> list[Tensor]:
     """For each parameter Σ g²/(√s + ε), with the mean square that the step will make.
 
-    Elements that the step skips because their gradient cannot be squared are left out.
-
-    Args:
-        tensors: of one device; nothing is written.
-        decay, eps: of the step, numbers or 0-dim tensors.
-        inverse: the factor that the gradients are multiplied by first.
+    Elements that the step skips because their gradient cannot be squared are left out; the
+    gradients are multiplied by `inverse` first. Nothing is written.
 
     Returns:
         0-dim tensors on the device, in float64 where it has that.
@@ -60,8 +55,8 @@ def squared_norms(tensors: Tensors, decay: Any, eps: Any, inverse: Any = 1.0) ->
         dtype = torch.promote_types(param.dtype, torch.float32)
         square = (grad.to(dtype) * inverse).square()
         mean = (low_bit.decode(s) if isinstance(s, Blockwise) else s).to(dtype)
-        mean = mean * decay + (1 - decay) * square
-        norm = torch.where(square.isfinite(), square / (mean.sqrt() + eps), 0.0)
+        mean = mean * c.decay + (1 - c.decay) * square
+        norm = torch.where(square.isfinite(), square / (mean.sqrt() + c.eps), 0.0)
         wide = torch.float32 if norm.device.type in ("mps", "xpu") else torch.float64
         found.append(norm.sum(dtype=wide))
     return found
@@ -71,12 +66,7 @@ def update_on_device(tensors: Tensors, numbers: Tensor, skipped: Tensor, c: Coef
     """As `update`, with all numbers on the device, for what `one_launch` does not take.
 
     Nothing here waits for the device, and all tensors stay where they are, so it can be captured.
-
-    Args:
-        tensors: of one device.
-        numbers: those of `one_launch.launch`, in float32 or float64.
-        skipped: one int32; becomes 1 if an element is skipped.
-        c: for how to round alone.
+    For the arguments see `one_launch.launch`; the numbers may be float64.
     """
     active, low, high = numbers[7:].unbind()
     noise = low.to(torch.int64) + (high.to(torch.int64) << 16)
