@@ -130,8 +130,8 @@ class DeviceWindow:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
-            groups, moves, agreed: the parameter groups, what moves of each, and what ranks make of
-                the step.
+            moves: what moves of each group.
+            agreed: what the ranks make of the step.
             predicted: given calls, `rule.share_left` and what `kernels.squared_norms` asks for: see
                 `decision.predicted`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.

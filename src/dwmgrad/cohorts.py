@@ -65,12 +65,8 @@ def cohorts_of(
 ) -> list[Cohort]:
     """The group's parameters that have a gradient; these and every trainable one get their state.
 
-    So every rank has the same keys, whichever parameters have a gradient there.
-
-    Args:
-        group: a parameter group.
-        states: where the parameters' state is, or is made.
-        age: what to sort a parameter's state by.
+    So every rank has the same keys, whichever parameters have a gradient there. They are sorted by
+    the `age` of their state.
     """
     found: dict[Hashable, Cohort] = {}
     for ordinal, param in enumerate(group["params"]):

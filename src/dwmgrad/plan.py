@@ -33,11 +33,7 @@ Moves = list[list[Move]]
 def moves_of(groups: list[dict[str, Any]], states: NewState, age: Age, overlaps: Overlaps) -> Moves:
     """Everything that a step of these groups moves; nothing has moved yet.
 
-    Args:
-        groups: the parameter groups.
-        states: makes what state is missing, and takes it back if anything does not fit.
-        age: see `cohorts_of`.
-        overlaps: kept by the optimizer from step to step.
+    State that is missing is made, and taken back if anything does not fit.
 
     Raises:
         RuntimeError: if tensors do not fit together; it names the parameter.

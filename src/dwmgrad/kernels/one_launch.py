@@ -191,14 +191,13 @@ def _vector(numbers: list[Any], device: torch.device) -> Tensor:
     """The numbers in float32 on the device; none of them leaves it."""
     if not any(isinstance(each, Tensor) for each in numbers):
         return _uploaded(numbers, torch.float32, device)
-    return torch.stack(
-        [
-            each.float().reshape(())
-            if isinstance(each, Tensor)
-            else torch.full((), each, dtype=torch.float32, device=device)
-            for each in numbers
-        ]
-    )
+
+    def number(each: Any) -> Tensor:
+        if isinstance(each, Tensor):
+            return each.float().reshape(())
+        return torch.full((), each, dtype=torch.float32, device=device)
+
+    return torch.stack([number(each) for each in numbers])
 
 
 def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
