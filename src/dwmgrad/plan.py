@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from itertools import chain
@@ -77,7 +76,7 @@ class Plan:
         self, groups: list[dict[str, Any]], states: States, moves: Moves, overlaps: Overlaps
     ) -> None:
         self._overlaps = overlaps
-        self._params = list(_params_of(groups))
+        self._params = list(map(id, _params_of(groups)))  # of those that are kept alive below
         self._owns = list(map(id, states.values()))
         places = {own: place for place, own in enumerate(self._owns)}
         self._groups = [[_watched(move, places) for move in group] for group in moves]
@@ -85,15 +84,14 @@ class Plan:
         # where a tensor is not plain and dense, every step asks everything
         self._simple = None not in cohorts
         moving = {id(row.param) for each in cohorts if each for row in chain(*each.buckets)}
-        self._idle = [(p, p.requires_grad) for p in self._params if id(p) not in moving]
+        self._idle = [(p, p.requires_grad) for p in _params_of(groups) if id(p) not in moving]
 
     def renew(self, groups: list[dict[str, Any]], states: States, age: Age) -> Moves | None:
         """As `moves_of`, or None if anything but the gradients may have changed since."""
         owns = list(states.values())
-        params = list(_params_of(groups))
         if not self._simple or list(map(id, owns)) != self._owns:
             return None
-        if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
+        if list(map(id, _params_of(groups))) != self._params:
             return None
         for param, trained in self._idle:
             if param.requires_grad is not trained or param.grad is not None:
@@ -127,17 +125,9 @@ def _watched(move: Move, places: dict[int, int]) -> _Cohort | None:
             if not flat or type(param) not in (Parameter, Tensor) or not param.is_contiguous():
                 return None
             parts = [(n, own[n]) for n in BUFFERS + SCALES if n in own]
-            rows.append(
-                _Watched(
-                    param,
-                    ordinal,
-                    places[id(own)],
-                    param.shape,
-                    param.element_size(),
-                    param.data_ptr(),
-                    [(n, weakref.ref(part), part.data_ptr(), part.shape) for n, part in parts],
-                )
-            )
+            seen = [(n, weakref.ref(part), part.data_ptr(), part.shape) for n, part in parts]
+            form = param.shape, param.element_size(), param.data_ptr()
+            rows.append(_Watched(param, ordinal, places[id(own)], *form, seen))
         buckets.append(rows)
     return _Cohort([places[id(own)] for own in move.states], buckets)
 
