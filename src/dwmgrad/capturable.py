@@ -152,12 +152,10 @@ class DeviceWindow:
         rates = rule.learning_rates(present)
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
-            share = rule.share_left(now["clipped_to"], self._number(clipped_to), now["steps"])
+            share = rule.share_left(common, self._number(clipped_to))
             total = self._number(predicted(calls, share, inverse, self._addresses))
             schedule = rule.share_of_peak(present)
-            limit = rule.step_limit(
-                common, window, agreed.loss, schedule, total, common["step_limit"]
-            )
+            limit = rule.step_limit(common, window, agreed.loss, schedule, total)
             limit = torch.where(counts, limit, now["step_limit"])
             effective = rule.effective_lr(common, window, rates[0] * limit)
             new |= {

@@ -291,7 +291,7 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
     return abs(step_size) / (1 - momentum) * norm
 
 
-def share_left(last: Number, clipped_to: Number, steps: Number) -> Number:
+def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
     """By how much clipping makes the gradients smaller, as far as that is their scale.
 
     What a step along clipped gradients takes off the loss is predicted with them, divided by this.
@@ -299,13 +299,13 @@ def share_left(last: Number, clipped_to: Number, steps: Number) -> Number:
     step. It never shrinks: gradients that grow while the loss falls are rather noise than slope.
 
     Args:
-        last: that of the step before.
+        group: a parameter group, for that of the step before.
         clipped_to: this step's own share; not between 0 and 1 where nothing was clipped.
-        steps: how many there were before.
     """
+    last = group["clipped_to"]
     clipped = (clipped_to > 0) & (clipped_to < 1)
     share = where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
-    return where(steps > 0, last + _within(0.0, share - last) / 10, share)
+    return where(group["steps"] > 0, last + _within(0.0, share - last) / 10, share)
 
 
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
@@ -315,12 +315,7 @@ def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
 
 
 def step_limit(
-    group: dict[str, Any],
-    window: Window,
-    loss: Number,
-    schedule: Number,
-    predicted: Number,
-    last: Number,
+    group: dict[str, Any], window: Window, loss: Number, schedule: Number, predicted: Number
 ) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
@@ -330,14 +325,15 @@ def step_limit(
     small, and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv
     2305.07583).
 
+    Where the loss is at its floor or below it, it says nothing of how far to go: the limit of the
+    step before holds.
+
     Args:
-        group: a parameter group, for its settings.
+        group: a parameter group, for its settings and for the limit of the step before.
         window: after it has observed the loss.
         loss: of this step.
         schedule: see `share_of_peak`.
         predicted: the sum of `predicted_decrease` over all parameters.
-        last: the limit of the step before, which holds where nothing is allowed: where the loss is
-            at its floor or below it, it says nothing of how far to go.
     """
     trust = window.size / window.max_size
     share = group["loss_limit"]
@@ -345,7 +341,7 @@ def step_limit(
         share = share + group["limit_growth"] * (1 - window.loss_left)
     allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
-    return where(allowed > 0, limit, last)
+    return where(allowed > 0, limit, group["step_limit"])
 
 
 def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:

@@ -121,7 +121,7 @@ class Stepping(Agreeing):
             self._clipped_to = share_kept(*self._pieces.clipping())
         share = common["clipped_to"]
         if calls is not None:
-            share = rule.share_left(share, float(self._clipped_to), common["steps"])
+            share = rule.share_left(common, float(self._clipped_to))
         if loss is not None:
             if loss <= common["loss_floor"]:
                 self._say_at_floor()
@@ -129,7 +129,7 @@ class Stepping(Agreeing):
                 calls = chain(calls, self._waiting(self._pieces, window))
             decrease = float(self._predicted(calls, share))
             schedule = float(rule.share_of_peak(groups))
-            limit = rule.step_limit(common, window, loss, schedule, decrease, limit)
+            limit = rule.step_limit(common, window, loss, schedule, decrease)
         effective = rule.effective_lr(common, window, limit * self._rates()[id(common)])
         return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
 
