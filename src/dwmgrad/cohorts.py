@@ -32,9 +32,7 @@ class Cohort(NamedTuple):
 class NewState:
     """Makes the state of parameters that have none, and takes it back if their step fails.
 
-    Args:
-        states: the optimizer's state.
-        corrected: whether what is made has a `state.ZERO_SHARE` above 0.
+    With `corrected`, what is made has a `state.ZERO_SHARE` above 0.
     """
 
     def __init__(self, states: States, corrected: bool) -> None:

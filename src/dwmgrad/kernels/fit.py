@@ -171,15 +171,10 @@ class Overlaps:
         self._shared: frozenset[int] = frozenset()
 
     def find(self, rows: list[Row], name: Name) -> frozenset[int]:
-        """Gives each gradient that shares memory with what is written a copy of its own.
+        """Gives each gradient that shares memory with what is written a copy of its own, in `rows`.
 
-        Args:
-            rows: all that the step moves; gradients are replaced in it.
-            name: gives the name of a row's parameter, for errors.
-
-        Returns:
-            The rows whose parameter shares memory with another row's, as one does that is given
-            twice: they must move one after the other.
+        Returns the rows whose parameter shares memory with another row's, as one does that is given
+        twice: they must move one after the other.
 
         Raises:
             RuntimeError: if state shares memory with anything else that is written.
@@ -230,14 +225,12 @@ class Overlaps:
     def reached(self, read: list[int]) -> list[int]:
         """The rows whose gradient shares memory with what `find` saw written.
 
-        Args:
-            read: address and bytes of each row's gradient.
+        `read` has the address and the bytes of each row's gradient.
         """
         found = []
-        begins, ends = self._begins, self._ends
         for row, (at, size) in enumerate(zip(read[::2], read[1::2], strict=True)):
-            before = bisect_left(begins, at + size)
-            if before and ends[before - 1] > at and size:
+            before = bisect_left(self._begins, at + size)
+            if before and self._ends[before - 1] > at and size:
                 found.append(row)
         return found
 

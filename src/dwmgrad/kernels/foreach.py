@@ -30,9 +30,6 @@ def can_be_squared(grads: list[Tensor]) -> bool:
 
     A gradient counts as too large if its norm exceeds the root of the dtype's largest number
     (1.8e19 in float32). One host sync on an accelerator.
-
-    Args:
-        grads: dense tensors of one device and one dtype.
     """
     # a 16-bit norm overflows long before its elements do
     order = math.inf if grads[0].dtype == torch.float16 else 2

@@ -225,9 +225,6 @@ def is_right(device: torch.device, dtype: torch.dtype, kind: torch.dtype) -> boo
 
     Triton needs a recent enough device, driver and C compiler, so each combination is checked once
     against the reference, on 9,312 numbers. Only here and in `norms_are_right` the host waits.
-
-    Args:
-        kind: of the state; int8 stands for `Blockwise`.
     """
     expected = _trial(device, dtype, kind)
     actual = copy.deepcopy(expected)
