@@ -36,7 +36,7 @@ def random_bits(like: Tensor, noise: Tensor | int, ordinal: int) -> Tensor:
     The bits of the parameter itself are `hash32` of these, the low half.
     """
     # on the host, whatever set_default_device() says
-    noise = noise if isinstance(noise, Tensor) else torch.tensor(noise, device="cpu")
+    noise = noise.long() if isinstance(noise, Tensor) else torch.tensor(noise, device="cpu")
     key = hash32(noise ^ hash32(torch.tensor(ordinal, device="cpu"))).to(like.device)
     index = torch.arange(like.numel(), device=like.device)
     return hash32(index + key).reshape(like.shape)

@@ -36,7 +36,7 @@ def update(tensors: Tensors, c: Coefficients) -> bool:
         move(new[0], g, new[1], new[2], c)
         takes = g.square().isfinite() & new[2].to(_dtype_of(s)).isfinite()
         new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
-        _store((param, v, s), new, c.noise, ordinal, c)
+        _store((param, v, s), new, ordinal, c)
         skipped |= not bool(takes.all())
     return skipped
 
@@ -66,10 +66,9 @@ def update_on_device(tensors: Tensors, numbers: Tensor, skipped: Tensor, c: Coef
     """As `update`, with all numbers on the device, for what `one_launch` does not take.
 
     Nothing here waits for the device, and all tensors stay where they are, so it can be captured.
-    For the arguments see `one_launch.launch`; the numbers may be float64.
+    For the arguments see `one_launch.launch`; the numbers may be float64, and the noise is `c`'s.
     """
-    active, low, high = numbers[7:].unbind()
-    noise = low.to(torch.int64) + (high.to(torch.int64) << 16)
+    active = numbers[7] > 0
     for param, grad, v, s, ordinal in zip(*tensors, strict=True):
         old, g = _wide(param, grad, v, s)
         rates = numbers[:7].to(g.dtype).unbind()
@@ -80,14 +79,14 @@ def update_on_device(tensors: Tensors, numbers: Tensor, skipped: Tensor, c: Coef
         moments = old[1] * momentum + step_size * g / (squares.sqrt() + eps)
         new = [old[0] - shrink * old[0] - moments, moments, squares]
         takes = (g * g).isfinite() & (squares <= torch.finfo(_dtype_of(s)).max)
-        skipped.logical_or_((active > 0) & ~takes.all())
+        skipped.logical_or_(active & ~takes.all())
         new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
         stored = [_empty_like(each) for each in (param, v, s)]
-        _store(stored, new, noise, ordinal, c)
+        _store(stored, new, ordinal, c)
         for buffer, fresh in zip((param, v, s), stored, strict=True):
             for part, fresh_part in zip(parts_of(buffer), parts_of(fresh), strict=True):
                 # an inactive step keeps every bit
-                part.copy_(torch.where(active > 0, fresh_part, part))
+                part.copy_(torch.where(active, fresh_part, part))
 
 
 def _wide(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> tuple[list[Tensor], Tensor]:
@@ -107,16 +106,10 @@ def _empty_like(buffer: Buffer) -> Buffer:
     return torch.empty_like(buffer)
 
 
-def _store(
-    buffers: Sequence[Any],
-    values: list[Tensor],
-    noise: Tensor | int,
-    ordinal: int,
-    c: Coefficients,
-) -> None:
+def _store(buffers: Sequence[Any], values: list[Tensor], ordinal: int, c: Coefficients) -> None:
     """Rounds θ, v and s into their buffers, stochastically or to the nearest."""
     param, v, s = buffers
-    bits = low_bit.random_bits(param, noise, ordinal)
+    bits = low_bit.random_bits(param, c.noise, ordinal)
     rounds_state = c.stochastic_state or isinstance(v, Blockwise)
     _round(param, values[0], low_bit.hash32(bits) if c.stochastic_params else None)
     _round(v, values[1], bits if rounds_state else None)
