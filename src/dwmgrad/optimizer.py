@@ -39,9 +39,9 @@ class DWMGrad(Stepping):
     The loss reaches the optimizer on one of these routes, the same one throughout a step:
     `accelerator.backward(loss)` and the Hugging Face Trainer bring it by themselves;
     `observe_loss(loss)` before `step()`; `step(closure)`; `step(loss=loss)`. A loss that is not
-    finite, on any rank, skips the whole step: parameters, state and window stay as they are. An
-    element of a gradient that is not finite, or whose square is not, leaves that element of the
-    parameter and its state as they are.
+    finite, on any rank, skips the whole step: parameters, state and window stay as they are. If a
+    gradient's element is not finite, or its square is not, that element of the parameter and of its
+    state stays as it is.
 
     Args:
         params: parameters, or dicts of parameter groups. A group may have its own lr,
@@ -51,36 +51,32 @@ class DWMGrad(Stepping):
         momentum: base momentum γ, in [0, 1).
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
-        preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: what `rule.PRESETS`
-            has under this name for each of the arguments below that is not given. AdamW's learning
-            rates suit `finetune` and `capped`, which takes shorter steps where the loss asks for
-            them; `auto` needs none, and takes from lr only its schedule.
+        preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: sets the arguments
+            below that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune` and
+            `capped`, which takes shorter steps where the loss asks for them; `auto` needs none.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.
         window_signal: `"decrease"`, the default, `"increase"` or `"loss"`; see
             `dwmgrad.rule.Window`.
-        loss_smoothing: the share of the past in the exponential mean of the losses that the signal
-            reads, in [0, 1). 0, the default: it reads each loss as it is.
+        loss_smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0, the
+            default, disables it.
         bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
             Adam does. False by default: s begins near 0, and the first step is larger than lr. A
-            parameter that begins later than the optimizer (unfrozen, added, its state cleared) is
-            corrected in any case, as the window may be long by then: its first steps are about lr.
-            DeepSpeed's ZeRO joins a group's parameters into one, which has one age.
-        normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with the effective
-            momentum μ = γω/δ and m = γ/2. At half the full window a gradient's total effect is
-            then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
-            noise in the gradients moves the parameters as far at any window. False by default.
+            parameter that begins later (unfrozen, added, its state cleared) is always corrected, as
+            the window may be long by then. ZeRO joins a group's parameters into one of one age.
+        normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with μ = γω/δ and
+            m = γ/2, so that noise in the gradients moves the parameters as far at any window. A
+            gradient's total effect is then α, as in AdamW, at half the full window, and grows with
+            the window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
             β₂ = 0.998. None, the default: ω, or what the preset says.
-        auto_lr: take from lr only how it changes: α is 0.03 · lr / its peak, and `loss_limit`
-            makes it as small as it has to be. The peak is the `max_lr` or `initial_lr` that a
-            scheduler leaves in the groups, else the lr given here; the highest of all groups.
-            False by default; the preset auto sets it.
+        auto_lr: take from lr only its schedule: α is 0.03 · lr / its peak, and `loss_limit` makes
+            it as small as it has to be. The peak is the highest `max_lr` or `initial_lr` that a
+            scheduler leaves in the groups, else the lr given. False by default; auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
-            scaled down, so that a learning rate that is too high does little harm. None, the
-            default: no limit. The presets capped and auto set it. See `rule.step_limit`.
+            scaled down. None, the default: no limit; capped and auto set it. See `rule.step_limit`.
         limit_growth: what is added to `loss_limit`, times how far the mean loss has fallen from its
             highest to `loss_floor`: 0 at the beginning, 1 there. The mean is that of
             `loss_smoothing`. 0 by default.
