@@ -21,8 +21,8 @@ from torch import Tensor
 from . import low_bit, reference
 from .coefficients import Buffer, Coefficients, Tensors
 
-_FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_TYPES = {**_FLOATS, torch.int8: "int8"}  # int8 stands for `Blockwise`
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_STATES = (*_FLOATS, torch.int8)  # int8 stands for `Blockwise`
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}  # the same numbers as on the CPU
 _PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS · ROWS · SCALED
 
@@ -37,7 +37,7 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
     runs = param.device.type in ("cuda", "xpu") and asked != "0"
     if param.device.type == "cpu":
         runs = asked == "1" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not runs or param.dtype not in _FLOATS or kind not in _TYPES:
+    if not runs or param.dtype not in _FLOATS or kind not in _STATES:
         return False
     return is_right(param.device, param.dtype, kind)
 
@@ -80,20 +80,16 @@ def launch(
         addresses: where the table of addresses is kept.
     """
     params = tensors.params
-    device, dtype, kind = params[0].device, params[0].dtype, _kind(tensors.momentum_buffers[0])
+    dtype, kind = params[0].dtype, _kind(tensors.momentum_buffers[0])
     table, grad_row, pieces = _placed(tensors, addresses)
     if pieces == 0:
         return
-    kernel, language = _triton()
-    with _present(device):
+    kernel, _ = _triton()
+    with _present(params[0].device):
         kernel.update[(pieces,)](
-            table,
-            grad_row,
-            vector,
-            skipped,
-            len(params),
-            PARAM=getattr(language, _TYPES[dtype]),
-            STATE=getattr(language, _TYPES[kind]),
+            *(table, grad_row, vector, skipped, len(params)),
+            PARAM=_named(dtype),
+            STATE=_named(kind),
             STOCHASTIC_STATE=c.stochastic_state and kind == torch.bfloat16,
             STOCHASTIC_PARAMS=c.stochastic_params and dtype == torch.bfloat16,
             **_OPTIONS,
@@ -118,22 +114,17 @@ def squared_norms(
         return found
     sums = torch.empty(pieces, dtype=wide, device=device)
     vector = _vector([0.0, c.decay, 1 - c.decay, 0.0, c.eps, 0.0, inverse], device)
-    kernel, language = _triton()
-    width = language.float32 if wide == torch.float32 else language.float64
+    kernel, _ = _triton()
     count = len(found)
     with _present(device):
         kernel.norms[(pieces,)](
-            table,
-            grad_row,
-            vector,
-            sums,
-            count,
-            PARAM=getattr(language, _TYPES[dtype]),
-            STATE=getattr(language, _TYPES[kind]),
-            WIDE=width,
+            *(table, grad_row, vector, sums, count),
+            PARAM=_named(dtype),
+            STATE=_named(kind),
+            WIDE=_named(wide),
             **_OPTIONS,
         )
-        kernel.totals[(count,)](table, sums, found, count, pieces, WIDE=width)
+        kernel.totals[(count,)](table, sums, found, count, pieces, WIDE=_named(wide))
     return found
 
 
@@ -217,6 +208,11 @@ def _triton() -> tuple[Any, Any]:
     from . import one_launch_triton
 
     return one_launch_triton, triton.language
+
+
+def _named(dtype: torch.dtype) -> Any:
+    """Triton's type of the same name."""
+    return getattr(_triton()[1], str(dtype).removeprefix("torch."))
 
 
 @cache
