@@ -20,35 +20,21 @@ MOST_STEPS = 2**53  # up to which a float64 holds every whole number
 
 
 class Kind(NamedTuple):
-    """What values an argument takes.
+    """What values an argument takes."""
 
-    Attributes:
-        check: given name and value, raises TypeError or ValueError for a value out of range.
-        parse: the value that a text stands for; its ValueError says what the text may be.
-        plain: what takes the place of NumPy's numbers and torch's dtypes.
-    """
-
-    check: Callable[[str, Any], None]
-    parse: Callable[[str], Any]
-    plain: Callable[[Any], Any] = lambda value: value
+    check: Callable[[str, Any], None]  # of name and value; raises TypeError or ValueError
+    parse: Callable[[str], Any]  # of a text, to the value; its ValueError says what it may be
+    plain: Callable[[Any], Any] = lambda value: value  # instead of NumPy's numbers, torch's dtypes
 
 
 class Argument(NamedTuple):
-    """One argument.
+    """One argument."""
 
-    Attributes:
-        kind: what values it takes; None: it is checked elsewhere.
-        default: its value where neither the user nor a preset gives one.
-        help: one line.
-        option: what it is in the Trainer; `"optim_args"`: a key of these. None: not there.
-        shared: whether it is one for all parameter groups.
-    """
-
-    kind: Kind | None
-    default: Any
-    help: str
-    option: str | None = "optim_args"
-    shared: bool = False
+    kind: Kind | None  # None: it is checked elsewhere
+    default: Any  # where neither the user nor a preset gives a value
+    help: str  # one line
+    option: str | None = "optim_args"  # in the Trainer: a key of these, or an option; None: neither
+    shared: bool = False  # whether it is one for all parameter groups
 
 
 def _plain(kind: Any) -> Callable[[Any], Any]:

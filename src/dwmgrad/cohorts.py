@@ -15,18 +15,11 @@ States = dict[Tensor, dict[str, Any]]
 
 
 class Cohort(NamedTuple):
-    """Parameters of one group whose mean squares have seen the same decays since they began.
+    """Parameters of one group whose mean squares have seen the same decays since they began."""
 
-    Attributes:
-        age: what they have in common; from `cohorts_of`'s argument of this name.
-        rows: what the kernels get, a tuple of `Tensors`' columns for each parameter; of a DTensor
-            this rank's shard, where it has elements.
-        states: the parameters' states, those of empty shards too.
-    """
-
-    age: Any
-    rows: list[Row]
-    states: list[dict[str, Any]]
+    age: Any  # what they have in common; see `cohorts_of`
+    rows: list[Row]  # for the kernels; of a DTensor this rank's shard, where it has elements
+    states: list[dict[str, Any]]  # the parameters', those of empty shards too
 
 
 class NewState:

@@ -169,23 +169,14 @@ class Guard:
     Mean and deviation take a loss that stands out as if it were at the threshold, so that a broken
     batch hardly moves them. After `MOST_REFUSED` such losses in a row it begins anew: the loss has
     risen to stay.
-
-    Args:
-        threshold: at more than so many deviations above the mean, a loss stands out.
-        mean: of the recent losses.
-        deviation: of them: 1.25 times the mean absolute one, which is the standard deviation where
-            they are normally distributed.
-        seen: how many losses it has learned from.
-        in_row: how many it has refused since the last that it did not.
-        refused: how many it has refused in all.
     """
 
-    threshold: float
-    mean: Number = 0.0
-    deviation: Number = 0.0
-    seen: Number = 0
-    in_row: Number = 0
-    refused: Number = 0
+    threshold: float  # at more than so many deviations above the mean, a loss stands out
+    mean: Number = 0.0  # of the recent losses
+    deviation: Number = 0.0  # 1.25 times the mean absolute one: the standard one of normal losses
+    seen: Number = 0  # losses that it has learned from
+    in_row: Number = 0  # losses refused since the last that was not
+    refused: Number = 0  # losses refused in all
 
     def refuses(self, loss: Number) -> Number:
         """Whether the loss, which is finite, stands out."""
