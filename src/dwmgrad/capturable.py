@@ -43,11 +43,7 @@ class _Share:
 class DeviceWindow:
     """The window on the device, and the steps that follow it.
 
-    The numbers in the parameter groups are as old as the last `write`.
-
-    Args:
-        groups: the parameter groups, whose numbers it starts from.
-        device: the one device that all parameters are on.
+    It starts from the numbers in the parameter groups; later these are as old as the last `write`.
 
     Raises:
         RuntimeError: while a CUDA graph is captured.
@@ -130,8 +126,7 @@ class DeviceWindow:
         """One step of all groups, in place and without waiting for the device.
 
         Args:
-            moves: what moves of each group.
-            agreed: what the ranks make of the step.
+            moves, agreed: what moves of each group, and what the ranks make of the step.
             predicted: given calls, `rule.share_left` and what `kernels.squared_norms` asks for: see
                 `decision.predicted`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.

@@ -204,18 +204,12 @@ class Guard:
 def coefficients(
     group: dict[str, Any], window: Window, lr: Number, zero_share: Number
 ) -> tuple[Number, Number, Number, Number, Number]:
-    """What a step with this window is made of.
-
-    Args:
-        group: a parameter group, for its settings.
-        window: after it has observed the step's loss.
-        lr: the group's learning rate.
-        zero_share: of the parameters; see `share_after`.
+    """What a step is made of, with the window after its loss.
 
     Returns:
         The step size, α, negative where the objective is maximized; the decay of the mean square,
         (ω − 1)/ω; the effective momentum, γω/δ; ε; and the share of the parameter that weight decay
-        takes away, α λ. Where the mean square is corrected, α and ε have the correction in them.
+        takes away, α λ. α and ε have the mean square's correction in them: see `share_after`.
     """
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr
@@ -288,10 +282,7 @@ def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
     What a step along clipped gradients takes off the loss is predicted with them, divided by this.
     It begins with the first step's share, and grows towards larger ones, a tenth of the way at a
     step. It never shrinks: gradients that grow while the loss falls are rather noise than slope.
-
-    Args:
-        group: a parameter group, for that of the step before.
-        clipped_to: this step's own share; not between 0 and 1 where nothing was clipped.
+    `clipped_to`, this step's own share, is not between 0 and 1 where nothing was clipped.
     """
     last = group["clipped_to"]
     clipped = (clipped_to > 0) & (clipped_to < 1)
@@ -320,9 +311,7 @@ def step_limit(
     step before holds.
 
     Args:
-        group: a parameter group, for its settings and for the limit of the step before.
         window: after it has observed the loss.
-        loss: of this step.
         schedule: see `share_of_peak`.
         predicted: the sum of `predicted_decrease` over all parameters.
     """
@@ -349,9 +338,6 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without the preset, and with its values, else the paper's, where one is None.
 
     An initial window that is not given is `max_window`, where that is smaller.
-
-    Args:
-        settings: `preset`, a name of `PRESETS` or None; all arguments of `PAPER`; and others.
 
     Raises:
         ValueError: there is no such preset.

@@ -44,12 +44,9 @@ class Tensors(NamedTuple):
     def addresses(self, piece: int) -> tuple[list[int], int]:
         """What a kernel in another language reads of the tensors, and the number of pieces in all.
 
-        Args:
-            piece: how many elements of one tensor are worked on at once.
-
-        Returns:
-            For each parameter the addresses of θ, v, s and of the scales of v and s (0 without),
-            its number of elements, the pieces of the parameters before it, and its ordinal.
+        For each parameter the addresses of θ, v, s and of the scales of v and s (0 without), its
+        number of elements, the pieces of the parameters before it, and its ordinal. A `piece` is
+        so many elements of one tensor, which are worked on at once.
         """
         table: list[int] = []
         pieces = v_scales = s_scales = 0

@@ -132,10 +132,7 @@ class Addresses:
     """Rows of whole numbers on the device, kept between steps by what is in them.
 
     A row is found again by its content alone, so it is right whatever has happened to the tensors
-    since, and keeps none of them alive.
-
-    Args:
-        most: how many rows are kept: two for each bucket of a step.
+    since, and keeps none of them alive. A step needs two for each bucket; the last `most` stay.
     """
 
     def __init__(self, most: int = 64) -> None:
