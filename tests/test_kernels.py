@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from kernel_calls import update
 from torch import Tensor
 
-from dwmgrad import kernels
 from dwmgrad.kernels import Coefficients, Tensors, foreach, fused, reference
 
 SHAPES = [(33, 70), (128,), (), (2, 3, 5, 7), (1,), (1000,)]
@@ -60,7 +60,7 @@ def test_a_kernel_equals_the_loop_over_200_moving_windows(
         before = copy.deepcopy(grads)
         c = coefficients(step, weight_decay, sign)
         reference.update(expected._replace(grads=grads), c)
-        kernels.update(actual._replace(grads=grads), c._replace(**options))
+        update(actual._replace(grads=grads), c._replace(**options))
         assert all(map(torch.equal, grads, before)), "a kernel changed a gradient"
     rtol, atol = {8: (1e-12, 1e-13), 4: (1e-5, 1e-6), 2: (1e-2, 1e-3)}[dtype.itemsize]
     for column in (0, 2, 3):
@@ -102,7 +102,7 @@ def test_strides_do_not_mix_elements_up(layout: str, preference: str | None) -> 
     options = {preference: True} if preference else {}
     for step in range(3):
         c = coefficients(step, weight_decay=0.1)
-        kernels.update(one(param, grad, *buffers), c._replace(**options))
+        update(one(param, grad, *buffers), c._replace(**options))
         reference.update(one(plain, grad.contiguous(), *plain_buffers), c)
     torch.testing.assert_close(param, plain)
 
@@ -119,7 +119,7 @@ def test_one_step_may_mix_dtypes_and_strides() -> None:
     tensors = Tensors(params, grads, first, second, list(range(4)))
     expected = copy.deepcopy(tensors)
     c = coefficients(3, weight_decay=0.1)
-    kernels.update(tensors, c)
+    update(tensors, c)
     reference.update(expected, c)
     for a, b in zip(params, expected.params, strict=True):
         torch.testing.assert_close(a, b)
@@ -128,7 +128,7 @@ def test_one_step_may_mix_dtypes_and_strides() -> None:
 def test_the_learning_rate_zero_moves_along_the_momentum_alone() -> None:
     param, grad, v, s = torch.ones(2), torch.ones(2), torch.full((2,), 0.5), torch.ones(2)
     c = coefficients(0, weight_decay=0.1, lr=0.0)
-    kernels.update(one(param, grad, v, s), c._replace(use_fused=True))
+    update(one(param, grad, v, s), c._replace(use_fused=True))
     torch.testing.assert_close(v, torch.full((2,), 0.5 * c.momentum))
     torch.testing.assert_close(param, 1 - v)
 
@@ -148,5 +148,5 @@ def test_a_kernel_that_disagrees_with_the_loop_is_not_used(monkeypatch: pytest.M
 def test_foreach_is_never_the_choice_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreach, "update", lambda *_: pytest.fail("foreach ran"))
     tensors = one(*(torch.ones(3) for _ in range(4)))
-    kernels.update(tensors, coefficients(0, 0.0)._replace(use_fused=False))
+    update(tensors, coefficients(0, 0.0)._replace(use_fused=False))
     assert (tensors.params[0] < 1).all()

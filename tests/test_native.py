@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_calls import update
 
-from dwmgrad import DWMGrad, kernels, state
+from dwmgrad import DWMGrad, state
 from dwmgrad.kernels import Blockwise, Coefficients, Tensors, low_bit, native, reference
 
 SHAPES = [(33, 70), (5000,), (), (3,), (64, 100), (40000,)]
@@ -48,7 +49,7 @@ def test_the_kernel_equals_the_loop_bit_by_bit_but_for_the_last_place(
         c = Coefficients(
             1e-3, step % 10 / 10, 0.09 * (step % 10), 1e-8, 1e-4, step, stochastic, stochastic
         )
-        skipped = any(kernels.update(actual._replace(grads=grads), c))
+        skipped = any(update(actual._replace(grads=grads), c))
         assert skipped == (step % 7 == 3) == reference.update(expected._replace(grads=grads), c)
     for column in (0, 2, 3):
         a, b = (torch.cat([wide(t).flatten() for t in each[column]]) for each in (actual, expected))
@@ -154,7 +155,7 @@ def test_a_positive_mean_square_never_becomes_0_in_8_bits(
     try:
         for step in range(20):
             before = param.clone()
-            kernels.update(tensors, Coefficients(1.0, 0.9, 0.0, 1e-30, 0.0, step))
+            update(tensors, Coefficients(1.0, 0.9, 0.0, 1e-30, 0.0, step))
             assert (s.codes[1:] > 0).all() and (low_bit.decode(s)[1:] > 0).all()
             assert not s.codes[0].any() and not v.codes[0].any()
             lengths = (param - before).abs()[1:] * (1 - 0.9 ** (step + 1)) ** 0.5
@@ -330,7 +331,7 @@ def test_the_numbers_do_not_depend_on_the_threads() -> None:
         tensors = tensors_of(torch.bfloat16, "int8")
         tensors = tensors._replace(grads=[torch.ones_like(param) for param in tensors.params])
         for _ in range(5):
-            kernels.update(tensors, step)
+            update(tensors, step)
         results.append(tensors)
 
     try:

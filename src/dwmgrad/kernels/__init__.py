@@ -24,7 +24,7 @@ from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
 from .fit import Overlaps, fitting
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
-__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms", "update"]
+__all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms"]
 
 
 class Bucket(NamedTuple):
@@ -83,12 +83,6 @@ def run(buckets: Sequence[Bucket], c: Coefficients) -> list[bool | Tensor]:
     that nobody waits for an accelerator, a number on it.
     """
     return [_choose(bucket, c).update(bucket.tensors, c) for bucket in buckets]
-
-
-def update(tensors: Tensors, c: Coefficients) -> list[bool | Tensor]:
-    """`prepare` and `run` for one set of tensors."""
-    rows = list(zip(*tensors, strict=True))
-    return run(prepare([rows], Overlaps())[0], c)
 
 
 def run_on_device(
