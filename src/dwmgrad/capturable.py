@@ -22,7 +22,7 @@ from .kernels import one_launch
 from .plan import Moves
 from .progress import GUARD_COUNTS, PROGRESS, advanced
 from .ranks import Agreed, widest
-from .state import ZERO_SHARE, share_of
+from .state import ZERO_SHARE, share_of, zero_share_of
 
 _LOSSES = ("last_loss", "mean_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps", *GUARD_COUNTS)
@@ -68,7 +68,7 @@ class DeviceWindow:
         if kept is not None and kept[0] is own:
             return kept[1]
         _refuse_capture(self.device)
-        value = float(own.get(ZERO_SHARE, 0.0))
+        value = zero_share_of(own)
         share = self._fresh.get(value)
         if share is None:
             number = torch.full((), value, dtype=self._dtype, device=self.device)

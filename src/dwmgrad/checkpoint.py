@@ -14,7 +14,7 @@ from . import arguments
 from .kernels.fit import Form, forms_of, misfit
 from .progress import GUARD_COUNTS, PROGRESS, SCHEMA, guard_numbers
 from .rule import PAPER, Guard
-from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of
+from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, zero_share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _SINCE_5 = {  # to 7
@@ -311,5 +311,5 @@ def restore_precision(state_dict: dict[str, Any], optimizer: Optimizer) -> None:
         for name in BUFFERS + SCALES:
             if name in loaded and state[name].dtype != loaded[name].dtype:
                 state[name] = loaded[name].to(device=param.device, copy=True)
-        state[ZERO_SHARE] = share_of(float(loaded.get(ZERO_SHARE, 0.0)))
+        state[ZERO_SHARE] = share_of(zero_share_of(loaded))
         optimizer.state[param] = convert(state, param, state_dtype)

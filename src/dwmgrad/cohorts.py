@@ -80,21 +80,6 @@ def cohorts_of(
     return list(found.values())
 
 
-def share_reader() -> Callable[[dict[str, Any]], float]:
-    """For `cohorts_of`: a state's `ZERO_SHARE`, 0 without one; each tensor is read once."""
-    known: dict[int, float] = {}
-
-    def share(own: dict[str, Any]) -> float:
-        number = own.get(state.ZERO_SHARE)
-        if number is None:
-            return 0.0
-        if id(number) not in known:
-            known[id(number)] = float(number)
-        return known[id(number)]
-
-    return share
-
-
 def names_of(groups: list[dict[str, Any]], cohorts: list[list[Cohort]]) -> list[str]:
     """The cohorts' parameters, in their order, by their names or else by their places."""
     return [

@@ -66,6 +66,11 @@ def share_of(number: float) -> Tensor:
     return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
+def zero_share_of(state: dict[str, Any]) -> float:
+    """The share that a state holds; 0 without one."""
+    return float(state.get(ZERO_SHARE, 0.0))
+
+
 def buffers_of(state: dict[str, Any]) -> tuple[Any, Any]:
     """v and s of a parameter's state, of this rank's shard; None for what is not there."""
     v, s = (local_part(state.get(name)) for name in BUFFERS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import kernels, progress, ranks, rule, state
 from .agreement import Agreeing
 from .capturable import DeviceWindow
-from .cohorts import NewState, share_reader
+from .cohorts import NewState
 from .decision import Call, calls_of, predicted
 from .losses import Observation
 from .plan import Age, Moves, Plan, moves_of
@@ -69,7 +69,7 @@ class Stepping(Agreeing):
         """What the step moves, by age; of what the step before moved only the news is checked."""
         groups = self.param_groups
         begins = begins if window is None else window.begins
-        age: Age = share_reader() if window is None else window.age
+        age: Age = state.zero_share_of if window is None else window.age
         moves = self._plan.renew(groups, self.state, age) if self._plan else None
         if moves is None:
             self._plan = None
@@ -162,7 +162,7 @@ class Stepping(Agreeing):
         for piece, view, group in pieces.waiting(self.param_groups, float(self._clipped_to)):
             states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
             own = [{**group, "params": [view]}]
-            moves = moves_of(own, states, share_reader(), kernels.Overlaps())
+            moves = moves_of(own, states, state.zero_share_of, kernels.Overlaps())
             yield from calls_of(own, moves, window, [rates[id(group)]], share_of, noise=0)
 
     def _make_step(
