@@ -157,12 +157,14 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
         if at % width:
             return None
         own = owns[place]
-        held = [own.get(name) for name, *_ in parts]
-        for now, (_, part, part_at, part_shape) in zip(held, parts, strict=True):
+        held: list[Any] = []
+        for name, part, part_at, part_shape in parts:
+            now = own.get(name)
             if now is None or now is not part():
                 return None
             if now.data_ptr() != part_at or now.shape != part_shape:
                 return None
+            held.append(now)
         v, s = held if len(held) == 2 else buffers_of(own)
         found.append((param, grad, v, s, ordinal))
         read += at, param.numel() * width

@@ -66,9 +66,11 @@ def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
         param, _, v, *_ = row
         kind = v.dtype if isinstance(v, Tensor) else Blockwise
         found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
-        if is_flat:
-            by_address(param, v)  # loaded, or compiled, while a failure still changes nothing
-    return [Bucket(Tensors.of(own), is_flat) for (*_, is_flat), own in found.items()]
+    buckets = [Bucket(Tensors.of(own), is_flat) for (*_, is_flat), own in found.items()]
+    for tensors, is_flat in buckets:
+        if is_flat:  # loaded, or compiled, while a failure still changes nothing
+            by_address(tensors.params[0], tensors.momentum_buffers[0])
+    return buckets
 
 
 def by_address(param: Tensor, buffer: Buffer) -> ModuleType | None:

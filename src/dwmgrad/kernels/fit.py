@@ -228,9 +228,10 @@ class Overlaps:
         `read` has the address and the bytes of each row's gradient.
         """
         found = []
+        begins, ends = self._begins, self._ends
         for row, (at, size) in enumerate(zip(read[::2], read[1::2], strict=True)):
-            before = bisect_left(self._begins, at + size)
-            if before and self._ends[before - 1] > at and size:
+            before = bisect_left(begins, at + size)
+            if before and ends[before - 1] > at and size:
                 found.append(row)
         return found
 
