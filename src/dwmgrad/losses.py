@@ -155,11 +155,8 @@ class LossFeed:
 
         What a closure did to gradients stays, and with it what it did to their losses.
         """
-        if any(_waits_with_gradients(each) for each in (before, self.observation)):
-            if not _waits_with_gradients(self.observation):
-                self.observation = None
-        else:
-            self.observation = before
+        if not _waits_with_gradients(self.observation):
+            self.observation = None if _waits_with_gradients(before) else before
 
     def discard_dropped(self, groups: list[dict[str, Any]]) -> None:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
