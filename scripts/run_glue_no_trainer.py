@@ -218,11 +218,11 @@ class Loop:
             self.flow.on_log(training, state, self.control, state.log(**entry))
         if self.control.should_save:
             folder = self.folder / f"checkpoint-{state.global_step}"
-            begin(folder)
+            begin(folder, accelerator.is_main_process)
             accelerator.save_state(str(folder))
             if accelerator.is_main_process:
                 state.save(folder)
-            finish(folder, training.save_total_limit)
+            finish(folder, accelerator.is_main_process, training.save_total_limit)
 
     def outputs(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The logits and labels (none in a test split) of a whole split, nothing counted twice."""

@@ -80,14 +80,14 @@ def unusable(checkpoint: Path, error: Exception | str) -> UsageError:
     )
 
 
-def begin(checkpoint: Path, each_node: bool = False) -> None:
+def begin(checkpoint: Path, writes: bool = True) -> None:
     """Every rank calls it before its first file: what an older run left in the folder goes.
 
     Args:
         checkpoint: its folder.
-        each_node: whether every machine has a folder of its own.
+        writes: whether this rank is the one that writes to the folder.
     """
-    if _writes(each_node):
+    if writes:
         forget_later(checkpoint.parent, _step(checkpoint) - 1)
         if checkpoint.is_dir() and not checkpoint.is_symlink():
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -106,18 +106,17 @@ def forget_later(folder: Path, steps: int) -> None:
 
 
 def finish(
-    checkpoint: Path, keep: int | None = None, best: Path | None = None, each_node: bool = False
+    checkpoint: Path, writes: bool, keep: int | None = None, best: Path | None = None
 ) -> None:
     """Every rank calls it after its last file: the checkpoint counts, older ones go.
 
     Args:
-        checkpoint: its folder.
+        checkpoint, writes: as for `begin`.
         keep: how many written checkpoints stay, the newest; None: all.
         best: one that stays in any case.
-        each_node: as for `begin`.
     """
     PartialState().wait_for_everyone()
-    if not _writes(each_node):
+    if not writes:
         return
     if missing := lacks(checkpoint):
         logger.warning(
@@ -148,10 +147,10 @@ class WholeCheckpointTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"
-        begin(folder, self.args.save_on_each_node)
+        begin(folder, self.args.should_save)
         super()._save_checkpoint(model, trial)
         best = self.state.best_model_checkpoint
-        finish(folder, self._keep, Path(best) if best else None, self.args.save_on_each_node)
+        finish(folder, self.args.should_save, self._keep, Path(best) if best else None)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -159,11 +158,6 @@ def _all(folder: Path) -> list[Path]:
     named = re.compile("checkpoint-(0|[1-9][0-9]*)").fullmatch
     found = (p for p in folder.glob("checkpoint-*") if p.is_dir() and named(p.name))
     return sorted(found, key=_step)
-
-
-def _writes(each_node: bool) -> bool:
-    state = PartialState()
-    return state.is_local_main_process if each_node else state.is_main_process
 
 
 def _step(checkpoint: Path) -> int:
