@@ -45,13 +45,14 @@ def written(folder: Path) -> list[Path]:
 
 def lacks(checkpoint: Path) -> list[str]:
     """What a run would need to go on from a folder, and is not there."""
-    missing = [name for name in _NEEDED if not _has(checkpoint, name)]
+    missing = [name for name in _NEEDED if not has(checkpoint, name)]
     return missing + _missing_shards(checkpoint)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a model was saved in `folder`."""
-    return _has(folder, "the weights")
+def has(folder: Path, need: str) -> bool:
+    """Whether one of the needs above, such as "the weights", is in `folder`."""
+    found = (path for pattern in _NEEDED[need].split() for path in folder.glob(pattern))
+    return any(map(_has_content, found))
 
 
 def steps_done(checkpoint: Path | None) -> int:
@@ -170,11 +171,6 @@ def _forget(checkpoint: Path) -> None:
         checkpoint.unlink()
     else:
         (checkpoint / _WHOLE).unlink(missing_ok=True)
-
-
-def _has(folder: Path, need: str) -> bool:
-    found = (path for pattern in _NEEDED[need].split() for path in folder.glob(pattern))
-    return any(map(_has_content, found))
 
 
 def _has_content(path: Path) -> bool:

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from glue.checkpoints import checkpoints, has_weights, lacks, unusable, written
+from glue.checkpoints import checkpoints, has, lacks, unusable, written
 from glue.errors import UsageError
 from glue.parsing import Arguments
 from glue.tasks import Task
@@ -208,7 +208,7 @@ def is_complete(folder: Path, record: dict[str, Any], steps: int) -> bool:
     return (
         _read_record(folder) == {**record, _ENDED: steps}
         and all(path.is_file() for path in files)
-        and has_weights(folder)
+        and has(folder, "the weights")
     )
 
 
