@@ -22,7 +22,7 @@ with needs("glue"):
     from glue.lora import save_merged
     from glue.metrics import compute_metrics, write_submissions
     from glue.optim import build_optimizer
-    from glue.output import NOTHING_LEFT, clear_write_errors
+    from glue.output import clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
@@ -139,7 +139,6 @@ def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
 
 def at_its_end(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     """What is left of training where no step is: the best weights, and what a kill kept back."""
-    print(NOTHING_LEFT)
     trainer.is_in_train = False
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
         trainer._load_best_model()

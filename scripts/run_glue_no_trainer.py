@@ -28,7 +28,7 @@ with needs("glue"):
     from glue.lora import save_merged
     from glue.metrics import mean_loss, predictions_of, score, write_submissions
     from glue.optim import build_optimizer
-    from glue.output import NOTHING_LEFT, clear_write_errors, write_json
+    from glue.output import clear_write_errors, write_json
     from glue.parsing import parse
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
@@ -127,7 +127,6 @@ class Loop:
             except Exception as error:
                 raise unusable(self.job.checkpoint, error) from error
         if not self.job.begin(total):
-            print(NOTHING_LEFT)
             if not self.job.complete:
                 self.save_all()
             return {}

@@ -28,7 +28,6 @@ from glue.tasks import Task
 _RECORD = ".run_arguments.json"
 _RESULTS = [f"{name}_results.json" for name in ("all", "train", "eval", "predict")]
 _ENDED = "ended_after_steps"  # in the record, once all of the training's results are written
-NOTHING_LEFT = "The checkpoint is the run's end; --overwrite_output_dir trains it afresh"
 
 
 def check_output(folder: str | None) -> Path:

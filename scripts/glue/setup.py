@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import distributed
 from torch.distributed import distributed_c10d
@@ -62,10 +61,10 @@ class PreparedRun(contextlib.AbstractContextManager):
     checkpoint: Path | None
     folder: Path
     record: dict[str, Any]
-    holds: contextlib.ExitStack
     writes: bool
     begun: bool = False
     complete: bool = False
+    holds: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __exit__(self, *error: Any) -> None:
         self.holds.close()
@@ -82,16 +81,17 @@ class PreparedRun(contextlib.AbstractContextManager):
         Raises:
             UsageError: if the ranks go on from different checkpoints.
         """
-        state, done = PartialState(), steps_done(self.checkpoint)
-        mine = [done, is_complete(self.folder, self.record, done) if self.checkpoint else 0]
-        found = gather(torch.tensor([mine], device=state.device)).tolist()
+        done = steps_done(self.checkpoint)
+        complete = self.checkpoint is not None and is_complete(self.folder, self.record, done)
+        found = gather_object([(done, complete)])
         if len({steps for steps, _ in found}) > 1:
             raise UsageError(
                 f"--output_dir {self.folder}: the ranks find checkpoints of different steps "
                 f"({[steps for steps, _ in found]}); copy the folder to every machine, or share it"
             )
-        self.begun, self.complete = True, bool(found[0][1])
+        self.begun, self.complete = True, found[0][1]
         if self.checkpoint is not None and done >= total:
+            print("The checkpoint is the run's end; --overwrite_output_dir trains it afresh")
             return False
         if self.writes:
             forget_later(self.folder, done)
@@ -216,14 +216,5 @@ def _load(
             print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
         print_trainable(model)
     return PreparedRun(
-        task=task,
-        splits=splits,
-        tokenizer=tokenizer,
-        model=model,
-        order=order,
-        checkpoint=checkpoint,
-        folder=folder,
-        record=record,
-        holds=contextlib.ExitStack(),
-        writes=training.should_save,
+        task, splits, tokenizer, model, order, checkpoint, folder, record, training.should_save
     )
