@@ -111,6 +111,7 @@ def _labels(values: Sequence[Any], where: str, regression: bool | None) -> tuple
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(float(text)) or True
+        float(text)
     except ValueError:
         return False
+    return True
