@@ -17,12 +17,10 @@ from . import ranks
 from .wrappers import inside, layers
 
 _ZERO = ("clip_grad", "dp_process_group", "_global_grad_norm", "averaged_gradients", "loss_scale")
+_OF_STAGE_3 = ("fp32_partitioned_groups_flat", "sub_group_to_group_id")
 _SUPPORTED = {
     "DeepSpeedZeroOptimizer": _ZERO,
-    "DeepSpeedZeroOptimizer_Stage3": (
-        *_ZERO,
-        *("fp32_partitioned_groups_flat", "sub_group_to_group_id"),
-    ),
+    "DeepSpeedZeroOptimizer_Stage3": (*_ZERO, *_OF_STAGE_3),
     # ZeRO-1 with bf16 and float32 gradients: it steps all at once
     "BF16_Optimizer": ("clip_grad", "dp_process_group"),
 }
