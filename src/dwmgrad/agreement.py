@@ -43,12 +43,11 @@ class Agreeing(Optimizer, Joinable):
         """
         if observation is None and self._creates_state():
             return Agreed(None, 0, makes_state=True)  # without the others: a rank may do so alone
-        if observation is None:
-            agreed = self._feed.ahead or self._agree(None, self._of_scaler("found_inf"))
-        else:
-            if observation.agreed is None:
-                observation.agreed = self._agree(observation, self._of_scaler("found_inf"))
-            agreed = observation.agreed
+        agreed = self._feed.ahead if observation is None else observation.agreed
+        if agreed is None:
+            agreed = self._agree(observation, self._of_scaler("found_inf"))
+        if observation is not None:
+            observation.agreed = agreed
         if agreed.on_device:
             lacks_loss = observation is None and self._has_gradient()
         else:
