@@ -15,6 +15,7 @@ from . import arguments, kernels
 from ._version import __version__
 from .checkpoint import COMMON, PROGRESS
 from .ranks import gathered, home_of, size
+from .state import local_part
 from .wrappers import dwmgrad_in, innermost, is_partitioned
 
 __all__ = ["assert_ranks_agree"]
@@ -103,7 +104,7 @@ def _shard_of(param: Any) -> int:
 
 def _checksum(param: Tensor) -> Tensor:
     """The sum of the bits, so that one different element is always seen."""
-    local = param.to_local() if hasattr(param, "to_local") else param
+    local = local_part(param)
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return local.detach().view(kinds[local.element_size()]).sum(dtype=torch.int64)
 
