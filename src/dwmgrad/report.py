@@ -69,22 +69,19 @@ def _history(run_dir: Path) -> list[dict[str, float]]:
     """What is drawn of the run's logs. A number may be in quotation marks, as `float` takes it."""
     checkpoints = run_dir.glob("checkpoint-*/trainer_state.json")
     newest_first = sorted(checkpoints, key=lambda path: -path.stat().st_mtime)
-    for path in [run_dir / "trainer_state.json", *newest_first]:
-        if path.is_file():
-            try:
-                history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-                keys = ("step", "eval_loss", *CURVES)
-                return [
-                    {key: float(entry[key]) for key in keys if key in entry}
-                    for entry in history
-                    if "step" in entry
-                ]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
-    raise FileNotFoundError(
-        f"{run_dir} has no trainer_state.json, nor has a checkpoint in it: give a Trainer's "
-        "output_dir"
-    )
+    path = next(filter(Path.is_file, [run_dir / "trainer_state.json", *newest_first]), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{run_dir} has no trainer_state.json, nor has a checkpoint in it: give a Trainer's "
+            "output_dir"
+        )
+    keys = ("step", "eval_loss", *CURVES)
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        logs = [entry for entry in history if "step" in entry]
+        return [{key: float(entry[key]) for key in keys if key in entry} for entry in logs]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
 
 
 def main(arguments: list[str]) -> None:
