@@ -102,11 +102,11 @@ class DWMGradCallback(TrainerCallback):
             "window": optimizer.window,
             "effective_momentum": optimizer.effective_momentum,
         }
-        if optimizer.param_groups[0]["loss_limit"] is not None:
-            numbers["step_limit"] = optimizer.param_groups[0]["step_limit"]
-            numbers["effective_lr"] = optimizer.effective_lr
-        if optimizer.param_groups[0]["loss_guard"] is not None:
-            numbers["guarded_steps"] = optimizer.param_groups[0]["guarded_steps"]
+        group = optimizer.param_groups[0]
+        if group["loss_limit"] is not None:
+            numbers |= {name: group[name] for name in ("step_limit", "effective_lr")}
+        if group["loss_guard"] is not None:
+            numbers["guarded_steps"] = group["guarded_steps"]
         if observations > self._seen[0]:
             share = (increases - self._seen[1]) / (observations - self._seen[0])
             numbers["window_increase_share"] = share
