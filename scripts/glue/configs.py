@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from glue.errors import INSTALL, UsageError
+import yaml
+
+from glue.errors import UsageError
 
 _LARGEST = 64 * 2**10
 """Bytes. Our files have one or two thousand; YAML's parser takes about a second for this many."""
@@ -58,31 +60,27 @@ def first_double(names: Iterable[Any]) -> list[Any]:
     return [name for name, count in Counter(names).items() if count > 1][:1]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, by which a short file can stand for gigabytes, and double names."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level > _DEEPEST:  # the scanner's time grows with the square
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} repeats another part, which is not taken; write it out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        return no_doubles(self.construct_pairs(node, deep))
+
+
 def _yaml(text: str) -> Any:
     try:
-        import yaml
-    except ImportError as error:
-        raise UsageError(f"YAML files need pyyaml: {INSTALL.format('glue')}") from error
-
-    class Loader(yaml.SafeLoader):
-        """Refuses aliases, by which a short file can stand for gigabytes, and double names."""
-
-        def fetch_flow_collection_start(self, token: Any) -> None:
-            if self.flow_level > _DEEPEST:  # the scanner's time grows with the square
-                raise RecursionError
-            super().fetch_flow_collection_start(token)
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                event = self.peek_event()
-                problem = f"*{event.anchor} repeats another part, which is not taken; write it out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            return no_doubles(self.construct_pairs(node, deep))
-
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader
+        return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
         raise ValueError(str(error)) from error
