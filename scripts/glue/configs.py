@@ -45,19 +45,16 @@ def read_settings(path: str | Path) -> dict[Any, Any]:
 
 
 def no_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Values by name.
-
-    Raises:
-        ValueError: a name is there twice, of which a dict would keep the last.
-    """
-    if double := first_double([name for name, _ in pairs]):
-        raise ValueError(f"{double[0]!r} is there twice")
+    """Values by name; a ValueError for a name that is there twice: a dict would keep the last."""
+    refuse_doubles([name for name, _ in pairs], "{!r} is there twice")
     return dict(pairs)
 
 
-def first_double(names: Iterable[Any]) -> list[Any]:
-    """The first name that was there before, alone in a list; an empty list without one."""
-    return [name for name, count in Counter(names).items() if count > 1][:1]
+def refuse_doubles(names: Iterable[Any], message: str) -> None:
+    """Raises a ValueError with `message.format(NAME)` for the first name that is there twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(message.format(name))
 
 
 class _Loader(yaml.SafeLoader):

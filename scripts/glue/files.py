@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from glue.configs import first_double, no_doubles
+from glue.configs import no_doubles, refuse_doubles
 from glue.errors import UsageError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+_COLUMN_TWICE = "the column {!r} is there twice; remove one"
 
 
 def find_split(folder: Path, split: str) -> list[Path]:
@@ -81,7 +82,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
     try:
         table = parquet.ParquetFile(path).read()
-        _no_double(table.column_names)
+        refuse_doubles(table.column_names, _COLUMN_TWICE)
         return table.to_pydict()
     except pyarrow.ArrowException as error:  # some of them are no ValueErrors
         raise ValueError(f"damaged, or not parquet: {error}") from error
@@ -96,7 +97,7 @@ def _read_table(text: str, suffix: str) -> dict[str, list[str]]:
         raise ValueError(f"line {line} has a NUL character: it is damaged, or not UTF-8 text")
     lines = _csv_rows(text) if suffix == ".csv" else _tsv_rows(text)
     (first, header), *rows = [(line, row) for line, row in lines if row]
-    _no_double(header)
+    refuse_doubles(header, _COLUMN_TWICE)
     if len(header) == 1 and rows:  # an empty text, perhaps: then all others would move up
         for line, row in lines:
             if not row and first < line < rows[-1][0]:
@@ -156,8 +157,3 @@ def _read_json(text: str) -> dict[str, list[Any]]:
             raise ValueError(f"row {number} is {row!r:.40}: expected one object per example")
     names = {name: None for row in rows for name in row}
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _no_double(names: list[str]) -> None:
-    if double := first_double(names):
-        raise ValueError(f"the column {double[0]!r} is there twice; remove one")
