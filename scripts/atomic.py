@@ -9,19 +9,12 @@ from typing import Any
 
 
 def write_json(path: Path, values: Any, **options: Any) -> None:
-    """Write all or nothing: a reader, or the next run, never sees half a file.
-
-    `options` are those of `json.dumps`; by default NaN is refused.
-    """
+    """As `write_text`, with the options of `json.dumps`; by default NaN is refused."""
     write_text(path, json.dumps(values, **{"indent": 1, "allow_nan": False, **options}) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write all or nothing.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write all or nothing: a reader, or the next run, never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

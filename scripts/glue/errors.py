@@ -38,11 +38,7 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def run_cli(main: Callable[[], object], extra: str = "glue") -> None:
-    """Run a script's `main`.
-
-    A `UsageError` ends as one line on stderr and exit code 2, as does a package that is missing
-    and comes with `extra`; Ctrl-C as one line and 130.
-    """
+    """Run a script's `main` as `needs` says; a `UsageError` ends as one line and exit code 2."""
     with needs(extra):
         try:
             main()

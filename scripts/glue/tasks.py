@@ -14,12 +14,10 @@ class Task:
     """One GLUE task, with the names of the Hugging Face `nyu-mll/glue` data set, or one's own.
 
     Attributes:
-        name: the task's short name.
         columns: one or two text columns.
         labels: the class names in the order of their numbers; empty for regression.
         submission: one GLUE submission file per test split.
         metrics: the metric names, the main one first.
-        train, validation, test: the splits' names.
         write_names: whether GLUE wants class names (not numbers) in the submission.
         label: the column of the labels.
         scores: for regression, the least and the most.
