@@ -250,14 +250,14 @@ class LossFeed:
         except OverflowError:
             return math.inf
 
-    def say_if_coarse(self, loss: Tensor) -> None:
+    def say_if_coarse(self, loss: Tensor, stacklevel: int = 5) -> None:
         """Warns of a 16-bit loss, once."""
         if loss.dtype in (torch.float16, torch.bfloat16) and not self._said_coarse:
             self._said_coarse = True
             warnings.warn(
                 f"the loss is {loss.dtype}: so coarse that many batches tie, and a tie shrinks the "
                 "window. Compute the loss in float32 (autocast does).",
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
 
 
@@ -305,7 +305,7 @@ def brought(
     for optimizer, own in zip(optimizers, before, strict=True):
         if alone or are_changed(optimizer.param_groups, own):
             feed = optimizer._feed
-            feed.say_if_coarse(loss)
+            feed.say_if_coarse(loss, stacklevel=6)
             feed.expect(route)
             feed.add(value, route)
             feed.trace(optimizer.param_groups, own)

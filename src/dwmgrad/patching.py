@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], None]:
-    """Puts `wrapper(method)` in the place of a class's method.
+def wrap(owner: type, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    """Lets `around(method, ...)`, with the method's arguments, stand for a class's method.
 
     Returns:
         What puts the method back, unless another library has wrapped it, too, by then.
@@ -21,8 +21,12 @@ def wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], 
     method = getattr(owner, name)
     if hasattr(method, "feeds_dwmgrad"):
         return lambda: None
-    new: Any = functools.wraps(method)(wrapper(method))
-    new.feeds_dwmgrad = True
+
+    @functools.wraps(method)
+    def new(*args: Any, **kwargs: Any) -> Any:
+        return around(method, *args, **kwargs)
+
+    new.feeds_dwmgrad = True  # type: ignore[attr-defined]
     placed = staticmethod(new) if isinstance(static, staticmethod) else new
     setattr(owner, name, placed)
 
@@ -36,25 +40,19 @@ def wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], 
 def tell_before(owner: type, name: str, tell: Callable[[Any], Any]) -> Callable[[], None]:
     """As `wrap`, to call `tell(self)` before the method."""
 
-    def wrapper(method: Any) -> Any:
-        def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
-            tell(self)
-            return method(self, *args, **kwargs)
+    def around(method: Any, self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        tell(self)
+        return method(self, *args, **kwargs)
 
-        return telling
-
-    return wrap(owner, name, wrapper)
+    return wrap(owner, name, around)
 
 
 def tell_after(owner: type, name: str, tell: Callable[..., Any]) -> Callable[[], None]:
     """As `wrap`, to call `tell(self, result, ...)`, with the method's arguments, after it."""
 
-    def wrapper(method: Any) -> Any:
-        def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = method(self, *args, **kwargs)
-            tell(self, result, *args, **kwargs)
-            return result
+    def around(method: Any, self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        tell(self, result, *args, **kwargs)
+        return result
 
-        return telling
-
-    return wrap(owner, name, wrapper)
+    return wrap(owner, name, around)

@@ -29,25 +29,22 @@ def attach(host: ModuleType) -> None:
     tell_before(host.Accelerator, "free_memory", _forget)
 
 
-def _checking(prepare: Any) -> Any:
-    def prepare_and_check(self: Any, *objects: Any, **kwargs: Any) -> Any:
-        given = inside(o for o in objects if isinstance(o, Optimizer))  # a scheduler has one, too
-        if given and self.distributed_type == "MEGATRON_LM":
-            raise RuntimeError(
-                "Megatron-LM builds its own optimizer, so DWMGrad cannot train there: use DDP, "
-                "FSDP or DeepSpeed"
-            )
-        if given and self.distributed_type == "DEEPSPEED":
-            _refuse_replacement(self.state.deepspeed_plugin.deepspeed_config)
-        prepared = prepare(self, *objects, **kwargs)
-        if given and not inside(self._optimizers):
-            raise RuntimeError(
-                "accelerator.prepare() replaced DWMGrad by another optimizer: look for one in the "
-                "configuration of Accelerate or DeepSpeed, and remove it"
-            )
-        return prepared
-
-    return prepare_and_check
+def _checking(prepare: Any, self: Any, *objects: Any, **kwargs: Any) -> Any:
+    given = inside(o for o in objects if isinstance(o, Optimizer))  # a scheduler has one, too
+    if given and self.distributed_type == "MEGATRON_LM":
+        raise RuntimeError(
+            "Megatron-LM builds its own optimizer, so DWMGrad cannot train there: use DDP, "
+            "FSDP or DeepSpeed"
+        )
+    if given and self.distributed_type == "DEEPSPEED":
+        _refuse_replacement(self.state.deepspeed_plugin.deepspeed_config)
+    prepared = prepare(self, *objects, **kwargs)
+    if given and not inside(self._optimizers):
+        raise RuntimeError(
+            "accelerator.prepare() replaced DWMGrad by another optimizer: look for one in the "
+            "configuration of Accelerate or DeepSpeed, and remove it"
+        )
+    return prepared
 
 
 def _remember(_: Any, model: Any, *args: Any, **kwargs: Any) -> None:
@@ -55,32 +52,29 @@ def _remember(_: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         replicas.add(model)
 
 
-def _with_loss(backward: Any) -> Any:
-    def backward_with_loss(self: Any, loss: Any, **kwargs: Any) -> Any:
-        optimizers = inside(self._optimizers)
-        if not optimizers:
-            return backward(self, loss, **kwargs)
-        steps_inside = self.distributed_type == "DEEPSPEED"
-        if steps_inside:
-            show_pieces(self._optimizers)
-        only = len({id(innermost(o)) for o in self._optimizers}) == 1
-        with brought(
-            optimizers,
-            loss,
-            BACKWARD,
-            gradient=kwargs.get("gradient"),
-            divisor=_divisor(self, kwargs),
-            only=only,
-            alone=only and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
-            steps_inside=steps_inside,
-        ):
-            result = backward(self, loss, **kwargs)
-        if steps_inside and self.sync_gradients:
-            # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
-            _forget(self)
-        return result
-
-    return backward_with_loss
+def _with_loss(backward: Any, self: Any, loss: Any, **kwargs: Any) -> Any:
+    optimizers = inside(self._optimizers)
+    if not optimizers:
+        return backward(self, loss, **kwargs)
+    steps_inside = self.distributed_type == "DEEPSPEED"
+    if steps_inside:
+        show_pieces(self._optimizers)
+    only = len({id(innermost(o)) for o in self._optimizers}) == 1
+    with brought(
+        optimizers,
+        loss,
+        BACKWARD,
+        gradient=kwargs.get("gradient"),
+        divisor=_divisor(self, kwargs),
+        only=only,
+        alone=only and (steps_inside or may_be_elsewhere(optimizers[0].param_groups)),
+        steps_inside=steps_inside,
+    ):
+        result = backward(self, loss, **kwargs)
+    if steps_inside and self.sync_gradients:
+        # DeepSpeed has stepped by now; a loss that is still open belongs to an overflow
+        _forget(self)
+    return result
 
 
 def _tell_clipping(

@@ -29,18 +29,15 @@ def attach(host: ModuleType) -> None:
         wrap(host.Precision, "clip_grad_by_norm", _keeping_the_norm)
 
 
-def _with_loss(backward: Any) -> Any:
-    def backward_with_loss(self: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
-        optimizers, alone = _concerned(self)
-        if not optimizers:
-            return backward(self, loss, *args, **kwargs)
-        # after the optimizer, or the module, come the arguments of Tensor.backward()
-        gradient = kwargs.get("gradient", args[1] if len(args) > 1 else None)
-        show_pieces(filter(is_partitioned, getattr(self, "optimizers", None) or ()))
-        with brought(optimizers, loss, LIGHTNING, gradient=gradient, alone=alone):
-            return backward(self, loss, *args, **kwargs)
-
-    return backward_with_loss
+def _with_loss(backward: Any, self: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+    optimizers, alone = _concerned(self)
+    if not optimizers:
+        return backward(self, loss, *args, **kwargs)
+    # after the optimizer, or the module, come the arguments of Tensor.backward()
+    gradient = kwargs.get("gradient", args[1] if len(args) > 1 else None)
+    show_pieces(filter(is_partitioned, getattr(self, "optimizers", None) or ()))
+    with brought(optimizers, loss, LIGHTNING, gradient=gradient, alone=alone):
+        return backward(self, loss, *args, **kwargs)
 
 
 def _concerned(strategy: Any) -> tuple[list[DWMGrad], bool]:
@@ -60,14 +57,13 @@ def _tell_clipping(
         each.observe_clipping(norm, max_norm)
 
 
-def _keeping_the_norm(clip: Any) -> Any:
-    def clip_and_tell(self: Any, optimizer: Any, clip_val: Any, *args: Any, **kwargs: Any) -> Any:
-        # manual optimization brings Lightning's wrapper, whose class is a DWMGrad's, too
-        ours = inside([getattr(optimizer, "optimizer", optimizer)])
-        if not ours:
-            return clip(self, optimizer, clip_val, *args, **kwargs)
-        # Lightning's own does this, and drops the norm
-        norm = clip_grad_norm_(self.main_params(optimizer), clip_val)
-        ours[0].observe_clipping(norm, clip_val)
-
-    return clip_and_tell
+def _keeping_the_norm(
+    clip: Any, self: Any, optimizer: Any, clip_val: Any, *args: Any, **kwargs: Any
+) -> Any:
+    # manual optimization brings Lightning's wrapper, whose class is a DWMGrad's, too
+    ours = inside([getattr(optimizer, "optimizer", optimizer)])
+    if not ours:
+        return clip(self, optimizer, clip_val, *args, **kwargs)
+    # Lightning's own does this, and drops the norm
+    norm = clip_grad_norm_(self.main_params(optimizer), clip_val)
+    ours[0].observe_clipping(norm, clip_val)

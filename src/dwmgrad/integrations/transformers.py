@@ -113,9 +113,6 @@ def _check_settings(args: Any) -> None:
         check(settings)
 
 
-def _with_dwmgrad(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        ours = preset_of(args.optim) is not None
-        return (get_optimizer_cls_and_kwargs if ours else original)(args, model)
-
-    return get_cls_and_kwargs
+def _with_dwmgrad(original: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+    ours = preset_of(args.optim) is not None
+    return (get_optimizer_cls_and_kwargs if ours else original)(args, model)
