@@ -34,10 +34,13 @@ def read_settings(path: str | Path) -> dict[Any, Any]:
         raise UsageError(f"{path}: larger than {_LARGEST:,} bytes: no file of settings")
     try:
         text = data.decode("utf-8-sig")
-        values = json.loads(text, object_pairs_hook=no_doubles) if kind == "JSON" else _yaml(text)
+        if kind == "JSON":
+            values = json.loads(text, object_pairs_hook=no_doubles)
+        else:
+            values = yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError as error:
         raise UsageError(f"{path}: not {kind}: nested too deeply") from error
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
         raise UsageError(f"{path}: not {kind}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected lines of `name: value`, got {type(values).__name__}")
@@ -74,10 +77,3 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         return no_doubles(self.construct_pairs(node, deep))
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
-        raise ValueError(str(error)) from error
