@@ -18,7 +18,7 @@ with needs("glue"):
     import torch
     from glue.bare import is_of_bare_loop
     from glue.card import report
-    from glue.checkpoints import WholeCheckpointTrainer, steps_done, unusable
+    from glue.checkpoints import WholeCheckpointTrainer, unusable
     from glue.lora import save_merged
     from glue.metrics import compute_metrics, write_submissions
     from glue.optim import build_optimizer
@@ -114,7 +114,6 @@ class Begin(TrainerCallback):
 
 
 def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
-    steps_done(run.checkpoint)  # it is a checkpoint
     if run.checkpoint and is_of_bare_loop(run.checkpoint):
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     try:

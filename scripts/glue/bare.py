@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from glue.checkpoints import steps_done, unusable
+from glue.checkpoints import unusable
 from glue.errors import UsageError
 from glue.output import write_json
 
@@ -129,7 +129,6 @@ class State(TrainerState):
     @classmethod
     def load(cls, folder: Path) -> State:
         """Raises UsageError where `folder` is not a checkpoint of this loop."""
-        steps_done(folder)
         if not is_of_bare_loop(folder):
             raise unusable(
                 folder,

@@ -151,6 +151,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
         record = identity(args, script, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
+        steps_done(checkpoint)  # it is a checkpoint
         if training.should_save:
             set_aside_damaged(folder)
         run = _load(args, task, checkpoint, folder, record)
