@@ -108,10 +108,7 @@ class LossFeed:
         return None if held is None or held.used else held
 
     def of_this_step(self, groups: list[dict[str, Any]]) -> Observation | None:
-        """The observation, unless these groups were stepped with it: then it is of the step before.
-
-        DeepSpeed steps one parameter group, or a piece of one, after the other with one loss.
-        """
+        """The observation; None where these groups have used it: it is of the step before."""
         held = self.observation
         return None if held is None or held.repeats(groups) else held
 
