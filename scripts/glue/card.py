@@ -23,6 +23,7 @@ from glue.data import HUB
 from glue.tasks import Task
 
 _GAP = "More information needed\n"
+_PLOT = "### Loss, learning rate and window\n\n![Over the training's steps](window.png)\n\n"
 
 
 def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, Path | str]) -> None:
@@ -99,7 +100,8 @@ def write_card(args: Any, run: Any) -> Path:
         text = text.replace(
             f"\n## {heading}\n\n{_GAP}", content and f"\n## {heading}\n\n{content}\n"
         )
-    text = text.replace("### Framework versions\n\n", f"{_plot(folder)}### Framework versions\n\n")
+    if (folder / "window.png").is_file():
+        text = text.replace("### Framework versions\n\n", f"{_PLOT}### Framework versions\n\n")
     finished = ModelCard(f"{text}- dwmgrad {__version__}\n")
     if args.lora.enabled:
         finished.data["library_name"] = "peft"
@@ -149,9 +151,3 @@ def _sections(run: Any, results: dict[str, float]) -> dict[str, str]:
         "Intended uses & limitations": "",
         "Training and evaluation data": f"{examples}. The text columns: {', '.join(task.columns)}.",
     }
-
-
-def _plot(folder: Path) -> str:
-    if not (folder / "window.png").is_file():
-        return ""
-    return "### Loss, learning rate and window\n\n![Over the training's steps](window.png)\n\n"
