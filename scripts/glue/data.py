@@ -38,7 +38,7 @@ def load_splits(
     Raises:
         UsageError: a split, a column or a label is missing or wrong.
     """
-    if train and task.train is None:
+    if train and not task.train:
         raise UsageError(
             f"--do_train --task_name {task.name}: it has a test split only. Train on mnli, "
             f"then --task_name {task.name} --do_predict with --model_name_or_path OUTPUT_DIR"
@@ -49,7 +49,7 @@ def load_splits(
     if test:
         wanted |= dict.fromkeys(task.test, arguments.max_predict_samples)
     load = _load_own if task.own else _load
-    raw = {str(split): load(task, str(split), arguments, cache_dir) for split in wanted}
+    raw = {split: load(task, split, arguments, cache_dir) for split in wanted}
     if task.own and config is not None:
         task = describe(raw, arguments, config)
     result = {}

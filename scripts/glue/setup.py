@@ -111,7 +111,7 @@ class PreparedRun(contextlib.AbstractContextManager):
     @property
     def train(self) -> Dataset:
         """The training split."""
-        return self.splits[self.task.train or ""]
+        return self.splits[self.task.train]
 
     def evaluations(self) -> list[tuple[str, str]]:
         """(split, suffix of its metrics' names); MNLI's mismatched set has `_mm`."""

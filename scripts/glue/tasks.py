@@ -28,7 +28,7 @@ class Task:
     labels: tuple[str, ...]
     submission: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
-    train: str | None = "train"
+    train: str = "train"
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
     write_names: bool = False
@@ -79,7 +79,7 @@ _ALL = (
     Task("rte", _PAIR, _ENTAILMENT, ("RTE.tsv",), write_names=True),
     Task("wnli", _PAIR, ("not_entailment", "entailment"), ("WNLI.tsv",)),
     # MNLI's diagnostic: no training or validation data; predict it with a model tuned on MNLI.
-    Task("ax", _PREMISE, _MNLI, ("AX.tsv",), _MATTHEWS, None, (), write_names=True),
+    Task("ax", _PREMISE, _MNLI, ("AX.tsv",), _MATTHEWS, "", (), write_names=True),
 )
 OWN = Task(
     "own data",
