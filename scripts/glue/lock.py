@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _NAME = ".lock"
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_CANNOT_LOCK = "%s: its file system cannot lock (%s): see that no other run writes there"
 _held: set[int] = set()
 
 
@@ -74,10 +75,7 @@ def _take(folder: Path, launch: str) -> tuple[int | None, str | None]:
                     same = holder.get("launch") == launch
                     return None, None if same else _refusal(folder, holder)
                 if error.errno in _UNABLE:
-                    text = (
-                        "%s: its file system cannot lock (%s): see that no other run writes there"
-                    )
-                    logger.warning(text, folder, error.strerror)
+                    logger.warning(_CANNOT_LOCK, folder, error.strerror)
                     return None, None
                 raise
             if _still_there(file, path):
