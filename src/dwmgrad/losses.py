@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .alone import is_local
-from .gradient_trace import Mark, Trace, are_changed, marks
+from .gradient_trace import Trace, are_changed, marks
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -87,6 +87,7 @@ class LossFeed:
     Attributes:
         observation: the latest one, used or still open; None without one.
         ahead: what the ranks agreed on before a step without an observation, while it is made.
+        trace: of the gradients that belong to the losses that wait, where a backward pass left any.
         local: whether the gradients of the last backward pass stayed on this rank.
         step_tried: whether a gradient scaler has asked for a step that has not come since.
         refused: whether the last step raised; the next loss to be observed belongs to another one.
@@ -98,7 +99,7 @@ class LossFeed:
         self.local = False
         self.step_tried = False
         self.refused = False
-        self._trace: Trace | None = None
+        self.trace: Trace | None = None
         self._said_coarse = False
 
     @property
@@ -145,7 +146,7 @@ class LossFeed:
         """Drops the losses that no step has used; with routes, those that came on one of them."""
         if self.waiting is not None and (routes is None or self.waiting.route in routes):
             self.observation = None
-            self._trace = None
+            self.trace = None
 
     def undo(self, before: Observation | None) -> None:
         """After a step that raised: takes back what it brought, for one that had `before`.
@@ -157,12 +158,8 @@ class LossFeed:
 
     def discard_dropped(self, groups: list[dict[str, Any]]) -> None:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
-        if self._trace is not None and self.waiting and self._trace.is_lost(groups):
+        if self.trace is not None and self.waiting and self.trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
-
-    def trace(self, groups: list[dict[str, Any]], before: list[Mark]) -> None:
-        """Remembers the gradients that belong to the losses that wait; see `Trace`."""
-        self._trace = Trace(groups, before)
 
     def scaler_asks(self) -> None:
         """A gradient scaler is about to make the step, or to skip it."""
@@ -305,7 +302,7 @@ def brought(
             feed.say_if_coarse(loss, stacklevel=6)
             feed.expect(route)
             feed.add(value, route)
-            feed.trace(optimizer.param_groups, own)
+            feed.trace = Trace(optimizer.param_groups, own)
             feed.local = is_local(optimizer)
 
 
