@@ -236,6 +236,8 @@ def test_norms_that_are_wrong_are_not_used(device: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_limited_step_asks_for_few_launches(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The norms come from launches for all tensors, on the host and on the device."""
+    row = torch.zeros(3, device=device), torch.zeros(3, device=device)
+    assert one_launch.accepts_norms(*row)  # tried against the plain loop, once
     monkeypatch.setattr(reference, "squared_norms", None)
     found = []
     for capturable in (False, True):
