@@ -76,7 +76,7 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
             }
             if row["why_not"] is None:
                 rate = row["bytes_moved"] / row["ms"]["median"] / 1e6
-                row |= {f"share_of_{kind}": rate / rates[kind] for kind in rates}
+                row |= {f"share_of_{kind}": rate / rates[kind] for kind in ("copy", "add")}
             results["rows"].append(row)
             print_step(row)
             program.write(options.output, results)

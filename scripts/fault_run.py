@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     add = parser.add_argument
     add("--kills", type=int, default=50, help="the number of kills, over all cases (default: 50)")
     add("--seed", type=int, default=0, help="decides the moments (default: 0)")
-    add("--folder", type=Path, default=Path("runs/faults"), help="where the runs are; emptied")
+    folder = Path("runs/faults")
+    add("--folder", type=Path, default=folder, help=f"of the runs; emptied (default: {folder})")
     add("--output", type=Path, help="a JSON file for the figures")
     args = parser.parse_args(argv)
     shutil.rmtree(args.folder, ignore_errors=True)

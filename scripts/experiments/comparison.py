@@ -123,6 +123,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
 
     Its keys:
 
+        base: a file beside it, which has what this one does not say.
         workload: the task's name.
         options: other values for fields of the workload.
         title: as in reports.

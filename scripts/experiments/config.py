@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glue.configs import read_settings
+from glue.configs import read_with_base
 from glue.errors import UsageError
 
 from experiments.runner import Run
@@ -72,14 +72,8 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
 
 
 def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
-    """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins.
-
-    Its `base: FILE` names a file beside it, over which it wins.
-    """
-    values = read_settings(path)
-    if "base" in values:
-        values = {**read_settings(Path(path).parent / str(values.pop("base"))), **values}
-    values = _with_numbers(values)
+    """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins."""
+    values = _with_numbers(read_with_base(path))
     values |= {name: value for name, value in given.items() if name in keys}
     return checked(values, keys, path)
 
@@ -161,9 +155,10 @@ class Experiment:
 def read_experiment(path: str | Path, **replacements: Any) -> Experiment:
     """Read a file like those of configs/experiments/; a UsageError says what is wrong with it.
 
-    Its keys: `workload` (a name), `title`, `kind`, `options` (fields of the workload), `data_dir`,
-    `output_dir`, `settings` (of all contenders), `contenders` (label: settings, with `contender`
-    among them where the label is not its name), `seeds`.
+    Its keys: `base` (a file beside it, which has what it does not say), `workload` (a name),
+    `title`, `kind`, `options` (fields of the workload), `data_dir`, `output_dir`, `settings` (of
+    all contenders), `contenders` (label: settings, with `contender` among them where the label is
+    not its name), `seeds`.
 
     Replacements win over the file's values, None for none: `workload`, `data_dir`,
     `model_name_or_path`, `output_dir`, `seeds`, and `contenders`, the labels to keep.

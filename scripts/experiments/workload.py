@@ -145,8 +145,8 @@ class TrainerWorkload(Workload):
         batch_size: examples per step.
         broken: the share of the batches that get wrong labels.
         bf16: whether the forward pass runs in bfloat16 (autocast); the loss is float32.
-        evaluations: how often the score is taken, evenly spread; the last is at the end. A field
-            of those subclasses alone that say so.
+        evaluations: how often the score is taken, evenly spread; the last is at the end. An
+            option of a workload only in subclasses that make it a field.
     """
 
     batch_size: int

@@ -81,7 +81,7 @@ def unusable(checkpoint: Path, error: Exception | str) -> UsageError:
     )
 
 
-def begin(checkpoint: Path, writes: bool = True) -> None:
+def begin(checkpoint: Path, writes: bool) -> None:
     """Every rank calls it before its first file: what an older run left in the folder goes.
 
     Args:

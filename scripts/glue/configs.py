@@ -47,6 +47,22 @@ def read_settings(path: str | Path) -> dict[Any, Any]:
     return values
 
 
+def read_with_base(path: str | Path) -> dict[Any, Any]:
+    """As `read_settings`; what it does not say is in the file beside it that its `base:` names.
+
+    Raises:
+        UsageError: as there, for both files; and for a base that has a base.
+    """
+    values = read_settings(path)
+    if "base" not in values:
+        return values
+    base = Path(path).parent / str(values.pop("base"))
+    shared = read_settings(base)
+    if "base" in shared:
+        raise UsageError(f"{base}: is the base of {path}, so it cannot have a base of its own")
+    return {**shared, **values}
+
+
 def no_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     """Values by name; a ValueError for a name that is there twice: a dict would keep the last."""
     refuse_doubles([name for name, _ in pairs], "{!r} is there twice")

@@ -8,7 +8,6 @@ import os
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -21,7 +20,7 @@ from glue.arguments import (
     ReportArguments,
     apply_portable,
 )
-from glue.configs import read_settings
+from glue.configs import read_with_base
 from glue.errors import UsageError, UsageParser
 
 _FILES = (".yaml", ".yml", ".json")
@@ -52,9 +51,7 @@ class _Parser(UsageParser, HfArgumentParser):
 
     def take_file(self, path: str) -> set[str]:
         """Makes the values of a file the defaults, parsed as on the command line; their names."""
-        values = read_settings(path)
-        if "base" in values:
-            values = {**read_settings(Path(path).parent / str(values.pop("base"))), **values}
+        values = read_with_base(path)
         actions = {a.dest: a for a in reversed(self._actions) if a.dest not in _ASKED}
         for name, value in values.items():
             if name not in actions:

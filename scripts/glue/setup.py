@@ -151,7 +151,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
         record = identity(args, script, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
-        steps_done(checkpoint)  # it is a checkpoint
+        steps_done(checkpoint)  # raises, before data are loaded, where its state cannot be read
         if training.should_save:
             set_aside_damaged(folder)
         run = _load(args, task, checkpoint, folder, record)
@@ -217,5 +217,13 @@ def _load(
             print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
         print_trainable(model)
     return PreparedRun(
-        task, splits, tokenizer, model, order, checkpoint, folder, record, training.should_save
+        task=task,
+        splits=splits,
+        tokenizer=tokenizer,
+        model=model,
+        order=order,
+        checkpoint=checkpoint,
+        folder=folder,
+        record=record,
+        writes=training.should_save,
     )

@@ -17,6 +17,7 @@ class Task:
         columns: one or two text columns.
         labels: the class names in the order of their numbers; empty for regression.
         submission: one GLUE submission file per test split.
+        train: the split's name; empty where there is none.
         metrics: the metric names, the main one first.
         write_names: whether GLUE wants class names (not numbers) in the submission.
         label: the column of the labels.

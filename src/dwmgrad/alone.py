@@ -13,7 +13,7 @@ from .patching import tell_before
 replicas: weakref.WeakSet[Any] = weakref.WeakSet()
 """Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
 _joins: set[Join] = set()
-"""The contexts for uneven inputs that are entered."""
+"""The contexts for uneven inputs that are entered; other threads may enter and leave some."""
 
 
 def watch() -> None:
@@ -47,12 +47,12 @@ def joined_without(optimizer: Any) -> bool:
 
     A collective inside of it waits for ever.
     """
-    return any(join._enable and not _knows(join, optimizer) for join in _joins)
+    return any(join._enable and not _knows(join, optimizer) for join in tuple(_joins))
 
 
 def joined_behind_others(optimizer: Any) -> bool:
     """Whether a context for uneven inputs is entered that knows of it, and first of a model."""
-    known = (join for join in _joins if join._enable and _knows(join, optimizer))
+    known = (join for join in tuple(_joins) if join._enable and _knows(join, optimizer))
     return any(join._joinables[0] is not optimizer for join in known)
 
 

@@ -198,7 +198,7 @@ class DeviceWindow:
             for own, share in self._shares.values():
                 if ZERO_SHARE in own:
                     own[ZERO_SHARE] = now[share]
-        elements, steps, at_floor = map(bool, self._marks)
+        elements, steps, at_floor = map(bool, self._marks.tolist())
         self._marks.zero_()
         return elements, steps, at_floor
 

@@ -17,11 +17,20 @@ from .rule import PAPER, Guard
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, zero_share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
-_SINCE_5 = {  # to 7
-    **{"loss_limit": None, "loss_floor": 0.0, "step_limit": 1.0, "limit_growth": 0.0},
-    **{"auto_lr": False, "loss_guard": None, "peak_lr": None, "effective_lr": 0.0},
-    **{"clipped_to": 1.0, "loss_left": 1.0, **guard_numbers(Guard(0.0))},
+_SINCE_5 = {
+    "loss_limit": None,
+    "loss_floor": 0.0,
+    "step_limit": 1.0,
+    "auto_lr": False,
+    "loss_guard": None,
+    "peak_lr": None,
+    "effective_lr": 0.0,
+    "clipped_to": 1.0,
+    **guard_numbers(Guard(0.0)),
+    "limit_growth": 0.0,
+    "loss_left": 1.0,
 }
+"""What schemas 5 to 7 added."""
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)

@@ -314,7 +314,7 @@ def _used_inside(
     pending = [optimizer._feed.observation for optimizer in optimizers]
     for optimizer in optimizers:
         if value is not None:
-            optimizer._feed.say_if_coarse(loss)
+            optimizer._feed.say_if_coarse(loss, stacklevel=8)
             optimizer._feed.add(value, route)
     try:
         yield

@@ -59,24 +59,27 @@ class DWMGrad(Stepping):
         max_window: the window's upper bound δ, in steps; 10 by default.
         window_signal: `"decrease"`, the default, `"increase"` or `"loss"`; see
             `dwmgrad.rule.Window`.
-        loss_smoothing: EMA decay applied to the loss before it is compared, in [0, 1); 0, the
-            default, disables it.
+        loss_smoothing: the share of the past in the exponential mean of the losses that the signal
+            reads, in [0, 1). 0, the default: it reads each loss as it is.
         bias_correction: divide s by the sum of its weights, each parameter's by its own steps, as
             Adam does. False by default: s begins near 0, and the first step is larger than lr. A
-            parameter that begins later (unfrozen, added, its state cleared) is always corrected, as
-            the window may be long by then. ZeRO joins a group's parameters into one of one age.
-        normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with μ = γω/δ and
-            m = γ/2, so that noise in the gradients moves the parameters as far at any window. A
-            gradient's total effect is then α, as in AdamW, at half the full window, and grows with
-            the window. False by default.
+            parameter that begins later than the optimizer (unfrozen, added, its state cleared) is
+            corrected in any case, as the window may be long by then: its first steps are about lr.
+            DeepSpeed's ZeRO joins a group's parameters into one, which has one age.
+        normalize_momentum: multiply α in v by (1 - m)√((1 - μ²)/(1 - m²)), with the effective
+            momentum μ = γω/δ and m = γ/2. At half the full window a gradient's total effect is
+            then α, as it is in AdamW; at a shorter one it is less, at a longer one more, so that
+            noise in the gradients moves the parameters as far at any window. False by default.
         second_moment_window: the window of s, in steps, where it is not ω: 500 is what Adam has as
             β₂ = 0.998. None, the default: ω, or what the preset says.
-        auto_lr: take from lr only its schedule: α is 0.03 · lr / its peak, and `loss_limit` makes
-            it as small as it has to be. The peak is the highest `max_lr` or `initial_lr` that a
-            scheduler leaves in the groups, else the lr given. False by default; auto sets it.
+        auto_lr: take from lr only how it changes: α is 0.03 · lr / its peak, and `loss_limit`
+            makes it as small as it has to be. The peak is the `max_lr` or `initial_lr` that a
+            scheduler leaves in the groups, else the lr given here; the highest of all groups.
+            False by default; the preset auto sets it.
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
-            scaled down. None, the default: no limit; capped and auto set it. See `rule.step_limit`.
+            scaled down, so that a learning rate that is too high does little harm. None, the
+            default: no limit. The presets capped and auto set it. See `rule.step_limit`.
         limit_growth: what is added to `loss_limit`, times how far the mean loss has fallen from its
             highest to `loss_floor`: 0 at the beginning, 1 there. The mean is that of
             `loss_smoothing`. 0 by default.

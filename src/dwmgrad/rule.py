@@ -173,7 +173,7 @@ class Guard:
 
     threshold: float  # at more than so many deviations above the mean, a loss stands out
     mean: Number = 0.0  # of the recent losses
-    deviation: Number = 0.0  # 1.25 times the mean absolute one: the standard one of normal losses
+    deviation: Number = 0.0  # 1.25 · the mean absolute one: of normal losses, the standard one
     seen: Number = 0  # losses that it has learned from
     in_row: Number = 0  # losses refused since the last that was not
     refused: Number = 0  # losses refused in all
@@ -337,7 +337,8 @@ def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:
 def resolve(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without the preset, and with its values, else the paper's, where one is None.
 
-    An initial window that is not given is `max_window`, where that is smaller.
+    An initial window that is not given is `max_window`, where that is smaller. The settings have
+    `preset`, a name of `PRESETS` or None, and all arguments of `PAPER`; others may be among them.
 
     Raises:
         ValueError: there is no such preset.

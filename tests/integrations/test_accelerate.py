@@ -389,6 +389,12 @@ def test_a_scheduler_may_be_prepared_before_its_optimizer() -> None:
     assert inner.param_groups[0]["observations"] == 1
 
 
+def test_a_method_of_the_host_takes_its_arguments_by_name() -> None:
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 1)
+    assert accelerator.prepare_model(model=model) is model
+    accelerator.clip_grad_norm_(parameters=model.parameters(), max_norm=1.0)
+
+
 def test_an_optimizer_prepared_twice_is_one() -> None:
     accelerator = Accelerator(cpu=True)
     model, _, inner = prepared(accelerator)

@@ -58,7 +58,7 @@ class Glue(TrainerWorkload):
 
         task = get_task(self.task)
         if self.data_dir is not None:
-            for split in (task.train or "", *task.validation):
+            for split in (task.train, *task.validation):
                 find_split(task_folder(self.data_dir, task), split)
         elif self.task != "sst2":  # of which there is a sample
             folder_of(None, f"GLUE's tasks, {self.task} among them")

@@ -47,7 +47,7 @@ def _checking(prepare: Any, self: Any, *objects: Any, **kwargs: Any) -> Any:
     return prepared
 
 
-def _remember(_: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+def _remember(_: Any, model: Any, /, *args: Any, **kwargs: Any) -> None:
     if hasattr(model, "require_backward_grad_sync"):
         replicas.add(model)
 

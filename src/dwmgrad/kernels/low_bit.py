@@ -43,9 +43,11 @@ def random_bits(like: Tensor, noise: Tensor | int, ordinal: int) -> Tensor:
 
 
 def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
-    """Finite float32 values as bfloat16, rounded up with the probability of their remainder.
+    """Float32 values as bfloat16, rounded up with the probability of their remainder.
 
-    Of `bits`, int64 and of the same shape, the low 16 count.
+    Args:
+        values: finite float32 numbers.
+        bits: int64, of the same shape; the low 16 bits count.
     """
     whole = values.contiguous().view(torch.int32).to(torch.int64) + (bits & 0xFFFF)
     whole = ((whole + (1 << 31)) % (1 << 32) - (1 << 31)) & ~0xFFFF
@@ -87,7 +89,10 @@ def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
     the mean of the code is right, which leaves that of 1/√s nearly right, too; and no positive s
     becomes 0, which would make the next step longer by up to the root of the window.
 
-    Of `bits`, int64 and of the codes' shape, as the values are, the low 16 count.
+    Args:
+        buffer: codes and scales, overwritten.
+        values: of the codes' shape; at least 0 for uint8 codes.
+        bits: int64, of the same shape; the low 16 bits count.
     """
     codes, scales = buffer
     flat = values.reshape(-1)

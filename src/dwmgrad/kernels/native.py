@@ -44,7 +44,10 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
-    """The rule for dense CPU tensors of one dtype, with buffers of one kind."""
+    """The rule for dense CPU tensors of one dtype, with buffers of one kind.
+
+    Returns whether an element was skipped; see `reference.update`.
+    """
     rows, pieces = tensors.addresses(_PIECE)
     skipped = _call("dwmgrad_update", tensors, rows, pieces, c)
     # autograd does not see writes through addresses

@@ -87,7 +87,11 @@ def launch(
     kernel, _ = _triton()
     with _present(params[0].device):
         kernel.update[(pieces,)](
-            *(table, grad_row, vector, skipped, len(params)),
+            table,
+            grad_row,
+            vector,
+            skipped,
+            len(params),
             PARAM=_named(dtype),
             STATE=_named(kind),
             STOCHASTIC_STATE=c.stochastic_state and kind == torch.bfloat16,
@@ -118,7 +122,11 @@ def squared_norms(
     count = len(found)
     with _present(device):
         kernel.norms[(pieces,)](
-            *(table, grad_row, vector, sums, count),
+            table,
+            grad_row,
+            vector,
+            sums,
+            count,
             PARAM=_named(dtype),
             STATE=_named(kind),
             WIDE=_named(wide),

@@ -114,7 +114,7 @@ def test_a_file_wins_over_its_base(tmp_path):
     assert {"seed", "learning_rate", "output_dir"} <= args.given and "base" not in args.given
     for text, message in (
         ("base: none.yaml\n", "cannot read .*none.yaml"),
-        ("base: a.yaml\n", "unknown argument 'base'"),
+        ("base: a.yaml\n", "cannot have a base of its own"),
     ):
         with pytest.raises(UsageError, match=message):
             parse([write(tmp_path / "a.yaml", text), "--use_cpu"])

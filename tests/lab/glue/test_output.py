@@ -106,7 +106,7 @@ def test_of_a_linked_checkpoint_only_the_link_goes(tmp_path):
     link.symlink_to(elsewhere)
     (tmp_path / "here" / "checkpoint-6").write_text("notes")
     for name in ("checkpoint-5", "checkpoint-6"):
-        begin(tmp_path / "here" / name)
+        begin(tmp_path / "here" / name, writes=True)
         assert not (tmp_path / "here" / name).exists()
     assert checkpoints(tmp_path) == [elsewhere] and (elsewhere / "optimizer.pt").exists()
     assert (tmp_path / "here" / "checkpoint-6.file").read_text() == "notes"
