@@ -210,3 +210,19 @@ def test_what_it_says_of_the_control_is_what_the_results_say(comparisons):
     assert rest.startswith(" was chosen on CoLA and STS-B.")
     chosen = [name for name, each in comparisons.items() if "dwmgrad-auto" in each.chosen_on]
     assert sorted(chosen) == ["glue-cola", "glue-stsb"]
+
+
+def test_what_a_limited_step_costs_is_what_was_measured() -> None:
+    found = json.loads((ROOT / "docs/results/step-cpu-limit.json").read_text("utf-8"))
+    rows = {each["shapes"]: each for each in found["rows"] if "loss_limit" in each["optimizer"]}
+    ratios, bounds = [], []
+    for each in (rows["100m"], rows["roberta-base"]):
+        ratios.append(each["ratio"]["median"])
+        reading = 8 * each["parameters"] / each["read_gb_per_second"] / 1e6  # ms
+        bounds.append(1 + reading / each["adamw_fused_ms"]["median"])
+    text = " ".join((ROOT / "docs/auto.md").read_text("utf-8").split())
+    assert (
+        "takes {:.2f} times that of fused AdamW at 100 M parameters, and {:.2f} ".format(*ratios)
+        in text
+    )
+    assert "the 8 bytes alone make it {:.2f} and {:.2f}.".format(*bounds) in text
