@@ -311,7 +311,7 @@ def test_addresses_are_uploaded_only_when_they_are_new(
 def test_windows_and_rates_are_no_reason_to_compile_again(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel, language = one_launch._triton()
+    kernel = one_launch._triton()
     seen = []
 
     class Spy:
@@ -326,8 +326,8 @@ def test_windows_and_rates_are_no_reason_to_compile_again(
 
             return call
 
-    spied = SimpleNamespace(update=Spy())
-    monkeypatch.setattr(one_launch, "_triton", lambda: (spied, language))
+    spied = SimpleNamespace(update=Spy(), tl=kernel.tl)
+    monkeypatch.setattr(one_launch, "_triton", lambda: spied)
     tensors = make(torch.float32, torch.float32, device, [(300,), (7,)])
     for step in range(30):
         one_launch.update(tensors, coefficients(step))

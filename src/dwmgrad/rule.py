@@ -209,7 +209,8 @@ def coefficients(
     Returns:
         The step size, α, negative where the objective is maximized; the decay of the mean square,
         (ω − 1)/ω; the effective momentum, γω/δ; ε; and the share of the parameter that weight decay
-        takes away, α λ. α and ε have the mean square's correction in them: see `share_after`.
+        takes away, α λ. Where the mean square is corrected (see `share_after`), α and ε have
+        the correction in them.
     """
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr

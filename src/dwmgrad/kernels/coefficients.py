@@ -74,9 +74,7 @@ class Coefficients(NamedTuple):
     noise: Any = 0  # the number of the step, which seeds stochastic rounding
     stochastic_state: bool = False  # whether bfloat16 buffers are rounded so; 8-bit ones always are
     stochastic_params: bool = False  # whether bfloat16 parameters are
-    use_foreach: bool | None = (
-        None  # True prefers that kernel, False excludes it, None: as measured
-    )
+    use_foreach: bool | None = None  # True prefers that kernel, False excludes it; None: as is best
     use_fused: bool | None = None  # the same; `native` and `one_launch` count as fused
 
     @property

@@ -84,7 +84,7 @@ def launch(
     table, grad_row, pieces = _placed(tensors, addresses)
     if pieces == 0:
         return
-    kernel, _ = _triton()
+    kernel = _triton()
     with _present(params[0].device):
         kernel.update[(pieces,)](
             table,
@@ -118,7 +118,7 @@ def squared_norms(
         return found
     sums = torch.empty(pieces, dtype=wide, device=device)
     vector = _vector([0.0, c.decay, 1 - c.decay, 0.0, c.eps, 0.0, inverse], device)
-    kernel, _ = _triton()
+    kernel = _triton()
     count = len(found)
     with _present(device):
         kernel.norms[(pieces,)](
@@ -206,18 +206,16 @@ def _kind(buffer: Buffer) -> torch.dtype:
 
 
 @cache
-def _triton() -> tuple[Any, Any]:
-    """The kernels and Triton's language. This takes a moment, so it waits until it is needed."""
-    import triton.language
-
+def _triton() -> Any:
+    """The module of the kernels. Its import takes a moment, so it waits until it is needed."""
     from . import one_launch_triton
 
-    return one_launch_triton, triton.language
+    return one_launch_triton
 
 
 def _named(dtype: torch.dtype) -> Any:
     """Triton's type of the same name."""
-    return getattr(_triton()[1], str(dtype).removeprefix("torch."))
+    return getattr(_triton().tl, str(dtype).removeprefix("torch."))
 
 
 @cache
