@@ -181,6 +181,7 @@ def test_its_figures_of_no_rate_are_those_of_the_results(comparisons):
         found[TASKS[name]] = round(each.difference("dwmgrad-auto").mean if new else points, 2)
         assert new == (0 if name.startswith("glue") else 8)
         assert new or each.rates("dwmgrad-auto").seed.nunique() == 2
+        assert each.apart("dwmgrad-auto") == (not new)  # it says on which machines
     assert told(row(README, "no rate")[1]) == found
     index = (ROOT / "docs/index.md").read_text("utf-8")
     assert f"at most {-min(found.values()):.1f} points behind" in index

@@ -170,12 +170,18 @@ def run_record(result: Result, *curves: str) -> dict[str, Any]:
         "train_loss": _short(result["train_loss"]),
         "steps": result["steps"],
         "seconds": _short(result["seconds"]),
+        "on": place(result.get("machine")),
         **{
             name: [[p["step"], _short(p[key])] for p in result["history"] if key in p]
             for name, key in CURVES.items()
             if name in ("scores", *curves)
         },
     }
+
+
+def place(machine: Mapping[str, Any] | None) -> str | None:
+    """What computed: the accelerator, else the processor; None where that was not recorded."""
+    return (machine["accelerator"] or machine["processor"]) if machine else None
 
 
 def _whole_run_record(result: Result) -> dict[str, Any]:

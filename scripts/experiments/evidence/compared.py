@@ -72,6 +72,14 @@ class Compared(Result):
         """Whether there is a second stage."""
         return len(self.runs(ADAMW, "final")) > 0
 
+    def apart(self, name: str) -> bool:
+        """Whether some of the runs that it is judged by were not made on AdamW's machine."""
+        own, theirs = self.at_best(name), self.at_best(ADAMW)
+        if own.empty:
+            own, theirs = self.rates(name), self.rates(ADAMW)
+        known = set(theirs.on.dropna())
+        return bool(known and {*own.on.dropna()} - known)
+
     def difference(self, name: str) -> stats.Estimate | None:
         """By how many points a contender is better than AdamW, each at its best rate."""
         return stats.welch(self.at_best(name).points, self.at_best(ADAMW).points)
@@ -138,6 +146,7 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
             difference = each.difference(name)
             row[title] = shown(each, name) + (f" ({lead(difference)})" if difference else "")
             row[title] += ", chosen on" * (name in each.chosen_on)
+            row[title] += ", not all on AdamW's machine" * each.apart(name)
         rows.append(row)
     if len(some) > 1:
         last = dict.fromkeys(rows[0], "")
@@ -202,9 +211,20 @@ def rates_table(compared: Compared) -> str:
                 "mean": f"{scores.mean():.2f}",
                 "decades that work": "-" if np.isnan(compared.best) else decades,
                 "seeds": f"{own.seed.nunique()}",
+                **places(compared, own),
             }
         )
     return table(rows)
+
+
+def places(compared: Compared, runs: pd.DataFrame) -> dict[str, str]:
+    """A cell with what these runs were computed on, where a comparison's runs differ in that."""
+    if compared.all_runs.on.nunique() < 2:
+        return {}
+    counts = runs.on.dropna().value_counts()
+    return {
+        "on": ", ".join(str(n) if len(counts) == 1 else f"{n} ({c})" for n, c in counts.items())
+    }
 
 
 def final_table(compared: Compared) -> str:
@@ -224,6 +244,7 @@ def final_table(compared: Compared) -> str:
                 "training loss": spread(runs.train_loss),
                 "new seeds": f"{len(runs)}",
                 "diverged": f"{runs.diverged.sum()}",
+                **places(compared, runs),
             }
         )
     return table(rows)

@@ -54,7 +54,7 @@ class Result:
             for part in ("runs", "final")
             for run in entry.get(part) or ()
         ]
-        columns = ["of", "part", "lr", "seed", "diverged", *numbers, *curves]
+        columns = ["of", "part", "lr", "seed", "diverged", "on", *numbers, *curves]
         kinds = {"diverged": bool, **dict.fromkeys(numbers, float)}
         frame = pd.DataFrame(rows, columns=columns).astype(kinds)
         windows = [[window for _, window in run] for run in frame.windows]
@@ -98,7 +98,7 @@ _RUN: dict[str, Any] = {
     **dict.fromkeys(("score", "train_loss"), number_or_null),
     **dict.fromkeys(("seed", "steps", "seconds"), number),
     **dict.fromkeys(("losses?", "scores?", "windows?", "path?"), list_of_pairs),
-    "diverged": bool,
+    **{"diverged": bool, "on?": str},
 }
 _COMMON = {
     **{"workload": str, "metric": str, "higher_is_better": bool, "steps": int},

@@ -14,7 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiments.compact import as_text, check_same_plan, comparison_record, joined, without_folders
+from experiments.compact import (
+    as_text,
+    check_same_plan,
+    comparison_record,
+    joined,
+    place,
+    without_folders,
+)
 from experiments.comparison import HALF_DECADES, Comparison, read_comparison
 from experiments.runner import run_once
 from glue.errors import UsageError
@@ -115,6 +122,7 @@ def test_the_valley_from_end_to_end(valley):
         assert [run["seed"] for run in each["final"]] == [2, 3, 4]
         assert {run["lr"] for run in each["final"]} == {each["best_lr"]}
         assert {run["steps"] for run in each["final"]} == {20}
+        assert all(run["on"] == place(record["machine"][0]) for run in each["runs"])
     best = {}
     for run in adamw["runs"]:
         best[run["lr"]] = math.inf if run["score"] is None else run["score"]

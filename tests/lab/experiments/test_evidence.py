@@ -208,6 +208,27 @@ def test_who_has_no_new_seeds_is_shown_by_the_first_stage():
     assert row[4] == "+20.00 in the first stage (2 seeds), no new ones"
 
 
+def test_who_ran_on_another_machine_than_adamw_is_marked():
+    one = compared([0.5] * 3, [0.6] * 3, [0.7] * 3)
+    assert "| on |" not in rates_table(one) + final_table(one), "not known"
+    data = json.loads(json.dumps(one.data))
+    for name, own in data["contenders"].items():
+        for run in (*own["runs"], *own["final"]):
+            run["on"] = "a GPU" if name == "adamw" else "a CPU"
+    data["contenders"]["dwmgrad-finetune"]["final"][0]["on"] = "a GPU"
+    data["contenders"]["dwmgrad-auto"]["final"] = []
+    some = Compared("comparison", "w", data)
+    found = row(heads([some], OURS).replace("A w (accuracy, %)", "A w"), "A w")
+    marked = [cell.endswith(", not all on AdamW's machine") for cell in found]
+    assert marked == [False, False, False, True, True]
+    last = row(final_table(some), "DWMGrad, preset finetune")[-1]
+    assert sorted(last.split(", ")) == ["a CPU (2)", "a GPU (1)"]
+    assert [row(rates_table(some), name)[-1] for name in ("AdamW", "DWMGrad, preset auto")] == [
+        "a GPU",
+        "a CPU",
+    ]
+
+
 def test_differences_are_welchs():
     """By the textbook's formula, on numbers of unlike spread."""
     adamw, ours = [0.50, 0.51, 0.52, 0.53], [0.60, 0.66, 0.63, 0.61]
