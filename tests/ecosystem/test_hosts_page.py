@@ -150,4 +150,4 @@ def test_the_settings_of_a_file(block: int, tmp_path: Path) -> None:
     args = TrainingArguments(str(tmp_path), optim=name, optim_args=optim_args)
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
     assert optimizer_class is DWMGrad
-    assert (options["preset"], options["max_window"]) == ("finetune", 50)
+    assert (options["preset"], options["loss_guard"]) == ("finetune", 3)

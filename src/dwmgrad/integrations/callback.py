@@ -52,7 +52,8 @@ class DWMGradCallback(TrainerCallback):
         if self._asked and args.deepspeed_plugin is not None:
             raise RuntimeError(
                 "DeepSpeed ignores Trainer(optimizers=...), so AdamW would train instead of "
-                "DWMGrad: use --optim dwmgrad or optimizer_cls_and_kwargs"
+                "DWMGrad: use --optim dwmgrad_finetune, or another of its names, or "
+                "optimizer_cls_and_kwargs"
             )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -63,7 +64,7 @@ class DWMGradCallback(TrainerCallback):
             raise RuntimeError(
                 f"DWMGrad was asked for and {other} trains in its place: "
                 'remove "optimizer" from DeepSpeed\'s configuration, and give DWMGrad as '
-                "--optim dwmgrad or optimizer_cls_and_kwargs"
+                "--optim dwmgrad_finetune, or another of its names, or optimizer_cls_and_kwargs"
             )
         if optimizer is None:
             return
