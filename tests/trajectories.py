@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "finetune": {"preset": "finetune", "weight_decay": 0.1},
     "limited": {"preset": "finetune", "loss_limit": 0.001},
     "fixed": {"preset": "auto", "loss_limit": 0.3, "limit_growth": 0.0, "loss_smoothing": 0.0},
-    "auto": {"preset": "auto", "loss_floor": -1.0},
+    "auto": {"preset": "auto", "loss_limit": 0.1, "limit_growth": 0.6, "loss_floor": -1.0},
     "corrected": {"bias_correction": True, "second_moment_window": 7, "maximize": True},
 }
 

@@ -11,7 +11,7 @@ With the loss ℓ and the gradient g, one step is
 
 Source: Wang, Li, Zeng, "Dynamically Weighted Momentum with Adaptive Step Sizes for Efficient Deep
 Network Training", arXiv 2510.25042, Algorithm 1. Not the paper's: decoupled weight decay λ, as in
-AdamW, and what `PAPER` lists, which is off there.
+AdamW, and those arguments of `PAPER` that are off there (None, False or 0).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
-    "loss_limit": 0.1,
-    "limit_growth": 0.6,
+    "loss_limit": 0.2,
+    "limit_growth": 0.4,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {

@@ -112,7 +112,7 @@ def shown(compared: Compared, name: str) -> str:
     runs = compared.at_best(name)
     if runs.empty:
         return _without_best(compared, name)
-    rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.0e}"
+    rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.2g}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
     return f"{spread(runs.score, compared.metric)}{rate}{lost}"
 
@@ -201,7 +201,7 @@ def rates_table(compared: Compared) -> str:
         scores = factor * own.score.fillna(worst).groupby(own.lr).mean()
         lost = own.score.isna().groupby(own.lr).any()
         told = {lr: f"{scores[lr]:.2f}" + ", diverged" * int(lost[lr]) for lr in scores.index}
-        cells = {f"{lr:.0e}": told.get(WITHOUT if free else lr, "-") for lr in rates}
+        cells = {f"{lr:.2g}": told.get(WITHOUT if free else lr, "-") for lr in rates}
         works = int((means >= compared.best - WORKS).sum())
         decades = "all" if free and works else f"{works / 2:g}"
         rows.append(
@@ -238,7 +238,7 @@ def final_table(compared: Compared) -> str:
         rows.append(
             {
                 "optimizer": runs.title.iloc[0],
-                "learning rate": "none" if runs.rateless.iloc[0] else f"{runs.lr.iloc[0]:g}",
+                "learning rate": "none" if runs.rateless.iloc[0] else f"{runs.lr.iloc[0]:.2g}",
                 head: spread(runs.score, compared.metric),
                 "points better than AdamW [95 %]": lead(difference),
                 "training loss": spread(runs.train_loss),
@@ -275,7 +275,7 @@ def overall(some: Sequence[Compared]) -> str:
             {
                 "optimizer": title,
                 "workloads": f"{len(its)} of {len(some)}",
-                "one learning rate for all": "none" if free else f"{lr:.0e}",
+                "one learning rate for all": "none" if free else f"{lr:.2g}",
                 "regret, mean": f"{regrets.loc[lr].mean():.1f}",
                 "regret, worst": f"{regrets.loc[lr].max():.1f} ({regrets.loc[lr].idxmax()})",
                 "decades that work, mean": everywhere if free else f"{works.mean():.1f}",

@@ -90,8 +90,8 @@ def test_the_page_begins_with_the_scores(made):
     )
     assert cora[:2] == ["A cora (accuracy, %)", "5, new"]
     assert [cell.endswith(", chosen on") for cell in cora[3:]] == [True, False, False]
-    assert "±" in cora[2] and cora[2].endswith("at 1e-03")
-    assert " at 1e-03 (+" in cora[3] and cora[4] == "not run"
+    assert "±" in cora[2] and cora[2].endswith("at 0.001")
+    assert " at 0.001 (+" in cora[3] and cora[4] == "not run"
     assert cora[5].count(" at ") == 0 and " (-" in cora[5]
     assert digits[1] == "3, those that chose the rate"
     assert "perplexity (lower is better)" in language[0] and "[" in language[3]
@@ -147,7 +147,7 @@ def row(text: str, name: str) -> list[str]:
 
 def test_regret_is_to_adamw_at_its_best_rate_of_each_workload():
     text = overall([ONE, TWO])
-    assert row(text, "AdamW")[1:7] == ["2 of 2", "1e-02", "5.0", "10.0 (one)", "0.5", "0.5"]
+    assert row(text, "AdamW")[1:7] == ["2 of 2", "0.01", "5.0", "10.0 (one)", "0.5", "0.5"]
     assert row(text, "auto")[2:5] == ["none", "-1.5", "2.0 (one)"]
     alone = overall([ONE, of("three", {"AdamW": {1e-3: 0.9}})])
     assert row(alone, "auto")[1:5] == ["1 of 2", "none", "2.0", "2.0 (one)"]
