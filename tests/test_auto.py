@@ -219,7 +219,6 @@ def test_the_window_follows_the_length_of_the_run() -> None:
     for other in (
         optimizer_of(max_window=50),
         DWMGrad([torch.nn.Parameter(torch.zeros(1))], preset="finetune"),
-        pickle.loads(pickle.dumps(optimizer_of())),
     ):
         before = other.param_groups[0]["max_window"]
         other.expect_steps(1000)
@@ -258,3 +257,55 @@ def test_capped_takes_a_learning_rate_as_a_ceiling(form: dict) -> None:
     assert train(high, range(20)) == pytest.approx(train(auto, range(20)), rel=1e-5)
     for one, other in zip(params_of(high), params_of(auto), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "made", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_a_copy_follows_the_length_too(made: Callable[[DWMGrad], DWMGrad]) -> None:
+    copied = made(optimizer_of())
+    copied.expect_steps(1000)
+    assert copied.param_groups[0]["max_window"] == 200
+    loaded = optimizer_of()
+    loaded.load_state_dict(optimizer_of(preset="finetune").state_dict())
+    loaded.expect_steps(1000)
+    assert loaded.param_groups[0]["max_window"] == 100, "the window of finetune is not auto's"
+
+
+@FORMS
+@pytest.mark.parametrize("first", [True, False])
+def test_a_group_at_rest_says_nothing_of_the_others(first: bool, form: dict) -> None:
+    """As frozen layers, of which a scheduler holds the learning rate at 0."""
+    alone = [torch.nn.Parameter(torch.linspace(-1, 1, 300))]
+    still = [torch.nn.Parameter(torch.ones(20))]
+    groups = [{"params": alone, "lr": 1e-3}, {"params": still, "lr": 0.0}]
+    optimizer = DWMGrad(groups[::-1] if first else groups, preset="auto", **form)
+    kept = DWMGrad([torch.nn.Parameter(alone[0].detach().clone())], preset="auto", **form)
+    for step in range(10):
+        for param in (*alone, *params_of(kept)):
+            param.grad = gradients(step)[1]
+        for each in (optimizer, kept):
+            each.step(loss=loss_of(step))
+        assert optimizer.effective_lr == kept.effective_lr > 0
+    assert torch.equal(alone[0], params_of(kept)[0]) and bool((still[0] == 1).all())
+
+
+@FORMS
+@pytest.mark.parametrize("loss", [None, 0.0, -1.0])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_before_the_first_loss_that_says_how_far_there_is_no_step(
+    loss: float | None, form: dict
+) -> None:
+    optimizer = optimizer_of(missing_loss="hold", **form)
+    before = [param.detach().clone() for param in params_of(optimizer)]
+    for step in range(3):
+        for param, grad in zip(params_of(optimizer), gradients(step), strict=True):
+            param.grad = grad
+        optimizer.step(loss=loss)
+    assert all(map(torch.equal, params_of(optimizer), before)) and optimizer.effective_lr == 0
+    train(optimizer, range(3, 4))
+    assert not any(map(torch.equal, params_of(optimizer), before))
+    ceiling = optimizer_of(preset="capped", missing_loss="hold", **form)
+    params_of(ceiling)[0].grad = torch.ones(3)
+    ceiling.step(loss=loss)
+    assert not torch.equal(params_of(ceiling)[0], before[0]), "its learning rate is a limit, too"

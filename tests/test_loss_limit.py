@@ -326,5 +326,23 @@ def test_a_norm_that_says_nothing_changes_nothing(norm: float) -> None:
             optimizer.observe_clipping(torch.tensor(norm), 1.0)
         limits += train(optimizer, range(1))
     assert limits[0] == limits[1]
-    with pytest.raises(ValueError, match="max_norm must be"):
-        optimizer.observe_clipping(1.0, -1.0)
+    for wrong, error, name in (
+        ((1.0, -1.0), ValueError, "max_norm must be at least 0"),
+        ((1.0, "1"), TypeError, "max_norm must be a number"),
+        ((None, 1.0), TypeError, "total_norm must be a number"),
+        ((torch.ones(2), 1.0), ValueError, "total_norm must be one number"),
+    ):
+        with pytest.raises(error, match=name):
+            optimizer.observe_clipping(*wrong)
+
+
+def test_one_number_is_predicted_alike_on_the_host_and_on_the_device() -> None:
+    limits = []
+    for form in ({}, {"capturable": True}):
+        params = [torch.ones(size).requires_grad_() for size in ((), (3,))]
+        optimizer = DWMGrad(params, lr=1.0, preset="finetune", loss_limit=0.5, **form)
+        params[0].grad, params[1].grad = torch.tensor(1e25), torch.ones(3)
+        with pytest.warns(UserWarning, match="not finite, or whose square is not"):
+            optimizer.step(loss=1.0)
+            limits.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
+    assert limits[0] == pytest.approx(limits[1]) and limits[0] > 1e-3

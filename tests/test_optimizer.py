@@ -253,6 +253,45 @@ def test_a_group_added_later_joins_at_the_present_window() -> None:
     assert [group["window"] for group in optimizer.param_groups] == [9, 9]
 
 
+def test_groups_may_be_made_anew_between_two_steps() -> None:
+    first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = DWMGrad([{"params": [first], "lr": 0.0}, {"params": [second]}], lr=0.1)
+
+    def step() -> tuple[float, float]:
+        first.grad, second.grad = torch.ones(2), torch.ones(2)
+        optimizer.step(loss=1.0)
+        return first[0].item(), second[0].item()
+
+    at = [step()[1]]
+    optimizer.add_param_group({"params": []})
+    at.append(step()[1])
+    optimizer.param_groups[0]["params"].append(optimizer.param_groups[1]["params"].pop())
+    at.append(step()[1])
+    assert at[1] - at[2] < at[0] - at[1], "its momentum alone: the rate of its group is 0"
+
+
+def test_a_setting_of_all_groups_is_written_into_all() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer = DWMGrad([{"params": [param]} for param in params])
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.param_groups[0]["max_window"] = 50
+    with pytest.raises(ValueError, match="max_window is one for the whole optimizer: it is 50"):
+        optimizer.step(loss=1.0)
+    assert all(bool((param == 1).all()) for param in params)
+    optimizer.param_groups[1]["max_window"] = 50
+    optimizer.step(loss=1.0)
+    DWMGrad([{"params": [param]} for param in params]).load_state_dict(optimizer.state_dict())
+
+
+def test_an_optimizer_of_nothing_steps() -> None:
+    for preset in (None, "auto"):
+        optimizer = DWMGrad([{"params": []}], preset=preset, missing_loss="hold")
+        optimizer.step(loss=1.0)
+        optimizer.step()
+        optimizer.step(loss=1.0)
+
+
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize(
     "scheduler",

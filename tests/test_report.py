@@ -74,6 +74,7 @@ def test_the_command(tmp_path: Path) -> None:
         '{"log_history": [{"step": 1, "loss": "x"}]}',
         '{"log_history": [{"step": 1, "loss": 1.0, "window": null}]}',
         '{"log_history": [{"step": [], "loss": 1.0}]}',
+        '{"log_history": [{"step": 1, "loss": 1' + 400 * "0" + "}]}",
     ],
     ids=lambda text: text[:60],
 )
@@ -84,7 +85,9 @@ def test_a_damaged_record_is_one_line(text: str, tmp_path: Path) -> None:
 
 
 def test_the_picture_is_where_it_says(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path, history(5))
+    folder = tmp_path / r"100%_$\frac$"  # not a formula
+    folder.mkdir()
+    run_dir = write_run(folder, history(5))
     assert plot_run(run_dir, tmp_path / "picture").is_file()
     with pytest.raises(OSError, match="directory"):
         plot_run(run_dir, tmp_path)

@@ -95,11 +95,12 @@ def _run_script(command: list[str]) -> None:
     sys.argv = command
     if not (getattr(sys.flags, "safe_path", False) or sys.flags.isolated):
         # `python -m` put the working directory here, `python SCRIPT` would have put the script's.
-        sys.path[0] = os.path.dirname(path)
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
     # Not runpy.run_path: it writes sys.argv[0], and takes `__main__` away again at the end.
     module = _new_main()
     module.__file__ = path
     module.__loader__ = SourceFileLoader("__main__", path)
+    module.__cached__ = None  # type: ignore[attr-defined]
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
     exec(code, module.__dict__)
@@ -115,6 +116,7 @@ def _run_module(command: list[str]) -> None:
 def _new_main() -> ModuleType:
     module = ModuleType("__main__")
     module.__builtins__ = builtins  # type: ignore[attr-defined]
+    module.__annotations__ = {}
     sys.modules["__main__"] = module
     _show_only_frames_of_main()
     return module

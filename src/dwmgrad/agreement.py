@@ -185,7 +185,8 @@ class Agreeing(Optimizer, Joinable):
 
 
 _NO_LOSS = (
-    "step() got no loss, so the window holds. accelerator.backward(loss) brings it by itself; "
+    "step() got no loss, so the window holds, and so does the last step_limit; auto takes no step "
+    "where there is none yet. accelerator.backward(loss) brings it by itself; "
     "elsewhere call optimizer.observe_loss(loss) before step() (of what accelerator.prepare() "
     "returned: optimizer.optimizer.observe_loss(loss)), or step(loss=loss). "
     'missing_loss="hold" silences this.'

@@ -41,14 +41,15 @@ def _plain(kind: Any) -> Callable[[Any], Any]:
     return lambda value: kind(value) if isinstance(value, Number) else value
 
 
-def _check_real(name: str, value: Any) -> None:
+def check_real(name: str, value: Any) -> None:
+    """Raises unless it is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
 
 
 def _number(below: float = math.inf) -> Kind:
     def check(name: str, value: Any) -> None:
-        _check_real(name, value)
+        check_real(name, value)
         try:
             within = 0 <= float(value) < below
         except OverflowError:  # a whole number beyond float64
@@ -97,7 +98,7 @@ def _check_limit(name: str, value: Any) -> None:
 
 
 def _check_floor(name: str, value: Any) -> None:
-    _check_real(name, value)
+    check_real(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
 
@@ -229,6 +230,11 @@ def check(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
+        )
+    if settings["limit_growth"] and settings["loss_limit"] is None:
+        raise ValueError(
+            f"limit_growth={settings['limit_growth']!r} adds to loss_limit, which is None: set it, "
+            "too"
         )
     if settings["foreach"] and settings["fused"]:
         raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")

@@ -152,7 +152,7 @@ class DeviceWindow:
             schedule = rule.share_of_peak(present)
             limit = rule.step_limit(common, window, agreed.loss, schedule, total)
             limit = torch.where(counts, limit, now["step_limit"])
-            effective = rule.effective_lr(common, window, rates[0] * limit)
+            effective = rule.effective_lr(common, window, rule.largest(rates) * limit)
             new |= {
                 "step_limit": limit,
                 "clipped_to": torch.where(happens, share, now["clipped_to"]),

@@ -240,13 +240,15 @@ def _tell_of_differences(
     for group, old, current in zip(groups, saved, own, strict=True):
         for name in arguments.SETTINGS:
             theirs, ours = old.get(name, group[name]), current[name]
-            if theirs != ours and name not in found and name not in but:
+            cycled = name == "momentum" and "max_momentum" in group  # by OneCycleLR
+            if theirs != ours and name not in found and name not in but and not cycled:
                 wins = "the optimizer's" if group[name] == ours else "the state dict's"
                 found[name] = f"{name} is {theirs!r} there and {ours!r} here ({wins} holds)"
     if found:
         warnings.warn(
             f"the state dict and the optimizer have other settings: {'; '.join(found.values())}. "
-            "To use a setting of your own, write it into optimizer.param_groups after loading",
+            "To use a setting of your own, write it into each of optimizer.param_groups after "
+            "loading",
             stacklevel=5,
         )
 

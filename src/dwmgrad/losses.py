@@ -62,7 +62,8 @@ class Observation:
 
     def repeats(self, groups: list[dict[str, Any]]) -> bool:
         """Whether parameters of these groups were stepped with this observation before."""
-        return any(key in self._stepped for key in _keys(groups))
+        keys = _keys(groups)
+        return any(key in self._stepped for key in keys) if keys else self.used
 
     def use(self, groups: list[dict[str, Any]]) -> None:
         """A step of these groups takes it."""

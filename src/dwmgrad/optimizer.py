@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Number
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,6 +22,9 @@ from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, shar
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+
+
+_SHARED = itemgetter(*arguments.SHARED)
 
 
 class DWMGrad(Stepping):
@@ -158,13 +162,11 @@ class DWMGrad(Stepping):
         defaults = rule.resolve(given)
         del defaults["loss_group"]
         arguments.check(defaults)
-        if defaults["limit_growth"] and defaults["loss_limit"] is None:
-            raise ValueError(
-                f"limit_growth={limit_growth!r} adds to loss_limit, which is None: set it, too"
-            )
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
+        if defaults["auto_lr"] and defaults["loss_limit"] is not None:
+            defaults["step_limit"] = 0.0  # until a loss says how far a step may go
         grows = preset is not None and rule.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None and initial_window is None
         group = ranks.group_of(loss_group)
@@ -185,7 +187,9 @@ class DWMGrad(Stepping):
             TypeError, ValueError: if that is no whole number of steps.
         """
         arguments.check_steps("steps", steps)
-        if self._follows_length and not self.param_groups[0]["steps"]:
+        group = self.param_groups[0]
+        grows = self._follows_length and group["window_signal"] == "loss"  # a loaded one may not
+        if grows and not group["steps"]:
             most = max(1, round(rule.AUTO_SHARE * steps))
             share = self.defaults["initial_window"] / self.defaults["max_window"]
             first = max(1, round(share * most))
@@ -263,8 +267,13 @@ class DWMGrad(Stepping):
             max_norm: what they were clipped to; infinity where they were only measured.
 
         Raises:
-            ValueError: if `max_norm` is below 0, or NaN.
+            TypeError, ValueError: if they are no real numbers, or `max_norm` is below 0 or NaN.
         """
+        for name, value in (("total_norm", total_norm), ("max_norm", max_norm)):
+            if not isinstance(value, Tensor):
+                arguments.check_real(name, value)
+            elif value.numel() != 1:
+                raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")
         if not max_norm >= 0:
             raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
         if self.param_groups[0]["loss_limit"] is not None:
@@ -328,7 +337,7 @@ class DWMGrad(Stepping):
             brings_loss=closure is not None or loss is not None
         ) as scaled:
             loss = feed.take(closure, loss, scaled, groups)
-            self._check_learning_rates()
+            self._check_groups()
             observation = feed.of_this_step(groups)
             agreed = self._agreed_on(observation)
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
@@ -361,8 +370,16 @@ class DWMGrad(Stepping):
         finally:
             feed.ahead = self._scaler = None
 
-    def _check_learning_rates(self) -> None:
+    def _check_groups(self) -> None:
+        shared = _SHARED(self.param_groups[0])
         for index, group in enumerate(self.param_groups):
+            if _SHARED(group) != shared:
+                names = zip(arguments.SHARED, _SHARED(group), shared, strict=True)
+                name, own, first = next(each for each in names if each[1] != each[2])
+                raise ValueError(
+                    f"{name} is one for the whole optimizer: it is {first!r} in parameter group 0 "
+                    f"and {own!r} in group {index}: write it into every group"
+                )
             if capturable.reads_lr(group) and not 0 <= float(group["lr"]) < math.inf:
                 raise ValueError(
                     f"lr of parameter group {index} must be in [0, inf), got {group['lr']}"
@@ -449,7 +466,8 @@ class DWMGrad(Stepping):
         if self.loss_group is not None:
             raise TypeError("a DWMGrad with loss_group= cannot be copied: copy its state_dict()")
         self._read_device()
-        return super().__getstate__()  # type: ignore[misc]
+        kept = super().__getstate__()  # type: ignore[misc]
+        return {**kept, "_follows_length": self._follows_length}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

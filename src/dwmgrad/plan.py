@@ -76,7 +76,7 @@ class Plan:
         self, groups: list[dict[str, Any]], states: States, moves: Moves, overlaps: Overlaps
     ) -> None:
         self._overlaps = overlaps
-        self._params = list(map(id, _params_of(groups)))  # of those that are kept alive below
+        self._params = _ids_of(groups)  # of those that are kept alive below
         self._owns = list(map(id, states.values()))
         places = {own: place for place, own in enumerate(self._owns)}
         self._groups = [[_watched(move, places) for move in group] for group in moves]
@@ -91,7 +91,7 @@ class Plan:
         owns = list(states.values())
         if not self._simple or list(map(id, owns)) != self._owns:
             return None
-        if list(map(id, _params_of(groups))) != self._params:
+        if _ids_of(groups) != self._params:
             return None
         for param, trained in self._idle:
             if param.requires_grad is not trained or param.grad is not None:
@@ -169,6 +169,10 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
         found.append((param, grad, v, s, ordinal))
         read += at, param.numel() * width
     return Tensors.of(found)
+
+
+def _ids_of(groups: list[dict[str, Any]]) -> list[list[int]]:
+    return [list(map(id, group["params"])) for group in groups]
 
 
 def _params_of(groups: list[dict[str, Any]]) -> Iterator[Tensor]:

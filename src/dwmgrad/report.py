@@ -59,7 +59,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
         axes[0].plot(*zip(*evaluated, strict=True), "o--", color="tab:orange", label="evaluation")
         axes[0].legend(frameon=False)
     axes[-1].set_xlabel("step")
-    figure.suptitle(run_dir.resolve().name)
+    figure.suptitle(run_dir.resolve().name, parse_math=False)
     path = Path(output) if output is not None else run_dir / "window.png"
     figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else it adds a suffix
     return path
@@ -80,7 +80,7 @@ def _history(run_dir: Path) -> list[dict[str, float]]:
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         logs = [entry for entry in history if "step" in entry]
         return [{key: float(entry[key]) for key in keys if key in entry} for entry in logs]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
 
 

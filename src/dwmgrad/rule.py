@@ -246,12 +246,14 @@ def peak_of(group: dict[str, Any]) -> Number | None:
 
 
 def share_of_peak(groups: list[dict[str, Any]]) -> Number:
-    """The learning rate as a share of its peak; 1 where that is not known."""
-    for group in groups:
-        peak = peak_of(group)
-        if peak is not None:
-            return _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
-    return 1.0
+    """The learning rate as a share of its peak; 1 where no peak is known.
+
+    It is the largest of all groups': one whose learning rate is 0 says nothing of the others.
+    """
+    peaks = [(group["lr"], peak) for group in groups if (peak := peak_of(group)) is not None]
+    return largest(
+        [_within(0.0, lr / _within(LEAST_EPS, peak), 1.0) for lr, peak in peaks] or [1.0]
+    )
 
 
 def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
@@ -264,7 +266,7 @@ def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
         return rates
     peaks = [peak_of(group) for group in groups]
     known = [rate if peak is None else peak for rate, peak in zip(rates, peaks, strict=True)]
-    most = _within(LEAST_EPS, functools.reduce(_larger, known))
+    most = _within(LEAST_EPS, largest(known))
     return [AUTO_LR * _within(0.0, rate / most, 1.0) for rate in rates]
 
 
@@ -387,6 +389,11 @@ def _within(least: float, number: Number, most: float = math.inf) -> Number:
     if isinstance(number, Tensor):
         return number.clamp(least, most)
     return min(max(number, least), most)
+
+
+def largest(numbers: list[Number]) -> Number:
+    """Of numbers on the host, on a device, or both."""
+    return functools.reduce(_larger, numbers)
 
 
 def _larger(one: Number, other: Number) -> Number:

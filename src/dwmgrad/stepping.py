@@ -130,7 +130,7 @@ class Stepping(Agreeing):
             decrease = float(self._predicted(calls, share))
             schedule = float(rule.share_of_peak(groups))
             limit = rule.step_limit(common, window, loss, schedule, decrease)
-        effective = rule.effective_lr(common, window, limit * self._rates()[id(common)])
+        effective = rule.effective_lr(common, window, limit * max(self._rates().values()))
         return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
 
     def _predicted(self, calls: Iterable[Call] | None, share: Any, *on_device: Any) -> Any:
@@ -234,7 +234,8 @@ STANDS_OUT = (
 )
 _AT_FLOOR = (
     "a loss is at loss_floor={}, or below it, so it does not say how far a step may go: the last "
-    "step_limit holds. Set loss_floor to a number that the loss cannot reach"
+    "step_limit holds; auto takes no step where there is none yet. Set loss_floor to a number that "
+    "the loss cannot reach"
 )
 ELEMENTS_SKIPPED = (
     "a gradient has elements that are not finite, or whose square is not: those elements of the "

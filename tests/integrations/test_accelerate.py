@@ -454,3 +454,21 @@ def test_save_state_and_load_state_go_on_bit_by_bit(stop: int, tmp_path) -> None
     resumed = run(stop, 10, load=True)
     assert all(map(torch.equal, whole[0], resumed[0]))
     assert whole[1] == resumed[1]
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_each_optimizer_hears_of_its_own_clipping(generator: bool) -> None:
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    halves = [torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)]
+    inner = [DWMGrad(half.parameters(), preset="auto") for half in halves]
+    *halves, one, other = accelerator.prepare(*halves, *inner)
+    accelerator.backward(loss_of(torch.nn.Sequential(*halves), DATA[0]))
+    found = []
+    for half, norm in zip(halves, (1e-3, 1e6), strict=True):
+        params = half.parameters() if generator else list(half.parameters())
+        found.append(accelerator.clip_grad_norm_(params, norm))
+    for optimizer in (one, other):
+        optimizer.step()
+    clipped = [optimizer.param_groups[0]["clipped_to"] for optimizer in inner]
+    assert clipped == pytest.approx([1e-3 / (float(found[0]) + 1e-6), 1.0])

@@ -114,6 +114,7 @@ def f(x: int): pass
 sys.stdout.write(repr((
     sys.argv, paths, __name__, __file__, sys.modules["__main__"].__dict__ is globals(),
     type(pickle.loads(pickle.dumps(Thing()))).__module__, f.__annotations__,
+    __annotations__, __cached__,
 )))
 """
 
@@ -122,8 +123,10 @@ sys.stdout.write(repr((
 def test_the_script_sees_what_it_would_see_alone(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "neighbour.py").write_text("")
-    (tmp_path / "inner" / "script.py").write_text(LOOKS)
-    command = ["inner/script.py", "--a", "b c", "-m", "--help"]
+    (tmp_path / "inner" / "real.py").write_text(LOOKS)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "script.py").symlink_to(tmp_path / "inner" / "real.py")
+    command = ["link/script.py", "--a", "b c", "-m", "--help"]
     ours = start(["dwmgrad", *command], tmp_path)
     alone = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True

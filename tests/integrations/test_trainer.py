@@ -329,3 +329,16 @@ def test_the_trainers_clipping_is_seen(dataset, arguments) -> None:
         (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
         firsts.append(entry["effective_lr"])
     assert firsts[0] == pytest.approx(firsts[1], rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{"num_train_epochs": 0}, {"max_steps": 2**63 - 1}], ids=str)
+@pytest.mark.parametrize("optim", ["dwmgrad", "dwmgrad_auto"])
+def test_a_run_of_no_steps_or_of_no_known_number(optim, settings, dataset, arguments) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    args = arguments(optim=optim, **{"max_steps": -1, **settings})
+    trainer = Trainer(tiny_roberta(), args, train_dataset=dataset, callbacks=[Stop()])
+    trainer.train()
+    assert trainer.state.global_step == (0 if "num_train_epochs" in settings else 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..alone import replicas
@@ -25,7 +26,7 @@ def attach(host: ModuleType) -> None:
     wrap(host.Accelerator, "prepare", _checking)
     wrap(host.Accelerator, "backward", _with_loss)
     tell_after(host.Accelerator, "prepare_model", _remember)
-    tell_after(host.Accelerator, "clip_grad_norm_", _tell_clipping)
+    wrap(host.Accelerator, "clip_grad_norm_", _telling)
     tell_before(host.Accelerator, "free_memory", _forget)
 
 
@@ -77,12 +78,30 @@ def _with_loss(backward: Any, self: Any, loss: Any, **kwargs: Any) -> Any:
     return result
 
 
-def _tell_clipping(
-    accelerator: Any, norm: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
-) -> None:
+def _telling(
+    clip: Any, self: Any, /, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
+) -> Any:
+    optimizers = inside(self._optimizers)
+    if len(optimizers) > 1 and not isinstance(parameters, Tensor):
+        parameters = list(parameters)  # a generator can be read once
+    norm = clip(self, parameters, max_norm, *args, **kwargs)
     if norm is not None:
-        for optimizer in inside(accelerator._optimizers):
+        for optimizer in _owners(optimizers, parameters):
             optimizer.observe_clipping(norm, max_norm)
+    return norm
+
+
+def _owners(optimizers: list[Any], parameters: Any) -> list[Any]:
+    """Those of the optimizers that have one of the parameters; all, where none has."""
+    if len(optimizers) < 2:
+        return optimizers
+    wanted = {id(each) for each in ([parameters] if isinstance(parameters, Tensor) else parameters)}
+    owners = [
+        optimizer
+        for optimizer in optimizers
+        if any(id(p) in wanted for group in optimizer.param_groups for p in group["params"])
+    ]
+    return owners or optimizers
 
 
 def _forget(accelerator: Any) -> None:

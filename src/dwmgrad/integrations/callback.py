@@ -10,6 +10,7 @@ from typing import Any
 # be imported because of us.
 from transformers.trainer_callback import TrainerCallback
 
+from ..arguments import MOST_STEPS
 from ..distributed import assert_ranks_agree
 from ..wrappers import dwmgrad_in, innermost
 from .names import preset_of
@@ -69,7 +70,8 @@ class DWMGradCallback(TrainerCallback):
         if optimizer is None:
             return
         self._seen, self._limits = _counts(optimizer), _Limits()
-        optimizer.expect_steps(state.max_steps)
+        if 1 <= state.max_steps <= MOST_STEPS:  # else it makes none, or does not know
+            optimizer.expect_steps(state.max_steps)
         if _groups_by_length(args):
             warnings.warn(
                 "batches are sorted by length, so the loss follows the lengths and the window "
