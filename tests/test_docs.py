@@ -124,6 +124,15 @@ def test_the_schema_that_the_page_names_is_todays():
     assert f"A state dict has a schema number, now {SCHEMA}." in page
 
 
+def test_the_figures_of_the_guard_are_those_of_the_results():
+    for label, name in (("none", "brief"), ("5 %", "broken-5"), ("10 %", "broken-10")):
+        text = (ROOT / "docs" / "results" / f"guard-digits-{name}.json").read_text()
+        runs = [entry["runs"] for entry in json.loads(text)["results"].values()]
+        means = [sum(run["score"] for run in own) / len(own) for own in runs]
+        told = row(ROOT / "docs" / "auto.md", label)[1:]
+        assert told == [f"{100 * mean:.2f}" for mean in means] and {*map(len, runs)} == {5}
+
+
 def test_the_figures_of_the_gpu_are_those_of_the_results():
     page = (ROOT / "docs" / "speed.md").read_text("utf-8").partition("## GPUs")[2]
     measured = {}
