@@ -16,6 +16,7 @@ import torch
 from pages import PAGES, README, ROOT, commands, row
 
 from dwmgrad import DWMGrad
+from dwmgrad.arguments import SETTINGS
 from dwmgrad.progress import SCHEMA
 from dwmgrad.rule import PRESETS
 
@@ -106,8 +107,8 @@ def test_the_table_of_the_presets_is_the_presets():
     groups = [DWMGrad([torch.zeros(1)], preset=name).param_groups[0] for name in names]
     part = USAGE.read_text("utf-8").split("### Presets")[1].split("\n## ")[0]
     shown = re.findall(r"^\| `(\w+)` \|" + r" ([\w.]+) \|" * len(names) + "$", part, re.M)
-    differ = {name for group in groups for name in group if group[name] != groups[-1][name]}
-    assert {name for name, *_ in shown} == differ - {"preset"}
+    differ = {name for group in groups for name in SETTINGS if group[name] != groups[-1][name]}
+    assert {name for name, *_ in shown} == differ
     for name, *values in shown:
         assert [str(group[name]).removesuffix(".0") for group in groups] == values
 
