@@ -309,3 +309,52 @@ def test_before_the_first_loss_that_says_how_far_there_is_no_step(
     params_of(ceiling)[0].grad = torch.ones(3)
     ceiling.step(loss=loss)
     assert not torch.equal(params_of(ceiling)[0], before[0]), "its learning rate is a limit, too"
+
+
+@FORMS
+def test_the_schedule_is_that_of_the_largest_learning_rate(form: dict) -> None:
+    """A group that joins at its peak, or was made with 0, does not hold the others up."""
+    for lr in (1e-4, 0.0):
+        optimizer, alone = optimizer_of(1.0, **form), optimizer_of(1.0, **form)
+        late = torch.nn.Parameter(torch.zeros(2))  # without a gradient
+        for each, steps in ((optimizer, 10), (alone, 20)):
+            train(each, range(steps), lr_of=lambda step: 1 - step / 20)
+        optimizer.add_param_group({"params": [late], "lr": lr})
+        for step in range(10, 20):
+            optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 1 - step / 20, 1e-4
+            for param, grad in zip(params_of(optimizer), gradients(step), strict=False):
+                param.grad = grad
+            optimizer.step(loss=loss_of(step))
+        assert all(map(torch.equal, params_of(optimizer), params_of(alone)))
+
+
+def test_with_capturable_the_length_is_too_late_after_the_first_step_as_well() -> None:
+    optimizer = optimizer_of(capturable=True)
+    train(optimizer, range(3))
+    optimizer.expect_steps(1000)
+    assert optimizer.param_groups[0]["max_window"] == 100
+
+
+def test_a_limit_that_was_set_off_by_hand_is_saved_and_loaded() -> None:
+    optimizer = optimizer_of(preset="capped")
+    optimizer.param_groups[0]["loss_limit"] = None
+    train(optimizer, range(2))
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    other = optimizer_of(preset="capped")
+    other.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    with pytest.warns(UserWarning, match="loss_limit is None there"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+@FORMS
+def test_a_state_of_before_the_first_loss_brings_no_full_step(form: dict) -> None:
+    """Earlier versions wrote a limit of 1 there."""
+    saved = optimizer_of().state_dict()
+    for group in saved["param_groups"]:
+        group["step_limit"] = 1.0
+    optimizer = optimizer_of(missing_loss="hold", **form)
+    optimizer.load_state_dict(saved)
+    params_of(optimizer)[0].grad = torch.ones(3)
+    before = params_of(optimizer)[0].detach().clone()
+    optimizer.step()
+    assert torch.equal(params_of(optimizer)[0], before)

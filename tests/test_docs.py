@@ -162,4 +162,6 @@ def test_the_figures_of_the_gpu_are_those_of_the_results():
     )
     assert f"took {slow['ratio']['median']:.1f} times" in page
     ratio = measured[rows["`dwmgrad`"]]["lora-base-r8"]["ratio"]["median"]
-    assert f"it takes {ratio:.1f} times AdamW's" in README.read_text("utf-8")
+    limited = measured[rows["with `loss_limit`"]]["lora-base-r8"]["ratio"]["median"]
+    told = f"it takes {ratio:.1f} times AdamW's, `auto` {limited:.1f}."
+    assert told in README.read_text("utf-8")

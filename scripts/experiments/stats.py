@@ -39,6 +39,11 @@ class Estimate:
             return float(self.mean <= mark)
         return float(t.sf((self.mean - mark) / math.sqrt(self.variance), self.freedom))
 
+    def chance_equal(self) -> float | None:
+        """The two-sided p-value of the mean's being 0; None without a variance."""
+        below = self.chance_below(0)
+        return None if below is None else 2 * min(below, 1 - below)
+
 
 def estimate(values: Collection[float]) -> Estimate | None:
     """The mean of independent values; None of none."""

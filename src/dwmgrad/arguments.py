@@ -231,10 +231,19 @@ def check(settings: dict[str, Any]) -> None:
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
+    if settings["foreach"] and settings["fused"]:
+        raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
+
+
+def check_new(settings: dict[str, Any]) -> None:
+    """As `check`, for an optimizer that is made; in a loaded one the limit may have been set off.
+
+    Raises:
+        TypeError, ValueError: as `check`, and for a `limit_growth` that adds to nothing.
+    """
+    check(settings)
     if settings["limit_growth"] and settings["loss_limit"] is None:
         raise ValueError(
             f"limit_growth={settings['limit_growth']!r} adds to loss_limit, which is None: set it, "
             "too"
         )
-    if settings["foreach"] and settings["fused"]:
-        raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")

@@ -96,6 +96,8 @@ def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
 def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """A group in the present schema, and the share of the zeros that an older one has in it."""
     written = group.get("schema")
+    if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
+        group = {**group, "step_limit": 0.0}  # an earlier version began with 1
     if written in (4, 5, 6):
         return {**_SINCE_5, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):

@@ -161,7 +161,7 @@ class DWMGrad(Stepping):
         given = {name: value for name, value in locals().items() if name in arguments.ARGUMENTS}
         defaults = rule.resolve(given)
         del defaults["loss_group"]
-        arguments.check(defaults)
+        arguments.check_new(defaults)
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
@@ -187,7 +187,7 @@ class DWMGrad(Stepping):
             TypeError, ValueError: if that is no whole number of steps.
         """
         arguments.check_steps("steps", steps)
-        group = self.param_groups[0]
+        group = self._read_device()[0]
         grows = self._follows_length and group["window_signal"] == "loss"  # a loaded one may not
         if grows and not group["steps"]:
             most = max(1, round(rule.AUTO_SHARE * steps))
@@ -195,6 +195,7 @@ class DWMGrad(Stepping):
             first = max(1, round(share * most))
             for group in self.param_groups:
                 group |= {"max_window": most, "initial_window": first, "window": first}
+            self._device_window = None  # it has the numbers of before
 
     # ---- what to look at ----
 
@@ -211,7 +212,10 @@ class DWMGrad(Stepping):
 
     @property
     def effective_lr(self) -> float:
-        """What AdamW's learning rate would be: see `rule.effective_lr`. 0 without `loss_limit`."""
+        """What AdamW's learning rate would be, the largest of the groups': see `rule.effective_lr`.
+
+        0 without `loss_limit`.
+        """
         return self._read_device()[0]["effective_lr"]
 
     @property
@@ -371,8 +375,9 @@ class DWMGrad(Stepping):
             feed.ahead = self._scaler = None
 
     def _check_groups(self) -> None:
-        shared = _SHARED(self.param_groups[0])
-        for index, group in enumerate(self.param_groups):
+        groups = self._all_groups()
+        shared = _SHARED(groups[0])
+        for index, group in enumerate(groups):
             if _SHARED(group) != shared:
                 names = zip(arguments.SHARED, _SHARED(group), shared, strict=True)
                 name, own, first = next(each for each in names if each[1] != each[2])

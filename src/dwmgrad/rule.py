@@ -248,12 +248,16 @@ def peak_of(group: dict[str, Any]) -> Number | None:
 def share_of_peak(groups: list[dict[str, Any]]) -> Number:
     """The learning rate as a share of its peak; 1 where no peak is known.
 
-    It is the largest of all groups': one whose learning rate is 0 says nothing of the others.
+    It is that of the group with the largest learning rate: one that rests at 0 says nothing.
     """
-    peaks = [(group["lr"], peak) for group in groups if (peak := peak_of(group)) is not None]
-    return largest(
-        [_within(0.0, lr / _within(LEAST_EPS, peak), 1.0) for lr, peak in peaks] or [1.0]
-    )
+    most, found = None, 1.0
+    for group in groups:
+        peak = peak_of(group)
+        if peak is not None:
+            lr, own = group["lr"], _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
+            found = own if most is None else where(lr > most, own, found)
+            most = lr if most is None else _larger(most, lr)
+    return found
 
 
 def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
@@ -397,9 +401,11 @@ def largest(numbers: list[Number]) -> Number:
 
 
 def _larger(one: Number, other: Number) -> Number:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return torch.maximum(*torch.broadcast_tensors(*map(torch.as_tensor, (one, other))))
-    return max(one, other)
+    if not isinstance(one, Tensor):
+        one, other = other, one
+    if not isinstance(one, Tensor):
+        return max(one, other)
+    return torch.maximum(one, other) if isinstance(other, Tensor) else one.clamp(min=other)
 
 
 def _root(number: Number) -> Number:

@@ -472,3 +472,15 @@ def test_each_optimizer_hears_of_its_own_clipping(generator: bool) -> None:
         optimizer.step()
     clipped = [optimizer.param_groups[0]["clipped_to"] for optimizer in inner]
     assert clipped == pytest.approx([1e-3 / (float(found[0]) + 1e-6), 1.0])
+
+
+def test_the_clipping_of_another_optimizers_parameters_is_not_ours() -> None:
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    halves = [torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)]
+    ours = DWMGrad(halves[0].parameters(), preset="auto")
+    *halves, one, _ = accelerator.prepare(*halves, ours, torch.optim.AdamW(halves[1].parameters()))
+    accelerator.backward(loss_of(torch.nn.Sequential(*halves), DATA[0]))
+    accelerator.clip_grad_norm_(halves[1].parameters(), 1e-3)
+    one.step()
+    assert ours.param_groups[0]["clipped_to"] == 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -173,14 +173,27 @@ def not_worse(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
 
     Welch's test, one-sided, of 5 %; Holm's correction over an optimizer's workloads.
     """
+    return _tested(some, ours, lambda difference: difference.chance_below(-MARGIN))
+
+
+def differs(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
+    """The same for whether they differ from AdamW at all, two-sided."""
+    return _tested(some, ours, stats.Estimate.chance_equal)
+
+
+def _tested(
+    some: Sequence[Compared],
+    ours: Mapping[str, str],
+    chance: Callable[[stats.Estimate], float | None],
+) -> str:
     some = [each for each in some if each.renewed]
     rows = [{"workload": each.title} for each in some]
     for name, title in ours.items():
         found = [each.difference(name) for each in some]
-        chances = stats.holm([each.chance_below(-MARGIN) if each else None for each in found])
-        for row, chance in zip(rows, chances, strict=True):
-            told = "not measured" if chance is None else "shown" if chance <= 0.05 else "not shown"
-            row[title] = told if chance is None else f"{told} (p = {chance:.2g})"
+        chances = stats.holm([chance(each) if each else None for each in found])
+        for row, p in zip(rows, chances, strict=True):
+            told = "not measured" if p is None else "shown" if p <= 0.05 else "not shown"
+            row[title] = told if p is None else f"{told} (p = {p:.2g})"
     return table(rows)
 
 

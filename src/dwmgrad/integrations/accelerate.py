@@ -81,27 +81,28 @@ def _with_loss(backward: Any, self: Any, loss: Any, **kwargs: Any) -> Any:
 def _telling(
     clip: Any, self: Any, /, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
 ) -> Any:
-    optimizers = inside(self._optimizers)
-    if len(optimizers) > 1 and not isinstance(parameters, Tensor):
-        parameters = list(parameters)  # a generator can be read once
+    every = list({id(innermost(o)): innermost(o) for o in self._optimizers}.values())
+    ours = inside(every)
+    if ours and len(every) > 1:
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = clip(self, parameters, max_norm, *args, **kwargs)
     if norm is not None:
-        for optimizer in _owners(optimizers, parameters):
-            optimizer.observe_clipping(norm, max_norm)
+        owners = _owners(every, parameters) if len(every) > 1 else every
+        for optimizer in ours:
+            if optimizer in owners:
+                optimizer.observe_clipping(norm, max_norm)
     return norm
 
 
-def _owners(optimizers: list[Any], parameters: Any) -> list[Any]:
+def _owners(optimizers: list[Any], parameters: list[Any]) -> list[Any]:
     """Those of the optimizers that have one of the parameters; all, where none has."""
-    if len(optimizers) < 2:
-        return optimizers
-    wanted = {id(each) for each in ([parameters] if isinstance(parameters, Tensor) else parameters)}
-    owners = [
-        optimizer
-        for optimizer in optimizers
-        if any(id(p) in wanted for group in optimizer.param_groups for p in group["params"])
-    ]
-    return owners or optimizers
+    wanted = set(map(id, parameters))
+    found = []
+    for optimizer in optimizers:
+        own = (param for group in optimizer.param_groups for param in group["params"])
+        if not wanted.isdisjoint(map(id, own)):
+            found.append(optimizer)
+    return found or optimizers
 
 
 def _forget(accelerator: Any) -> None:

@@ -27,7 +27,7 @@ class _Limits:
 
     def add(self, limit: float, effective_lr: float) -> None:
         self.steps += 1
-        if limit < 1:
+        if limit < 1 and effective_lr > 0:  # not where the learning rate itself is 0
             self.held, self.total = self.held + 1, self.total + limit
         self.highest = max(self.highest, effective_lr)
 

@@ -98,7 +98,7 @@ def check(settings: dict[str, Any]) -> None:
         if name not in ("lr", "eps") or isinstance(value, Real)
     }
     try:
-        arguments.check(rule.resolve(whole))
+        arguments.check_new(rule.resolve(whole))
     except (TypeError, ValueError) as error:
         name = str(error).split()[0]
         where = _HAS_ITS_OWN.get(name, "optim_args")

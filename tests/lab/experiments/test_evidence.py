@@ -14,6 +14,7 @@ from experiments.comparison import read_comparison
 from experiments.contenders import get_contender
 from experiments.evidence.compared import (
     Compared,
+    differs,
     final_table,
     heads,
     not_worse,
@@ -248,6 +249,15 @@ def test_not_worse_needs_the_interval_above_the_margin():
     both = [compared(adamw, same, worse), compared(adamw, adamw, adamw)]
     assert len(rows(not_worse(both, OURS), "A w")) == 2
     assert not_worse([ONE], OURS) == ""
+
+
+def test_a_difference_is_tested_on_both_sides():
+    adamw = [0.80, 0.81, 0.82, 0.80, 0.81]
+    better, worse = [[x + d for x in adamw] for d in (0.05, -0.05)]
+    (found,) = rows(differs([compared(adamw, better, worse)], OURS), "A w")
+    assert found[1] == found[2] and found[1].startswith("shown (p = ")
+    (found,) = rows(differs([compared(adamw, adamw, adamw)], OURS), "A w")
+    assert found[1:] == ["not shown (p = 1)"] * 2
 
 
 def test_the_mean_is_in_deviations_of_adamws_seeds():
