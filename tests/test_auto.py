@@ -330,7 +330,9 @@ def test_the_schedule_is_that_of_the_largest_learning_rate(form: dict) -> None:
 
 def test_with_capturable_the_length_is_too_late_after_the_first_step_as_well() -> None:
     optimizer = optimizer_of(capturable=True)
-    train(optimizer, range(3))
+    for param, grad in zip(params_of(optimizer), gradients(0), strict=True):
+        param.grad = grad
+    optimizer.step(loss=1.0)  # and nothing reads the device
     optimizer.expect_steps(1000)
     assert optimizer.param_groups[0]["max_window"] == 100
 
