@@ -212,6 +212,31 @@ def test_what_it_says_below_the_table_is_what_the_results_say(comparisons):
     assert "ran on an H100, but for one of `finetune`'s seeds of CoLA; ¹ on a CPU;" in text
 
 
+def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
+    pytest.importorskip("pandas")
+    from experiments import stats
+
+    found = json.loads((ROOT / "docs/results/machine-stsb.json").read_text())["results"]
+    points = {name: [100 * run["score"] for run in each["runs"]] for name, each in found.items()}
+    assert {*map(len, points.values())} == {8}
+    told = []
+    for one, other in (
+        ("finetune", "AdamW"),
+        ("the control", "AdamW"),
+        ("finetune", "the control"),
+    ):
+        lead = stats.welch(points[one], points[other])
+        told.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(lead.mean, *lead.interval))
+    plan = " ".join((ROOT / "docs/plans/glue.md").read_text("utf-8").split())
+    assert (
+        f"finetune less AdamW {told[0]}, the control less AdamW {told[1]}, "
+        f"finetune less the control {told[2]}." in plan
+    )
+    text = " ".join(README.read_text("utf-8").split())
+    ahead, whole = told[2].removeprefix("+"), told[0].split()[0].removeprefix("+")
+    assert f"is {ahead} points ahead of AdamW with these betas, and {whole} of AdamW." in text
+
+
 def test_what_the_index_says_of_auto_is_what_the_results_say(comparisons):
     leads = [each.means("dwmgrad-auto").max() - each.best for each in comparisons.values()]
     for each in comparisons.values():
