@@ -212,6 +212,22 @@ def test_what_it_says_below_the_table_is_what_the_results_say(comparisons):
     assert "ran on an H100, but for one of `finetune`'s seeds of CoLA; ¹ on a CPU;" in text
 
 
+def test_its_figures_of_lora_are_those_of_the_results():
+    pytest.importorskip("pandas")
+    from experiments.evidence.compared import Compared
+
+    behind: dict[str, list[str]] = {"dwmgrad-auto": [], "dwmgrad-finetune": []}
+    for name, seeds in (("cola", 2), ("mrpc", 1)):
+        record = ROOT / f"docs/results/comparison-glue-{name}-lora.json"
+        each = Compared("comparison", name, json.loads(record.read_text()))
+        for own, told in behind.items():
+            told.append(f"{each.best - each.means(own).max():.1f}")
+            assert each.rates(own).seed.nunique() == seeds and not each.apart(own)
+    auto, finetune = (" and ".join(told) for told in behind.values())
+    text = " ".join(README.read_text("utf-8").split())
+    assert f"`auto` was {auto} points behind AdamW at its best rate, `finetune` {finetune}." in text
+
+
 def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
     pytest.importorskip("pandas")
     from experiments import stats
