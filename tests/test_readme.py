@@ -149,14 +149,15 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def comparisons() -> dict[str, Any]:
+    return {name: compared(name) for name in TASKS}
+
+
+def compared(name: str) -> Any:
     pytest.importorskip("pandas")
     from experiments.evidence.compared import Compared
 
-    found = {}
-    for name in TASKS:
-        text = (ROOT / f"docs/results/comparison-{name}.json").read_text()
-        found[name] = Compared("comparison", name, json.loads(text))
-    return found
+    text = (ROOT / f"docs/results/comparison-{name}.json").read_text()
+    return Compared("comparison", name, json.loads(text))
 
 
 def test_its_table_is_that_of_the_results(comparisons):
@@ -171,6 +172,7 @@ def test_its_table_is_that_of_the_results(comparisons):
             new = len(each.runs(name, "final"))
             points = each.difference(name).mean if new else each.means(name).max() - each.best
             assert new in (0, 8) and (new or name != "dwmgrad-finetune")
+            assert len(each.at_best("adamw")) == 8
             told.append("not run" if name == "adamw-control" and not new else f"{points:+.2f}")
         assert row(README, label)[1:] == told
     rates = {"cora": 11, "digits": 11, "glue-cola": 7, "glue-mrpc": 5, "glue-stsb": 5}
@@ -213,13 +215,9 @@ def test_what_it_says_below_the_table_is_what_the_results_say(comparisons):
 
 
 def test_its_figures_of_lora_are_those_of_the_results():
-    pytest.importorskip("pandas")
-    from experiments.evidence.compared import Compared
-
     behind: dict[str, list[str]] = {"dwmgrad-auto": [], "dwmgrad-finetune": []}
     for name in ("cola", "mrpc"):
-        record = ROOT / f"docs/results/comparison-glue-{name}-lora.json"
-        each = Compared("comparison", name, json.loads(record.read_text()))
+        each = compared(f"glue-{name}-lora")
         for own, told in behind.items():
             told.append(f"{each.best - each.means(own).max():.1f}")
             assert len(each.at_best(own)) == 2 and not each.apart(own)

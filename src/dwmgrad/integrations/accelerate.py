@@ -81,16 +81,15 @@ def _with_loss(backward: Any, self: Any, loss: Any, **kwargs: Any) -> Any:
 def _telling(
     clip: Any, self: Any, /, parameters: Any, max_norm: float, *args: Any, **kwargs: Any
 ) -> Any:
+    if not inside(self._optimizers):
+        return clip(self, parameters, max_norm, *args, **kwargs)
     every = list({id(innermost(o)): innermost(o) for o in self._optimizers}.values())
-    ours = inside(every)
-    if ours and len(every) > 1:
+    if len(every) > 1:
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = clip(self, parameters, max_norm, *args, **kwargs)
     if norm is not None:
-        owners = _owners(every, parameters) if len(every) > 1 else every
-        for optimizer in ours:
-            if optimizer in owners:
-                optimizer.observe_clipping(norm, max_norm)
+        for optimizer in inside(_owners(every, parameters) if len(every) > 1 else every):
+            optimizer.observe_clipping(norm, max_norm)
     return norm
 
 
