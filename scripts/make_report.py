@@ -3,8 +3,8 @@
     python scripts/make_report.py
     python scripts/make_report.py --results my/results --output my/evidence.md
 
-Reads comparison-*.json, experiment-*.json and ablation-*.json. The same files give the same page,
-byte by byte.
+Reads the comparisons, experiments, ablations and studies there; `experiments.evidence.page` has
+how their files begin. The same files give the same page, byte by byte.
 """
 
 from __future__ import annotations

@@ -139,6 +139,12 @@ _ALL = (
     ),
     _preset("auto", rateless=True),
     _preset("capped", defaults={"auto_lr": False}),
+    _dwmgrad(
+        "dwmgrad-replayed",
+        "DWMGrad with another run's window",
+        path="experiments.replay:Replayed",
+        fixed={"preset": "finetune"},
+    ),
     _adamw(
         "adamw-guarded",
         "AdamW, guarded by the gradient's norm",

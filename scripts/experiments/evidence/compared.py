@@ -24,8 +24,8 @@ MARGIN = 1.0
 class Compared(Result):
     """One comparison."""
 
-    def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
-        super().__init__(kind, name, data)
+    def __init__(self, first: str, name: str, data: Mapping[str, Any]) -> None:
+        super().__init__(first, name, data)
         self.plan: Mapping[str, Any] = data["plan"]
         self.chosen_on: list[str] = self.plan.get("chosen_on") or []
 

@@ -17,7 +17,14 @@ from experiments.evidence.results import Result, read_result
 from experiments.plots import learning_curves, rate_curves, valley
 from experiments.recording import REACH
 
-KINDS = {"comparison": Compared, "experiment": Result, "ablation": Result}
+STUDIES = ("ablation", "guard", "length", "machine", "replay")
+"""How the files of ablations begin. The rounds of docs/plans/loss-limit.md are not on the page."""
+KINDS = {
+    "comparison": ("comparison", Compared),
+    "experiment": ("experiment", Result),
+    **dict.fromkeys(STUDIES, ("ablation", Result)),
+}
+"""How files begin: their kind, and what they are read as."""
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -25,16 +32,18 @@ def read_results(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise UsageError(f"--results {folder}: no such folder; it should hold comparison-*.json")
     return [
-        make(kind, path.stem.removeprefix(f"{kind}-"), read_result(path, kind))
-        for kind, make in KINDS.items()
-        for path in sorted(folder.glob(f"{kind}-*.json"))
+        make(first, path.stem.removeprefix(f"{first}-"), read_result(path, kind))
+        for first, (kind, make) in KINDS.items()
+        for path in sorted(folder.glob(f"{first}-*.json"))
     ]
 
 
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     """The page's text; its pictures are written beside `output`."""
-    files = sorted(configs.glob("comparisons/*.yaml")) + sorted(configs.glob("experiments/*.yaml"))
-    found = {path: [each for each in results if config_of(each, configs) == path] for path in files}
+    of = {each.file: config_of(each, configs) for each in results}
+    files = [p for n in ("comparisons", "experiments") for p in sorted(configs.glob(f"{n}/*.yaml"))]
+    files += sorted({path for path in of.values() if path} - {*files})
+    found = {path: [each for each in results if of[each.file] == path] for path in files}
     comparisons = [each for each in results if isinstance(each, Compared)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -50,7 +59,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         confirming=[each for each in comparisons if not each.chosen_on],
         compared=compared,
         found=found,
-        others=[each for each in results if not any(each in some for some in found.values())],
+        others=[each for each in results if not of[each.file]],
         pictures={each.file: draw(each, output) for each in results},
         reach=REACH,
     )

@@ -15,22 +15,23 @@ import pandas as pd
 from glue.errors import UsageError
 
 from experiments import stats
+from experiments.compact import CURVES
 from experiments.table import SHARES
 
 
 class Result:
-    """One file.
+    """One file, FIRST-NAME.json.
 
     Attributes:
         kind: `comparison`, `experiment` or `ablation`.
-        name: the rest of the file's name.
+        name: the file's, without its first word.
         data: what it holds.
         entries: contender or label: what it holds of it.
     """
 
-    def __init__(self, kind: str, name: str, data: Mapping[str, Any]) -> None:
-        self.kind, self.name, self.data = kind, name, data
-        self.file = f"{kind}-{name}.json"
+    def __init__(self, first: str, name: str, data: Mapping[str, Any]) -> None:
+        self.kind, self.name, self.data = data.get("kind", first), name, data
+        self.file = f"{first}-{name}.json"
         self.title = str(data.get("title") or data.get("workload"))
         self.metric, self.higher = data.get("metric", ""), data.get("higher_is_better", True)
         self.entries: Mapping[str, Any] = data.get("contenders") or data.get("results") or {}
@@ -46,7 +47,7 @@ class Result:
     @cached_property
     def all_runs(self) -> pd.DataFrame:
         """A row for each run; `of` is its contender or label, `part` the list that it is in."""
-        curves: dict[str, list] = {"losses": [], "scores": [], "windows": [], "path": []}
+        curves: dict[str, list] = {name: [] for name in (*CURVES, "path", "skipped")}
         numbers = ["score", "train_loss", "steps", "seconds", "increases", "signal_noise"]
         rows = [
             {"of": name, "part": part, **curves, **run}
@@ -58,7 +59,10 @@ class Result:
         kinds = {"diverged": bool, **dict.fromkeys(numbers, float)}
         frame = pd.DataFrame(rows, columns=columns).astype(kinds)
         windows = [[window for _, window in run] for run in frame.windows]
-        return frame.assign(mean_window=[np.mean(each or math.nan) for each in windows])
+        return frame.assign(
+            mean_window=[np.mean(each or math.nan) for each in windows],
+            skips=[len(each) if each else math.nan for each in frame.skipped],
+        )
 
     def runs(self, name: str, part: str = "runs") -> pd.DataFrame:
         """Those of a contender or label."""

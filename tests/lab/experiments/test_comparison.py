@@ -22,7 +22,7 @@ from experiments.compact import (
     place,
     without_folders,
 )
-from experiments.comparison import HALF_DECADES, Comparison, read_comparison
+from experiments.comparison import HALF_DECADES, Comparison, final_of, read_comparison
 from experiments.runner import run_once
 from glue.errors import UsageError
 
@@ -95,7 +95,7 @@ def test_every_file_can_be_read_and_says_how_much_it_asks_for(path: Path) -> Non
     seeds = len(comparison.values["seeds"])
     assert len(runs["adamw"]) == len(comparison.values["rates"]) * seeds
     assert len(runs["dwmgrad-auto"]) == seeds
-    new = len(comparison.values["final"]["seeds"]) * len(comparison.contenders)
+    new = len(final_of(comparison.values)["seeds"]) * len(comparison.contenders)
     said = re.search(r"(\d+) runs( a seed)?", path.read_text())
     every = sum(map(len, runs.values()))
     assert int(said[1]) == (every // seeds if said[2] else every + new)

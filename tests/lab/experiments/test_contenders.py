@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from glue.errors import UsageError
 
 from dwmgrad import DWMGrad, rule
 from dwmgrad.rule import PRESETS, SIGNALS
+
+ROOT = Path(__file__).parents[3]
 
 
 def needs(contender):
@@ -34,8 +38,10 @@ PLAIN = {"lr": 0.1, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
 def test_every_contender_lowers_a_quadratic(name):
     needs(name)
     contender = get_contender(name)
-    lr = WITHOUT if contender.rateless else 0.01
-    own = make_workload("rosenbrock").settings(name, {"lr": lr})
+    given = {"lr": WITHOUT if contender.rateless else 0.01}
+    if name == "dwmgrad-replayed":
+        given["windows_of"] = ["docs/results/machine-stsb.json", "finetune", 17]
+    own = make_workload("rosenbrock").settings(name, given)
     point = torch.nn.Parameter(torch.ones(3))
     optimizer = contender.build([point], own, 50)
     getattr(optimizer, "train", lambda: None)()
@@ -47,6 +53,23 @@ def test_every_contender_lowers_a_quadratic(name):
             optimizer.loss = loss.detach()
         optimizer.step(**({"loss": loss} if name.startswith("dwmgrad") else {}))
     assert point.square().sum() < 2.5
+
+
+def test_a_replayed_window_is_the_other_runs_whatever_the_loss():
+    results = ROOT / "docs" / "results" / "machine-stsb.json"
+    runs = json.loads(results.read_text())["results"]["finetune"]["runs"]
+    (run,) = (run for run in runs if run["seed"] == 11)
+    point = torch.nn.Parameter(torch.ones(2))
+    given = {"lr": 1e-3, "windows_of": ["docs/results/machine-stsb.json", "finetune", 11]}
+    own = make_workload("rosenbrock").settings("dwmgrad-replayed", given)
+    optimizer = get_contender("dwmgrad-replayed").build([point], own, run["steps"])
+    made = {}
+    for step in range(1, run["steps"] + 1):
+        point.grad = torch.ones(2)
+        optimizer.step(loss=1.0 + step % 7)
+        made[step] = optimizer.window
+    assert [[step, made[step]] for step, _ in run["windows"]] == run["windows"]
+    assert optimizer.param_groups[0]["second_moment_window"] == 500  # finetune's other settings
 
 
 def test_dwmgrad_is_there_with_each_signal():

@@ -112,6 +112,30 @@ def test_each_comparison_has_its_tables_picture_and_facts(made):
     assert len(rows(text, "SGD, momentum 0.9 | 1 of 2")) == 1
 
 
+def test_every_table_is_whole(made):
+    for text in (made.read_text(), (ROOT / "docs" / "evidence.md").read_text()):
+        head, tables = 0, 0
+        for line in text.splitlines():
+            cells = line.replace("\\|", "").count("|")
+            assert not head or not cells or (cells == head and line.endswith("|")), line
+            tables, head = tables + (cells > head), cells
+            assert line != "."
+        assert tables > 8
+
+
+def test_studies_are_on_the_page_with_the_steps_that_a_guard_skipped(page_of, results):
+    data = json.loads((results / "ablation-window.json").read_text())
+    (label, entry), *_ = data["results"].items()
+    entry["runs"][0]["skipped"] = [3, 4, 9]
+    text = page_of(Result("guard", "digits", {**data, "title": "Broken batches"}))
+    own = section(text, "### Broken batches")
+    (row,), head = rows(own, label), rows(own, "label")[0]
+    assert dict(zip(head, row, strict=True))["steps skipped"] == f"{3 / len(entry['runs']):.1f}"
+    assert {"guard-digits-brief.json", "machine-stsb.json"} <= {
+        each.file for each in read_results(ROOT / "docs" / "results")
+    }
+
+
 def of(name: str, scores: dict[str, dict[float, float | None]], **changes) -> Compared:
     """Contender: learning rate: score, of one seed; `auto` has no rate."""
     entries = {
@@ -307,10 +331,12 @@ def test_what_was_run_where(made):
 
 
 def test_ablations_stand_beside_their_first(made):
-    own = section(made.read_text(), "## Ablations")
+    own = section(made.read_text(), "## Ablations and studies")
     assert rows(own, "window 15")[0][1] == "-"
     (last,) = rows(own, "window 400")
-    assert last[1] == "max_window=400" and "[" in last[4] and last[5:] == ["5.0", "80 %", "40 %"]
+    assert (
+        last[1] == "max_window=400" and "[" in last[4] and last[5:] == ["5.0", "80 %", "40 %", "-"]
+    )
 
 
 def test_the_same_files_give_the_same_page(made, results, page_of, tmp_path):
