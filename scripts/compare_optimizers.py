@@ -6,7 +6,7 @@
 
 Every optimizer runs at every learning rate of the file with several seeds, then with new seeds at
 the rate that was its best. Prints Markdown tables and writes one JSON. --contenders runs some of
-the optimizers alone; what is there of the others stays in the JSON.
+the optimizers alone, and needs their packages alone; what the JSON has of the others stays in it.
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
@@ -24,7 +24,6 @@ with needs("experiments"):
     from experiments.cli import check_output, command, end, parse
     from experiments.compact import as_text, check_same_plan, comparison_record, joined
     from experiments.comparison import Comparison, read_comparison
-    from experiments.config import keep
     from experiments.evidence.compared import Compared, final_table, rates_table
     from experiments.evidence.results import read_result
     from experiments.runner import Failure, sweep
@@ -35,10 +34,9 @@ OUTPUT = {"help": "the JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json"}
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what `argv` (default: the command line) asks for; return what the JSON has."""
     file, values = parse(argv, __doc__, "configs/comparisons/tiny_sst2.yaml", output=OUTPUT)
-    processes, output, wanted = (values.pop(name) for name in ("processes", "output", "contenders"))
+    processes, output = values.pop("processes"), values.pop("output")
     comparison = read_comparison(file, **values)
-    chosen = keep(comparison.contenders, wanted)
-    values.pop("output_dir")
+    del values["output_dir"], values["contenders"]
     name, line = comparison.workload.name, command("compare_optimizers.py", file, values)
     path = Path(output or comparison.output_dir / name / "comparison.json")
     comparison.workload.check()
@@ -57,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     failures: list[Failure] = []
     try:
         for stage in (comparison.rate_runs, comparison.final_runs):
-            runs = [run for name, some in stage().items() if name in chosen for run in some]
-            runs.sort(key=lambda run: run.seed)  # whole seeds first
+            runs = sorted(sum(stage().values(), []), key=lambda run: run.seed)  # whole seeds first
             failures += sweep(runs, comparison.output_dir, processes)
     except KeyboardInterrupt:
         save(failures)

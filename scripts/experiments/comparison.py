@@ -49,17 +49,14 @@ class Comparison:
         values: the file's, complete and without folders; see `read_comparison`.
         output_dir: the folder of all results.
         final: the workload of the second stage.
+        contenders: the names of those that run now.
     """
 
     workload: Workload
     values: Mapping[str, Any]
     output_dir: Path
     final: Workload
-
-    @property
-    def contenders(self) -> list[str]:
-        """Their names."""
-        return self.values["contenders"]
+    contenders: list[str]
 
     def rate_runs(self) -> dict[str, list[Run]]:
         """The first stage, contender: a run at each of its rates with each seed."""
@@ -138,9 +135,10 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         output_dir: the folder of all results.
 
     Replacements win over the file's values, None for none: `data_dir`, `model_name_or_path`,
-    `output_dir`.
+    `output_dir`, and `contenders`, those to keep, whose packages alone are needed.
     """
     given = {name: value for name, value in replacements.items() if value is not None}
+    wanted = given.pop("contenders", None)
     values = load(path, _KEYS, **given)
     if values["rates"] == "all":
         values["rates"] = HALF_DECADES
@@ -160,6 +158,8 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
         choose(f"{path}: chosen_on", name, values["contenders"])
     for name in values["contenders"]:
         choose(f"{path}: contender", name, CONTENDERS)
+    contenders = config.keep(values["contenders"], wanted)
+    for name in contenders:
         workload.settings(name, {"lr": values["rates"][0]})
     values["title"] = values["title"] or workload.name
-    return Comparison(workload, values, Path(values.pop("output_dir")), final)
+    return Comparison(workload, values, Path(values.pop("output_dir")), final, contenders)

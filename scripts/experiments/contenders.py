@@ -102,11 +102,14 @@ class Contender:
         try:
             self.build([torch.nn.Parameter(torch.zeros(1))], settings, steps)
         except ImportError as error:
-            raise UsageError(f"{self.name}: {error}; pip install {error.name}") from error
+            package = _PACKAGES.get(str(error.name), error.name)
+            raise UsageError(f"{self.name}: {error}; pip install {package}") from error
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.name}: {error}") from error
 
 
+_PACKAGES = {"momo": "momo-opt"}
+"""Module: its package, where that has another name."""
 _dwmgrad = partial(Contender, path="dwmgrad:DWMGrad", decoupled=True)
 _adamw = partial(Contender, path="torch.optim:AdamW", decoupled=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too

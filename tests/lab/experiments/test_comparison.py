@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -66,7 +67,7 @@ def a_comparison(folder: Path, **changes) -> Comparison:
     }
     workload = changes.pop("workload", Peak(data_dir=str(folder)))
     plan |= {"workload": workload.name, **changes}
-    return Comparison(workload, plan, folder / "root", workload)
+    return Comparison(workload, plan, folder / "root", workload, plan["contenders"])
 
 
 def finish(comparison: Comparison) -> None:
@@ -99,6 +100,17 @@ def test_every_file_can_be_read_and_says_how_much_it_asks_for(path: Path) -> Non
     said = re.search(r"(\d+) runs( a seed)?", path.read_text())
     every = sum(map(len, runs.values()))
     assert int(said[1]) == (every // seeds if said[2] else every + new)
+
+
+def test_the_packages_of_those_that_run_are_enough(main, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "momo", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "experiments.momo", raising=False)
+    config = write(tmp_path, VALLEY.replace("adamw, ", "adamw, momo-adam, "))
+    words = [config, "--output_dir", str(tmp_path / "out"), "--processes", "0"]
+    with pytest.raises(UsageError, match="momo-adam: .*; pip install momo-opt$"):
+        main(words)
+    record = main([*words, "--contenders", "adamw", "dwmgrad-auto"])
+    assert "momo-adam" in record["plan"]["contenders"] and not record["complete"]
 
 
 def test_half_decades() -> None:
