@@ -35,7 +35,7 @@ COLUMNS = (
     "recompiled | extra MiB | state bytes/parameter"
 )
 TRAINED = {
-    "dwmgrad": ["--optim", "dwmgrad", "--optim_args", "max_window=100"],
+    "dwmgrad": ["--optim", "dwmgrad_finetune", "--optim_args", ""],
     "adamw_fused": ["--optim", "adamw_torch_fused", "--optim_args", ""],
 }
 CONFIG = "configs/demo.yaml"

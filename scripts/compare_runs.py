@@ -23,15 +23,17 @@ with needs("glue"):
     from provenance import machine, versions
     from run_glue import main as run_glue
 
-    from dwmgrad.integrations.names import NAMES
-
-WINDOW = "max_window=100"
+_PRESET = ["--optim_args", "preset=finetune"]
 CONTENDERS: dict[str, dict[str, list[str]]] = {
     "optimizer": {
         "DWMGrad, preset finetune": ["--optim", "dwmgrad_finetune", "--optim_args", ""],
         "AdamW (fused)": ["--optim", "adamw_torch_fused", "--optim_args", ""],
     },
-    "state": {f"{name}, {WINDOW}": ["--optim", name, "--optim_args", WINDOW] for name in NAMES},
+    "state": {  # the recommended preset, whose state has 32, 16 and 8 bits
+        "dwmgrad_finetune": ["--optim", "dwmgrad_finetune", "--optim_args", ""],
+        "dwmgrad_bf16, finetune": ["--optim", "dwmgrad_bf16", *_PRESET],
+        "dwmgrad_8bit, finetune": ["--optim", "dwmgrad_8bit", *_PRESET],
+    },
 }
 
 

@@ -39,7 +39,7 @@ STEPS = 10
 WORDS = """
     --task_name sst2 --use_sample --max_eval_samples 12 --do_train --do_eval --use_cpu
     --per_device_train_batch_size 4 --num_train_epochs 2 --learning_rate 1e-3
-    --optim dwmgrad --optim_args max_window=100 --logging_steps 1 --plot false
+    --optim dwmgrad_finetune --logging_steps 1 --plot false
     --save_strategy steps --save_steps 1 --save_total_limit 2
     --report_to none --disable_tqdm true
 """

@@ -112,6 +112,7 @@ _PACKAGES = {"momo": "momo-opt"}
 """Module: its package, where that has another name."""
 _dwmgrad = partial(Contender, path="dwmgrad:DWMGrad", decoupled=True)
 _adamw = partial(Contender, path="torch.optim:AdamW", decoupled=True)
+_prodigy = partial(Contender, path="prodigyopt:Prodigy", decoupled=True, rateless=True)
 _FUSED = {"fused": True}  # the fastest form, which `--optim adamw_torch_fused` takes, too
 _MOMENTUM = {"momentum": 0.9}
 
@@ -159,7 +160,12 @@ _ALL = (
     Contender(
         "momo-adam", "MoMo-Adam", "experiments.momo:MomoAdam", decoupled=True, needs_loss=True
     ),
-    Contender("prodigy", "Prodigy", "prodigyopt:Prodigy", decoupled=True, rateless=True),
+    _prodigy("prodigy", "Prodigy"),
+    _prodigy(  # what its authors ask for with a warm-up, and recommend to those who fine-tune
+        "prodigy-corrected",
+        "Prodigy, safeguarded and corrected",
+        fixed={"safeguard_warmup": True, "use_bias_correction": True},
+    ),
 )
 CONTENDERS = {contender.name: contender for contender in _ALL}
 """Name: the optimizer."""

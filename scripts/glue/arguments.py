@@ -50,7 +50,7 @@ class DataArguments:
     )
     use_sample: bool = _arg(
         False,
-        "Use the real SST-2 sample inside the package (no network). Without a model argument "
+        "Use the real SST-2 sample in the checkout (no network). Without a model argument "
         "also the small RoBERTa, with random weights, and the tokenizer there.",
     )
     train_file: str | None = _arg(

@@ -56,9 +56,9 @@ class DWMGrad(Stepping):
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
         preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: sets the arguments
-            below that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune` and
-            `capped`, which takes shorter steps where the loss asks for them; `auto` needs none, and
-            takes from lr only its schedule.
+            below that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune`.
+            With `capped` they are a ceiling: it takes shorter steps where the loss asks for them.
+            `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
             `max_window` if that is less.
         max_window: the window's upper bound δ, in steps; 10 by default.

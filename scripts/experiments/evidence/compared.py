@@ -49,10 +49,11 @@ class Compared(Result):
         """Learning rate: the mean of the first stage's points."""
         return self.rates(name).groupby("lr").points.mean()
 
-    @property
-    def best(self) -> float:
-        """AdamW's points at its best rate; NaN where it was not run."""
-        return float(self.means(ADAMW).max())
+    def best_beside(self, name: str) -> float:
+        """AdamW's points at its best rate, with a contender's seeds; NaN where it has none."""
+        runs = self.rates(ADAMW)
+        same = runs[runs.seed.isin(self.rates(name).seed)]
+        return float(same.groupby("lr").points.mean().max())
 
     def at_best(self, name: str) -> pd.DataFrame:
         """A contender's runs at its best rate; empty where there are none.
@@ -124,8 +125,8 @@ def _without_best(compared: Compared, name: str) -> str:
         return "not run"
     if first.diverged.groupby(first.lr).any().all():
         return "every rate diverged"
-    ahead = compared.means(name).max() - compared.best
-    return f"{ahead:+.2f} in the first stage ({several(first.seed.nunique(), 'seed')}), no new ones"
+    ahead = compared.means(name).max() - compared.best_beside(name)
+    return f"{ahead:+.2f}, of the {several(first.seed.nunique(), 'seed')} that chose the rate"
 
 
 def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
@@ -210,19 +211,20 @@ def rates_table(compared: Compared) -> str:
     worst = runs.score.min() if compared.higher else runs.score.max()
     rows = []
     for name, own in runs.groupby("of", sort=False):
-        means, free = compared.means(str(name)), bool(own.rateless.iloc[0])
+        means, best = compared.means(str(name)), compared.best_beside(str(name))
+        free = bool(own.rateless.iloc[0])
         scores = factor * own.score.fillna(worst).groupby(own.lr).mean()
         lost = own.score.isna().groupby(own.lr).any()
         told = {lr: f"{scores[lr]:.2f}" + ", diverged" * int(lost[lr]) for lr in scores.index}
         cells = {f"{lr:.2g}": told.get(WITHOUT if free else lr, "-") for lr in rates}
-        works = int((means >= compared.best - WORKS).sum())
+        works = int((means >= best - WORKS).sum())
         decades = "all" if free and works else f"{works / 2:g}"
         rows.append(
             {
                 "optimizer": own.title.iloc[0],
                 **cells,
                 "mean": f"{scores.mean():.2f}",
-                "decades that work": "-" if np.isnan(compared.best) else decades,
+                "decades that work": "-" if np.isnan(best) else decades,
                 "seeds": f"{own.seed.nunique()}",
                 **places(compared, own),
             }
@@ -277,7 +279,7 @@ def overall(some: Sequence[Compared]) -> str:
         if not its:
             continue
         free = bool(its[0].rates(name).rateless.iloc[0])
-        regrets = pd.DataFrame({each.title: each.best - each.means(name) for each in its})
+        regrets = pd.DataFrame({w.title: w.best_beside(name) - w.means(name) for w in its})
         shared = regrets.dropna()
         if shared.empty:  # no rate is one of all plans
             continue

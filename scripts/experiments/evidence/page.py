@@ -41,8 +41,12 @@ def read_results(folder: Path) -> list[Result]:
 def page(results: Sequence[Result], configs: Path, output: Path) -> str:
     """The page's text; its pictures are written beside `output`."""
     of = {each.file: config_of(each, configs) for each in results}
-    files = [p for n in ("comparisons", "experiments") for p in sorted(configs.glob(f"{n}/*.yaml"))]
-    files += sorted({path for path in of.values() if path} - {*files})
+    files = [
+        path
+        for folder in ("comparisons", "experiments", "studies")
+        for path in sorted(configs.glob(f"{folder}/*.yaml"))
+        if not path.stem.startswith("limit_form")
+    ]
     found = {path: [each for each in results if of[each.file] == path] for path in files}
     comparisons = [each for each in results if isinstance(each, Compared)]
     environment = Environment(

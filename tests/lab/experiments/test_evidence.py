@@ -230,7 +230,13 @@ def test_who_has_no_new_seeds_is_shown_by_the_first_stage():
         own["runs"] = [{**run, "score": s} for run, s in zip(own["runs"][:2], scores, strict=True)]
     data["contenders"]["dwmgrad-auto"]["final"] = []
     (row,) = rows(heads([Compared("comparison", "w", data)], OURS), "A w")
-    assert row[4] == "+20.00 in the first stage (2 seeds), no new ones"
+    assert row[4] == "+20.00, of the 2 seeds that chose the rate"
+    del data["contenders"]["dwmgrad-auto"]["runs"][0]
+    one = Compared("comparison", "w", data)
+    (row,) = rows(heads([one], OURS), "A w")
+    assert row[4] == "+20.00, of the 1 seed that chose the rate"  # beside AdamW's 0.5 of that seed
+    assert one.best_beside("dwmgrad-auto") == pytest.approx(50)
+    assert one.best_beside("adamw") == pytest.approx(45)
 
 
 def test_who_ran_on_another_machine_than_adamw_is_marked():
