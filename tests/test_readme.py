@@ -240,8 +240,8 @@ def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
     told = []
     for one, other in (
         ("finetune", "AdamW"),
-        ("the control", "AdamW"),
-        ("finetune", "the control"),
+        ("AdamW, betas 0.6 and 0.998", "AdamW"),
+        ("finetune", "AdamW, betas 0.6 and 0.998"),
     ):
         lead = stats.welch(points[one], points[other])
         told.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(lead.mean, *lead.interval))
