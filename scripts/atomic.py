@@ -7,10 +7,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+from glue.errors import UsageError
+
 
 def write_json(path: Path, values: Any, **options: Any) -> None:
     """As `write_text`, with the options of `json.dumps`; by default NaN is refused."""
     write_text(path, json.dumps(values, **{"indent": 1, "allow_nan": False, **options}) + "\n")
+
+
+def check_output(path: Path, name: str = "output") -> None:
+    """Raise a UsageError, before any work, if `path`, which --`name` gives, cannot be written."""
+    trial = path.parent / f".{path.name}.trial"
+    try:
+        if path.is_dir() or not path.name:
+            raise IsADirectoryError(0, "it is a folder")
+        write_text(trial, "")
+        trial.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"--{name} {path}: cannot be written: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:

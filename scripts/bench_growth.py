@@ -108,6 +108,9 @@ def plot(results: dict[str, Any]) -> Any:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, sweep in zip(axes, ("parameters", "tensors"), strict=True):
         rows = [r for r in results["rows"] if r["sweep"] == sweep and r["why_not"] is None]
+        if not rows:  # nothing has no logarithm
+            axis.set_visible(False)
+            continue
         places = [row[sweep] for row in rows]
         for key, (label, style, color) in curves.items():
             axis.plot(places, [row[key]["median"] for row in rows], style, color=color, label=label)

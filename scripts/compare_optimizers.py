@@ -20,8 +20,8 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from atomic import write_text
-    from experiments.cli import check_output, command, end, parse
+    from atomic import check_output, write_text
+    from experiments.cli import command, end, parse
     from experiments.compact import as_text, check_same_plan, comparison_record, joined
     from experiments.comparison import Comparison, read_comparison
     from experiments.evidence.compared import Compared, final_table, rates_table

@@ -16,10 +16,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from glue.errors import UsageParser, needs, run_cli
+from glue.errors import UsageError, UsageParser, needs, run_cli
 
 with needs("glue"):
-    from atomic import write_json
+    from atomic import check_output, write_json
     from provenance import machine, versions
     from run_glue import main as run_glue
 
@@ -35,6 +35,10 @@ CONTENDERS: dict[str, dict[str, list[str]]] = {
         "dwmgrad_8bit, finetune": ["--optim", "dwmgrad_8bit", *_PRESET],
     },
 }
+
+
+OURS = ("seed", "output_dir", "plot", "optim", "optim_args")
+"""The arguments of run_glue.py that a contender or a seed sets."""
 
 
 def windows(folder: Path) -> list[int]:
@@ -53,13 +57,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="runs go here")
     parser.add_argument("--output", type=Path, help="also write every result as JSON")
     options, passed_on = parser.parse_known_args()
+    for word in passed_on:
+        if (name := word.partition("=")[0].lstrip("-").replace("-", "_")) in OURS:
+            raise UsageError(f"{word}: this script sets --{name} itself; leave it out")
+    if options.output:
+        check_output(options.output)
     contenders = CONTENDERS[options.contenders]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for seed in options.seeds:
         for name, arguments in contenders.items():  # in turn, so that all see the same machine
             folder = options.work / f"{arguments[1]}-{seed}"
             own = ["--seed", str(seed), "--output_dir", str(folder), "--plot", "false"]
-            results = run_glue([options.config, *passed_on, *arguments, *own])
+            run_glue([options.config, *passed_on, *arguments, *own])
+            # a run that had ended has its figures there alone
+            results = json.loads((folder / "all_results.json").read_text())
+            needed = (f"eval_{options.metric}", "train_runtime")
+            if lacking := [each for each in needed if each not in results]:
+                raise UsageError(
+                    f"--metric {options.metric}: a run has no {lacking[0]}; it has "
+                    f"{', '.join(sorted(results))}; the runs need --do_train and --do_eval"
+                )
             rows[name].append({"seed": seed, **results, "window": windows(folder)})
     seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
     print(f"\n| optimizer | {seeds} | mean {options.metric} | training time |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,16 +44,24 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
     return python
 
 
-def run(command: list[str], **environment: str) -> None:
-    """Runs a command in the checkout; ends the program with its exit code if it fails."""
+def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
+    """Runs a command in a folder; ends the program with its exit code if it fails.
+
+    Ctrl-C reaches the command by itself, SIGTERM by us; it ends in its own way and time.
+    """
     # pip has compiled nothing: what the first process imports is kept for the others
     inherited = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    try:
-        code = subprocess.run(command, cwd=ROOT, env={**inherited, **environment}).returncode
-    except KeyboardInterrupt:
-        code = 130
+    process = subprocess.Popen(command, cwd=folder, env={**inherited, **environment})
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code, interrupted = None, False
+    while code is None:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+    signal.signal(signal.SIGTERM, before)
     if code != 0:
-        sys.exit(code)
+        sys.exit(130 if interrupted else code if code > 0 else 128 - code)
 
 
 def say(text: str) -> None:

@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
             f"--configs {arguments.configs}: no such folder; give the package's configs/"
         )
     results = read_results(arguments.results)
+    if not results and Path(arguments.output).exists():
+        raise UsageError(
+            f"--results {arguments.results}: has no results, and --output {arguments.output} is "
+            "there; give the folder with comparison-*.json"
+        )
     output: Path = arguments.output
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from atomic import write_json, write_text
-    from experiments.cli import check_output, command, end, parse
+    from atomic import check_output, write_json, write_text
+    from experiments.cli import command, end, parse
     from experiments.compact import as_text, experiment_record
     from experiments.config import Experiment, read_experiment
     from experiments.plots import learning_curves, valley

@@ -27,6 +27,7 @@ with needs("glue"):
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
     from transformers import Trainer, TrainerCallback
+    from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
     import dwmgrad
     from dwmgrad.integrations.callback import RanksAgreeCallback
@@ -46,17 +47,20 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    trainer = GlueTrainer(
-        loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
-        model=run.model,
-        args=training,
-        train_dataset=run.train if training.do_train else None,
-        eval_dataset=run.splits[first] if first else None,
-        compute_metrics=compute_metrics(run.task),
-        data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
-        processing_class=run.tokenizer,
-        callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
-    )
+    try:
+        trainer = GlueTrainer(
+            loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
+            model=run.model,
+            args=training,
+            train_dataset=run.train if training.do_train else None,
+            eval_dataset=run.splits[first] if first else None,
+            compute_metrics=compute_metrics(run.task),
+            data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
+            processing_class=run.tokenizer,
+            callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
+        )
+    except (ValueError, ImportError) as error:  # --report_to wandb, which is not installed
+        raise UsageError(f"the Trainer refuses its arguments: {error}") from error
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
     saved: dict[str, Path | str] = {"saved in": run.folder}
@@ -141,7 +145,10 @@ def at_its_end(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     trainer.is_in_train = False
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
         trainer._load_best_model()
+    bar = trainer.pop_callback(DEFAULT_PROGRESS_CALLBACK)  # which has not begun
     trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    if bar is not None:
+        trainer.add_callback(bar)
     if not run.complete:
         trainer.save_model()
         trainer.save_state()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atomic import write_json
+from atomic import check_output, write_json
+from glue.errors import UsageError
 from provenance import machine, versions
 
 from bench.optimizers import REFERENCE, TimedOptimizer
@@ -45,7 +46,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     devices = ["cpu", *(["cuda", *gpus] if gpus else [])]
     add("--device", choices=devices, default="cpu", help=f"of {', '.join(devices)}; default: cpu")
     add("--output", type=_file, help="write machine, versions, commit and rows as JSON")
-    add("--plot", type=_file, help="draw the rows into this PNG (needs matplotlib)")
+    add("--plot", type=_file, help="draw the rows into this .png, .pdf or .svg (needs matplotlib)")
     return parser
 
 
@@ -67,8 +68,10 @@ def _positive(text: str) -> float:
 
 
 def _file(text: str) -> Path:
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file in it")
+    try:
+        check_output(Path(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--output ")) from error
     return Path(text)
 
 
@@ -85,6 +88,8 @@ def run(
     """
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install matplotlib")
+    if options.plot is not None and options.plot.suffix not in (".png", ".pdf", ".svg"):
+        sys.exit(f"--plot {options.plot}: its name must end in .png, .pdf or .svg")
     found = machine_at(options.device)
     libraries = {**dict.fromkeys(PACKAGES), **versions(*PACKAGES)}  # None: not installed
     libraries |= {"torch": torch.__version__, "cuda": torch.version.cuda}  # with the build

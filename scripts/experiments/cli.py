@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # noqa: F401 - without the extra, --help says what to install
-from atomic import write_text
 from glue.errors import UsageError, UsageParser
 
 from experiments.runner import Failure
@@ -62,20 +61,6 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
             values = value if isinstance(value, list) else [value]
             words += [f"--{argument}", *map(str, values)]
     return shlex.join(words)
-
-
-def check_output(path: Path) -> None:
-    """Raise a UsageError, before any training, if `path` cannot be written."""
-    trial = path.parent / f".{path.name}.trial"
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        write_text(trial, "")
-        trial.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"--output {path}: cannot be written: {error.strerror or error}"
-        ) from error
 
 
 def end(failures: Sequence[Failure], output_dir: Path) -> None:

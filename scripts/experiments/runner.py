@@ -155,8 +155,9 @@ def read_result(path: Path) -> dict[str, Any]:
     """A result's values; a UsageError if the file cannot be read, or is no result."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or "score" not in result:
-            raise ValueError("no score in it")
+        needed = ("score", "settings", "seed", "metric", "diverged", "history")
+        if not isinstance(result, dict) or any(name not in result for name in needed):
+            raise ValueError(f"it lacks one of {', '.join(needed)}")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a result ({error}); remove it to run again") from error
     return result

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ logger = logging.getLogger(__name__)
 _WHOLE = ".whole"
 """The empty file that a checkpoint gets last; appearing is one step, writing would be many."""
 
+_STATES = ("rng_state*.pth", "random_states_*.pkl")  # which torch.save writes: zip files
 _DEEPSPEED = "global_step* pytorch_model"
 _NEEDED = {
     "the weights": "*.safetensors adapter_model.bin pytorch_model*.bin pytorch_model_fsdp_* "
     + _DEEPSPEED,
     "the optimizer's state": f"optimizer.pt optimizer*.bin optimizer_* {_DEEPSPEED}",
     "the scheduler's state": f"scheduler.pt scheduler*.bin custom_checkpoint_*.pkl {_DEEPSPEED}",
-    "the random states": "rng_state*.pth random_states_*.pkl",
+    "the random states": " ".join(_STATES),
     "trainer_state.json": "trainer_state.json",
 }
 """What a run needs to go on: the files or folders of the Trainer and of Accelerate, with FSDP and
@@ -46,6 +48,9 @@ def written(folder: Path) -> list[Path]:
 def lacks(checkpoint: Path) -> list[str]:
     """What a run would need to go on from a folder, and is not there."""
     missing = [name for name in _NEEDED if not has(checkpoint, name)]
+    # Accelerate passes over random states that it cannot read, and the run would end otherwise
+    states = [path for name in _STATES for path in sorted(checkpoint.glob(name))]
+    missing += [f"the end of {path.name}" for path in states if not zipfile.is_zipfile(path)]
     return missing + _missing_shards(checkpoint)
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from glue.arguments import LoraArguments
@@ -36,8 +37,6 @@ def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) ->
         )
     if not 0 <= arguments.lora_dropout < 1:
         raise UsageError(f"--lora_dropout {arguments.lora_dropout}: must be in [0, 1)")
-    if arguments.loraplus_lr_ratio is not None and not arguments.loraplus_lr_ratio >= 1:
-        raise UsageError(f"--loraplus_lr_ratio {arguments.loraplus_lr_ratio}: must be at least 1")
 
 
 def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
@@ -74,11 +73,12 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         return get_peft_model(model, config)
     except UsageError:
         raise
-    except (OSError, ValueError, RuntimeError, re.error) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, re.error) as error:
         name = "adapter_name_or_path" if source else "lora_r"
         words = f"--{name} {getattr(arguments, name)}"
         words += f" --lora_target_modules {' '.join(targets)}" if targets else ""
-        raise UsageError(f"{words}: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__}: " * isinstance(error, KeyError)
+        raise UsageError(f"{words}: {reason}{str(error).splitlines()[0]}") from error
 
 
 def _check_names(model: nn.Module, option: str, names: list[str] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,18 +25,48 @@ def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedToke
     """The fast tokenizer that belongs to the model (or --tokenizer_name)."""
     for name in ("tokenizer_name", "model_name_or_path", "config_name"):
         if source := getattr(model, name):
-            return _load(name, source, AutoTokenizer.from_pretrained, model, use_fast=True)
+            tokenizer = _load(name, source, AutoTokenizer.from_pretrained, model, use_fast=True)
+            return _checked(tokenizer, f"--{name} {source}")
     return _load("use_sample", _sample_or_error(data), AutoTokenizer.from_pretrained, model)
+
+
+def _checked(tokenizer: PreTrainedTokenizerBase, given: str) -> PreTrainedTokenizerBase:
+    """Without its files transformers makes a tokenizer that knows no word."""
+    remedy = "give one that does by --tokenizer_name"
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UsageError(f"{given}: has no tokenizer's files, or empty ones; {remedy}")
+    if tokenizer.pad_token is None:
+        raise UsageError(f"{given}: its tokenizer cannot pad, as it has no pad_token; {remedy}")
+    return tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a UsageError if the tokenizer makes tokens that the model has no embedding for."""
+    known, most = model.get_input_embeddings(), len(tokenizer)
+    rows = getattr(known, "num_embeddings", most)
+    if most > rows:
+        raise UsageError(
+            f"--tokenizer_name {tokenizer.name_or_path}: has {most} tokens, and the model has "
+            f"embeddings for {rows}; give the model's own tokenizer"
+        )
 
 
 def load_config(
     model: ModelArguments, data: DataArguments, adapter: str | None = None
 ) -> PretrainedConfig:
     """The model's configuration, or the one that was saved beside an adapter: it has the labels."""
-    beside = adapter if adapter and (Path(adapter) / "config.json").is_file() else None
-    source = model.config_name or beside or model.model_name_or_path or _sample_or_error(data)
+    given = model.config_name or model.model_name_or_path or _sample_or_error(data)
     name = "config_name" if model.config_name else "model_name_or_path"
-    return _load(name, source, AutoConfig.from_pretrained, model)
+    config = _load(name, given, AutoConfig.from_pretrained, model)
+    if not adapter or not (Path(adapter) / "config.json").is_file():
+        return config
+    beside = _load("adapter_name_or_path", adapter, AutoConfig.from_pretrained, model)
+    if beside.model_type != config.model_type:
+        raise UsageError(
+            f"--adapter_name_or_path {adapter}: is of a {beside.model_type}, and "
+            f"--{name} {given} is a {config.model_type}; give the adapter's own base"
+        )
+    return config if model.config_name else beside
 
 
 def load_model(model: ModelArguments, config: PretrainedConfig, task: Task) -> PreTrainedModel:
@@ -105,7 +136,7 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
     options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
     try:
         return load(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "

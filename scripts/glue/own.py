@@ -75,6 +75,11 @@ def describe(raw: Mapping[str, Split], data: DataArguments, config: PretrainedCo
         texts = [name for name in columns if name != label]
         if len(texts) != 1:
             raise UsageError(f"--text_column_name is missing: {source} has {', '.join(columns)}")
+    if "label" in texts:
+        raise UsageError(
+            f"--text_column_name {' '.join(texts)}: a text column cannot be called label; rename "
+            f"it in {source}"
+        )
     if "train" in raw:
         labels = _labels(columns[label], f"{source}: {label}", data.do_regression)
     else:
@@ -106,7 +111,7 @@ def _labels(values: Sequence[Any], where: str, regression: bool | None) -> tuple
     if len(names) < 2:
         found = f"is {', '.join(names)} in every row" if names else "has no row"
         raise UsageError(f"{where} {found}: give two classes or more")
-    return tuple(sorted(names, key=int) if whole else sorted(names))
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names))
 
 
 def _is_number(text: str) -> bool:

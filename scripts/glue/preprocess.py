@@ -15,7 +15,6 @@ from datasets.fingerprint import Hasher
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from glue.arguments import DataArguments
-from glue.errors import UsageError
 from glue.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -35,8 +34,6 @@ def tokenize(
     `label_order[i]` is the model's number of the task's class i, where they differ.
     """
     length = arguments.max_seq_length
-    if length < 1:
-        raise UsageError(f"--max_seq_length {length}: must be at least 1")
     if length > tokenizer.model_max_length:
         length = tokenizer.model_max_length
         logger.warning("--max_seq_length is more than the model's %d; using that", length)

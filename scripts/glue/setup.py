@@ -13,14 +13,20 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import distributed
 from torch.distributed import distributed_c10d
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from glue.checkpoints import forget_later, steps_done
 from glue.data import ax_of, load_splits
 from glue.errors import UsageError
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
-from glue.model import label_order, load_config, load_model, load_tokenizer
+from glue.model import (
+    check_vocabulary,
+    label_order,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from glue.optim import check_optimizer
 from glue.output import (
     check_machines,
@@ -37,6 +43,7 @@ from glue.output import (
 from glue.own import own_task
 from glue.parsing import Arguments
 from glue.preprocess import tokenize
+from glue.ranges import check_numbers
 from glue.tasks import Task, get_task
 
 
@@ -175,14 +182,15 @@ def _checked_task(args: Arguments) -> Task:
             "data, --train_file or --dataset_name)"
         )
     task = task or get_task(data.task_name)
-    numbers = {k: v for k, v in vars(data).items() if k.endswith("_samples")}
-    for name, value in {**numbers, "check_ranks_steps": args.report.check_ranks_steps}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} {value}: must be at least 1")
+    check_numbers(training, data, args.lora, args.report)
     if data.use_sample and data.data_dir:
         raise UsageError("--use_sample and --data_dir exclude each other")
     if training.do_eval and not task.validation and not training.do_train:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
+    if training.eval_on_start and not training.do_eval:
+        raise UsageError("--eval_on_start needs --do_eval")
+    if training.batch_eval_metrics:
+        raise UsageError("--batch_eval_metrics: the metrics need all batches; leave it out")
     check_lora(args.lora, args.given)
     return task
 
@@ -206,8 +214,10 @@ def _load(
     if training.do_predict and task.name == "mnli":
         ax = ax_of(data, args.model.cache_dir)
         raw |= {"ax": ax} if ax is not None else {}
+    _check_metrics(training, task, raw)
     set_seed(training.seed)  # the new head's weights, or all of them
     model: Any = load_model(args.model, config, task)
+    check_vocabulary(model, tokenizer)
     order = label_order(model.config, task)
     splits = tokenize(raw, task, tokenizer, data, order, args.model.cache_dir)
     if args.lora.enabled:
@@ -227,3 +237,21 @@ def _load(
         record=record,
         writes=training.should_save,
     )
+
+
+def _check_metrics(training: TrainingArguments, task: Task, splits: dict[str, Dataset]) -> None:
+    """Raise a UsageError for what an evaluation, after hours perhaps, could not compute."""
+    names = [
+        "loss",
+        *task.metrics,
+        *(["combined_score"] * (len(task.metrics) > 1 and not task.own)),
+    ]
+    wanted = training.metric_for_best_model
+    if wanted is not None and wanted.removeprefix("eval_") not in names:
+        raise UsageError(f"--metric_for_best_model {wanted}: choose from {', '.join(names)}")
+    for split in task.validation:
+        if task.is_regression and split in splits and len(splits[split]) < 2:
+            raise UsageError(
+                f"--do_eval: the {split} split has one example, and a correlation needs two or "
+                "more; see --max_eval_samples"
+            )

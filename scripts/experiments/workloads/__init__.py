@@ -68,6 +68,9 @@ def make_workload(name: str, data_dir: str | None = None, **options: Any) -> Wor
     maker, values = _FORMS.get(name, ("glue.pretrained", {}))
     module, _, attribute = maker.partition(".")
     make = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    steps = options.get("steps", 1)
+    if type(steps) is not int or steps < 1:
+        raise UsageError(f"workload {name}: steps {steps!r}: must be a whole number, at least 1")
     try:
         return make(**{"name": name, "data_dir": data_dir, **values, **options})
     except TypeError as error:

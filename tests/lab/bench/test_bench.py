@@ -137,7 +137,8 @@ def test_ctrl_c_leaves_the_rows_so_far(tmp_path):
         (["--max_memory_gib", "nan"], "argument --max_memory_gib: must be above 0, got nan"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--device", "cuda:99"], "argument --device: invalid choice: 'cuda:99'"),
-        (["--output", "."], "argument --output: . is a folder: name a file in it"),
+        (["--output", "."], "argument --output: .: cannot be written: it is a folder"),
+        (["--plot", "/proc/no.png"], "argument --plot: /proc/no.png: cannot be written"),
         (["--shapes", "huge"], "argument --shapes: invalid choice: 'huge'"),
         (["--max_steps", "0"], "argument --max_steps: must be at least 1, got 0"),
     ],
@@ -148,6 +149,21 @@ def test_what_is_wrong_is_named(words, said, capsys):
     with pytest.raises(SystemExit):
         bench_step.main(words)
     assert said in capsys.readouterr().err
+
+
+def test_a_picture_of_an_unknown_kind_is_refused_before_the_first_row(tmp_path):
+    import bench_step
+
+    with pytest.raises(SystemExit, match="--plot .*x.xyz: its name must end in .png"):
+        bench_step.main(["--shapes", "--plot", str(tmp_path / "x.xyz")])
+
+
+def test_a_sweep_without_points_is_not_drawn(tmp_path):
+    import bench_growth
+
+    words = "--parameters 1000 --tensors --pairs 3 --row_seconds 2 --plot".split()
+    assert bench_growth.main([*words, str(tmp_path / "growth.png")]) == 0
+    assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
 def test_growth_names_what_is_wrong(capsys):

@@ -390,6 +390,15 @@ def test_results_find_their_configuration_by_their_command(tmp_path):
     )
 
 
+def test_a_folder_without_results_empties_no_page(main, configs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "page.md").write_text("all figures")
+    words = ["--results", str(tmp_path / "empty"), "--configs", str(configs)]
+    with pytest.raises(UsageError, match="--results .*empty: has no results"):
+        main([*words, "--output", str(tmp_path / "page.md")])
+    assert (tmp_path / "page.md").read_text() == "all figures"
+
+
 def test_without_results_all_is_not_run(main, configs, tmp_path):
     (tmp_path / "empty").mkdir()
     words = ["--results", str(tmp_path / "empty")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -226,3 +227,93 @@ def test_the_bare_loop_says_what_it_cannot_honour(argv, words):
         load_script("run_glue_no_trainer").main(
             [*argv, "--task_name", "sst2", "--use_sample", "--do_train", "--do_eval", *words]
         )
+
+
+SAMPLE = "--task_name sst2 --use_sample --do_train --do_eval".split()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: must be at least 1"),
+        ("--per_device_eval_batch_size -1", "--per_device_eval_batch_size -1: must be at least 1"),
+        ("--gradient_accumulation_steps -2", "--gradient_accumulation_steps -2: must be at least"),
+        ("--num_train_epochs 0", "--num_train_epochs 0.0: must be above 0"),
+        ("--num_train_epochs nan", "--num_train_epochs nan: must be above 0"),
+        ("--max_steps 0", "--max_steps 0: must be at least 1"),
+        ("--warmup_ratio 2", "--warmup_ratio 2.0: must be at least 0 and below 1"),
+        ("--warmup_ratio nan", "--warmup_ratio nan: must be"),
+        ("--max_grad_norm -1", "--max_grad_norm -1.0: must be at least 0"),
+        ("--max_grad_norm nan", "--max_grad_norm nan: must be at least 0"),
+        ("--save_total_limit -1", "--save_total_limit -1: must be at least 1"),
+        ("--dataloader_num_workers -1", "--dataloader_num_workers -1: must be at least 0"),
+        ("--seed -1", "--seed -1: must be at least 0 and at most"),
+        ("--lora_r 2 --lora_alpha 0", "--lora_alpha 0: must be above 0"),
+        ("--max_seq_length 0", "--max_seq_length 0: must be at least 1"),
+        ('--lr_scheduler_kwargs {"foo":1}', "--lr_scheduler_type linear .*'foo'"),
+    ],
+)
+def test_numbers_and_names_that_no_training_can_use(script, argv, tmp_path, words, message):
+    with pytest.raises(UsageError, match=message):
+        script([*argv, *SAMPLE, *words.split()])
+    assert not list((tmp_path / "out").glob("*")), "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--report_to wandbb", "the Trainer refuses its arguments: wandbb"),
+        ("--batch_eval_metrics true", "--batch_eval_metrics: .* leave it out"),
+        ("--metric_for_best_model acuracy", "--metric_for_best_model acuracy: .*loss, accuracy"),
+    ],
+)
+def test_what_the_trainer_alone_refuses(run, words, message):
+    with pytest.raises(UsageError, match=message):
+        run(*SAMPLE, *words.split())
+
+
+def test_a_folder_without_a_tokenizer(script, argv, pretrained, tiny, tmp_path):
+    """transformers makes one that knows no word of it."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((pretrained / name).read_bytes())
+    with pytest.raises(UsageError, match=f"--model_name_or_path {bare}: .*--tokenizer_name"):
+        script([*argv, *SAMPLE, "--model_name_or_path", str(bare)])
+    script([*argv, *SAMPLE, "--model_name_or_path", str(bare), "--tokenizer_name", str(tiny)])
+
+
+def test_a_tokenizer_that_cannot_pad_and_one_with_too_many_tokens(script, argv, tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens([f"word{number}" for number in range(3000)])
+    tokenizer.save_pretrained(tmp_path / "more")
+    with pytest.raises(UsageError, match="--tokenizer_name .*more: has .* embeddings for"):
+        script([*argv, *SAMPLE, "--tokenizer_name", str(tmp_path / "more")])
+    none = shutil.copytree(tiny, tmp_path / "none")
+    (none / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(UsageError, match="--tokenizer_name .*none: .*pad_token"):
+        script([*argv, *SAMPLE, "--tokenizer_name", str(tmp_path / "none")])
+
+
+def test_weights_that_were_half_copied(script, argv, pretrained, tmp_path):
+    half = shutil.copytree(pretrained, tmp_path / "half")
+    weights = half / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:999])
+    with pytest.raises(UsageError, match=f"--model_name_or_path {half}: cannot be loaded"):
+        script([*argv, *SAMPLE, "--model_name_or_path", str(half)])
+
+
+def test_a_text_column_called_label(script, argv, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("label,stars\ngood,1\nbad,0\n")
+    words = ["--train_file", str(path), "--label_column_name", "stars", "--do_train"]
+    with pytest.raises(UsageError, match="--text_column_name label: .*rename"):
+        script([*argv, *words])
+
+
+def test_a_correlation_needs_two_examples(script, argv, glue_dir):
+    words = ["--task_name", "stsb", "--data_dir", str(glue_dir), "--do_eval"]
+    with pytest.raises(UsageError, match="one example, and a correlation needs two"):
+        script([*argv, *words, "--max_eval_samples", "1"])

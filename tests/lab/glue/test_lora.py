@@ -203,3 +203,26 @@ def test_an_adapter_takes_no_other_target(script, words, tmp_path):
     more = ["--adapter_name_or_path", str(tmp_path), "--lora_target_modules", "all-linear"]
     with pytest.raises(UsageError, match="leave out --lora_target_modules"):
         script([*words, "--do_train", *more])
+
+
+def test_an_adapter_of_another_architecture(script, words, tmp_path, sentences):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    script([*words, "--do_train", "--lora_r", "2"])
+    adapter = tmp_path / "out"
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    config = BertConfig(vocab_size=len(tokenizer), intermediate_size=8, **small)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    other = ["--config_name", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "b")]
+    with pytest.raises(UsageError, match="--adapter_name_or_path .* is of a roberta, .* is a bert"):
+        script([*words, *other, "--do_eval", "--adapter_name_or_path", str(adapter)])
+
+
+def test_a_damaged_adapter(script, words, tmp_path):
+    script([*words, "--do_train", "--lora_r", "2"])
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    more = ["--adapter_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "b")]
+    with pytest.raises(UsageError, match="--adapter_name_or_path .*peft_type"):
+        script([*words, "--do_eval", *more])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from glue.checkpoints import begin, checkpoints, forget_later
+import torch
+from glue.checkpoints import begin, checkpoints, forget_later, lacks
 from glue.errors import UsageError
 
 from .conftest import load_script, read_json
@@ -67,8 +68,22 @@ def checkpoint(folder: Path, *without: str) -> Path:
     """A checkpoint as far as names go."""
     folder.mkdir()
     for name in set(FILES) - {*without}:
-        (folder / name).write_text('{"global_step": 5}')
+        if name == "rng_state.pth":
+            torch.save({}, folder / name)
+        else:
+            (folder / name).write_text('{"global_step": 5}')
     return folder
+
+
+@pytest.mark.parametrize("name", ["rng_state.pth", "rng_state_1.pth", "random_states_0.pkl"])
+def test_random_states_that_were_half_written_do_not_count(tmp_path, name):
+    """Accelerate logs that it cannot read them, and the run would end otherwise."""
+    whole, half = checkpoint(tmp_path / "checkpoint-5"), checkpoint(tmp_path / "checkpoint-6")
+    torch.save(torch.get_rng_state(), half / name)
+    assert checkpoints(tmp_path) == [whole, half]
+    (half / name).write_bytes((half / name).read_bytes()[:3000])
+    assert checkpoints(tmp_path) == [whole]
+    assert lacks(half) == [f"the end of {name}"]
 
 
 def test_only_a_finished_checkpoint_with_all_that_resuming_needs_counts(tmp_path):

@@ -74,6 +74,16 @@ def test_the_checkpoint_by_its_path_and_afresh(script, words, tmp_path):
     assert (out / "model.safetensors").read_bytes() == first
 
 
+def test_a_run_that_has_ended_is_given_again(script, words, tmp_path):
+    """With progress bars, which have not begun where no step is left."""
+    words = [*words, "--disable_tqdm", "false"]
+    first = script(words)
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    again = script(words)
+    assert again["eval_loss"] == first["eval_loss"] and "train_loss" not in again
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
 def test_old_checkpoints_go(script, words, tmp_path):
     script([*words, "--save_total_limit", "1"])
     assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-20"]

@@ -1,0 +1,48 @@
+"""scripts/demo.py's way to run its command: where paths count from, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+CODE = "import environment, sys; environment.run(sys.argv[1:], environment.Path.cwd())"
+
+
+def start(code: str, folder: Path) -> subprocess.Popen:
+    words = [sys.executable, "-c", CODE, sys.executable, "-c", code]
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    return subprocess.Popen(words, cwd=folder, env=path, stdout=subprocess.PIPE, text=True)
+
+
+def test_paths_count_from_where_the_user_is(tmp_path):
+    made = start("open('here', 'w').close()", tmp_path)
+    assert made.wait(60) == 0 and (tmp_path / "here").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(
+    ("number", "ends", "code"),
+    [(signal.SIGTERM, "sys.exit(3)", 3), (signal.SIGTERM, "os._exit(0)", 0)],
+)
+def test_a_signal_reaches_the_command_which_ends_in_its_own_way(tmp_path, number, ends, code):
+    handler = f"signal.signal(signal.SIGTERM, lambda *_: (open('got', 'w').close(), {ends}))"
+    waits = f"import os, signal, sys, time; {handler}; open('ready', 'w').close(); time.sleep(60)"
+    process = start(waits, tmp_path)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert (tmp_path / "got").is_file()
+
+
+def test_a_command_that_a_signal_killed_has_its_number(tmp_path):
+    process = start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    assert process.wait(60) == 137
