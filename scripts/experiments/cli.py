@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ def parse(
     file = values.pop("file")
     if file is None:
         raise UsageError(f"give the file first, as {example}")
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("~"):  # which a shell leaves after "="
+            values[name] = os.path.expanduser(value)
     if values["processes"] < 0:
         raise UsageError(f"--processes {values['processes']}: must be at least 0")
     return file, values

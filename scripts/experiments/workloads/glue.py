@@ -54,7 +54,9 @@ class Glue(TrainerWorkload):
     evaluations: int = 3
 
     def check(self) -> None:
+        from glue.arguments import DataArguments, ModelArguments
         from glue.data import task_folder
+        from glue.model import load_config
 
         task = get_task(self.task)
         if self.data_dir is not None:
@@ -64,6 +66,8 @@ class Glue(TrainerWorkload):
             folder_of(None, f"GLUE's tasks, {self.task} among them")
         if self.model_name_or_path is None and self.name != "tiny-sst2":
             raise UsageError("--model_name_or_path is missing: give a pretrained encoder")
+        if self.model_name_or_path is not None:  # else every run would find that it cannot be had
+            load_config(ModelArguments(self.model_name_or_path), DataArguments())
 
     def description(self) -> dict[str, Any]:
         values = super().description()

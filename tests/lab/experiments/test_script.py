@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from experiments.cli import parse
 from experiments.config import read_experiment
 from experiments.table import markdown, spread
+from experiments.workloads import make_workload
 from glue.errors import UsageError
 
 from ..conftest import load_script
@@ -167,3 +169,21 @@ def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
         assert (record["title"], record["workload"]) == (f"Two: {name}", name)
         assert record["command"].endswith(f"--workload {name}")
         assert (tmp_path / "out" / name / "table.md").is_file()
+
+
+def test_an_encoder_that_cannot_be_had_is_found_before_the_first_run():
+    workload = make_workload("glue-sst2", model_name_or_path="./nope")
+    with pytest.raises(UsageError, match="--model_name_or_path ./nope: cannot be loaded"):
+        workload.check()
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, values = parse(["file.yaml", "--output_dir=~/runs"], "", "file.yaml")
+    assert values["output_dir"] == str(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("steps", [0, -3, 10.5, "10"])
+def test_steps_are_a_whole_number(steps):
+    with pytest.raises(UsageError, match=f"workload rosenbrock: steps {steps!r}: must be a whole"):
+        make_workload("rosenbrock", steps=steps)
