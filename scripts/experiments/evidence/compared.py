@@ -12,7 +12,7 @@ import pandas as pd
 from experiments import stats
 from experiments.comparison import WITHOUT
 from experiments.evidence.results import Result
-from experiments.table import SHARES, lead, score_head, several, spread, table
+from experiments.table import SHARES, known, lead, score_head, several, spread, table
 
 ADAMW = "adamw"
 WORKS = 3.0
@@ -298,3 +298,26 @@ def overall(some: Sequence[Compared]) -> str:
             }
         )
     return table(rows)
+
+
+def rateless(some: Sequence[Compared]) -> str:
+    """A row a workload: the regret of all that take no learning rate; then mean and worst."""
+    titles = {
+        name: entry["title"]
+        for each in some
+        for name, entry in each.entries.items()
+        if entry["rateless"]
+    }
+    rows, regrets = [], pd.DataFrame(columns=[*titles], dtype=float)
+    for each in some:
+        found = {name: each.best_beside(name) - each.means(name).max() for name in titles}
+        regrets.loc[len(regrets)] = pd.Series(found)
+        cells = {
+            titles[name]: known(value, ".1f") + ", chosen on" * (name in each.chosen_on)
+            for name, value in found.items()
+        }
+        rows.append({"workload": each.title, **cells})
+    for name, summary in (("mean", regrets.mean()), ("worst", regrets.max())):
+        cells = {titles[n]: f"{known(summary[n], '.1f')} ({regrets[n].count()})" for n in titles}
+        rows.append({"workload": f"**{name} (workloads)**", **cells})
+    return table(rows) if titles else ""

@@ -19,6 +19,7 @@ from experiments.evidence.compared import (
     heads,
     not_worse,
     overall,
+    rateless,
     rates_table,
 )
 from experiments.evidence.page import config_of, page, read_results
@@ -237,6 +238,18 @@ def test_who_has_no_new_seeds_is_shown_by_the_first_stage():
     assert row[4] == "+20.00, of the 1 seed that chose the rate"  # beside AdamW's 0.5 of that seed
     assert one.best_beside("dwmgrad-auto") == pytest.approx(50)
     assert one.best_beside("adamw") == pytest.approx(45)
+
+
+def test_those_without_a_rate_stand_side_by_side():
+    rates = {1e-3: 0.50, 1e-2: 0.60}
+    one = of("one", {"adamw": rates, "auto": {1.0: 0.58}})
+    two = of("two", {"adamw": rates, "auto": {1.0: 0.65}})
+    three = of("three", {"adamw": rates})
+    text = rateless([one, two, three])
+    assert [row(text, name)[1] for name in ("one", "two", "three")] == ["2.0", "-5.0", "-"]
+    assert row(text, "**mean (workloads)**")[1] == "-1.5 (2)"
+    assert row(text, "**worst (workloads)**")[1] == "2.0 (2)"
+    assert rateless([three]) == ""
 
 
 def test_who_ran_on_another_machine_than_adamw_is_marked():
