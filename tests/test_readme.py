@@ -166,6 +166,7 @@ def test_its_table_is_that_of_the_results(comparisons):
         ("dwmgrad-finetune", "`dwmgrad_finetune`, best rate"),
         ("adamw-control", "AdamW, betas 0.6 and 0.998, best rate ¹"),
         ("dwmgrad-auto", "`dwmgrad_auto`, without a rate ²"),
+        ("prodigy-corrected", "Prodigy, without a rate ²"),
     ):
         told = []
         for each in comparisons.values():
@@ -210,12 +211,17 @@ def test_what_it_says_below_the_table_is_what_the_results_say(comparisons):
         others |= {name: places[1:].to_dict()} if len(places) > 1 else {}
         assert not glue or set(each.runs("adamw", "final").on) == {"NVIDIA H100 80GB HBM3"}
         assert not glue or places.index[0] == "NVIDIA H100 80GB HBM3"
-        assert each.apart("dwmgrad-auto") == each.apart("dwmgrad-capped") == glue
-        assert not glue or each.rates("dwmgrad-auto").seed.nunique() == 2
+        for own in ("dwmgrad-auto", "dwmgrad-capped", "prodigy-corrected"):
+            assert each.apart(own) == glue
+        for own in ("dwmgrad-auto", "prodigy-corrected"):
+            assert not glue or sorted(each.rates(own).seed) == [0, 1]
         assert sorted(each.chosen_on) == ["dwmgrad-auto", "dwmgrad-capped"] * glue
         assert each.apart("adamw-control") == (name in ("glue-cola", "glue-stsb"))
     assert others == {"glue-cola": {"AMD EPYC": 1}}
-    assert "ran on an H100, but for one of `finetune`'s seeds of CoLA; ¹ on a CPU;" in text
+    assert (
+        "ran on an H100 (but for one of `finetune`'s seeds of CoLA), and the others on a CPU"
+        in text
+    )
 
 
 def test_its_figures_of_lora_are_those_of_the_results():
@@ -234,14 +240,21 @@ def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
     pytest.importorskip("pandas")
     from experiments import stats
 
-    found = json.loads((ROOT / "docs/results/machine-stsb.json").read_text())["results"]
-    points = {name: [100 * run["score"] for run in each["runs"]] for name, each in found.items()}
+    points = {
+        name: [100 * run["score"] for run in each["runs"]]
+        for file in ("machine-stsb", "replay-stsb")
+        for name, each in json.loads((ROOT / f"docs/results/{file}.json").read_text())[
+            "results"
+        ].items()
+    }
     assert {*map(len, points.values())} == {8}
     told = []
     for one, other in (
         ("finetune", "AdamW"),
         ("AdamW, betas 0.6 and 0.998", "AdamW"),
         ("finetune", "AdamW, betas 0.6 and 0.998"),
+        ("replayed", "finetune"),
+        ("replayed", "AdamW"),
     ):
         lead = stats.welch(points[one], points[other])
         told.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(lead.mean, *lead.interval))
@@ -250,9 +263,16 @@ def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
         f"finetune less AdamW {told[0]}, the control less AdamW {told[1]}, "
         f"finetune less the control {told[2]}." in plan
     )
+    ahead = told[4].removeprefix("+")
+    assert (
+        f"The difference is {told[3]}," in plan and f"It is {ahead} points ahead of AdamW" in plan
+    )
     text = " ".join(README.read_text("utf-8").split())
-    ahead, whole = told[2].removeprefix("+"), told[0].split()[0].removeprefix("+")
-    assert f"is {ahead} points ahead of AdamW with these betas, and {whole} of AdamW." in text
+    whole, ahead = told[0].split()[0].removeprefix("+"), told[2].removeprefix("+")
+    assert f"is {whole} points ahead of AdamW, and {ahead} ahead of AdamW with these betas." in text
+    assert f"With the window of another run it does as well ({told[3]})." in text
+    how = " ".join((ROOT / "docs/how-it-works.md").read_text("utf-8").split())
+    assert f"the difference is {told[3].replace(' [', ' points [')}" in how
 
 
 def test_what_the_index_says_of_auto_is_what_the_results_say(comparisons):
