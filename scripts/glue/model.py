@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
+from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -40,15 +43,19 @@ def _checked(tokenizer: PreTrainedTokenizerBase, given: str) -> PreTrainedTokeni
     return tokenizer
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a UsageError if the tokenizer makes tokens that the model has no embedding for."""
-    known, most = model.get_input_embeddings(), len(tokenizer)
-    rows = getattr(known, "num_embeddings", most)
-    if most > rows:
-        raise UsageError(
-            f"--tokenizer_name {tokenizer.name_or_path}: has {most} tokens, and the model has "
-            f"embeddings for {rows}; give the model's own tokenizer"
-        )
+def check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Dataset]
+) -> None:
+    """Raise a UsageError if a split has a token that the model has no embedding for."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    for split, data in splits.items():
+        most = pyarrow.compute.max(pyarrow.compute.list_flatten(data.data.column("input_ids")))
+        if rows is not None and most.as_py() is not None and most.as_py() >= rows:
+            raise UsageError(
+                f"--tokenizer_name {tokenizer.name_or_path}: gives the {split} split token "
+                f"{most.as_py()}, and the model has {rows} embeddings; give the model's own "
+                "tokenizer"
+            )
 
 
 def load_config(

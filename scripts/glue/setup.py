@@ -217,9 +217,9 @@ def _load(
     _check_metrics(training, task, raw)
     set_seed(training.seed)  # the new head's weights, or all of them
     model: Any = load_model(args.model, config, task)
-    check_vocabulary(model, tokenizer)
     order = label_order(model.config, task)
     splits = tokenize(raw, task, tokenizer, data, order, args.model.cache_dir)
+    check_vocabulary(model, tokenizer, splits)
     if args.lora.enabled:
         model = add_lora(model, args.lora)
     if training.process_index == 0:

@@ -287,9 +287,10 @@ def test_a_tokenizer_that_cannot_pad_and_one_with_too_many_tokens(script, argv, 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.add_tokens([f"word{number}" for number in range(3000)])
+    tokenizer.add_tokens([*(f"word{number}" for number in range(3000)), " the"])
     tokenizer.save_pretrained(tmp_path / "more")
-    with pytest.raises(UsageError, match="--tokenizer_name .*more: has .* embeddings for"):
+    assert tokenizer.encode("in the house")[2] >= 16_000
+    with pytest.raises(UsageError, match="--tokenizer_name .*more: gives .* token .* embeddings"):
         script([*argv, *SAMPLE, "--tokenizer_name", str(tmp_path / "more")])
     none = shutil.copytree(tiny, tmp_path / "none")
     (none / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
