@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write every result as JSON")
     options, passed_on = parser.parse_known_args()
     for word in passed_on:
-        if (name := word.partition("=")[0].lstrip("-").replace("-", "_")) in OURS:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in OURS:
             raise UsageError(f"{word}: this script sets --{name} itself; leave it out")
     if options.output:
         check_output(options.output)

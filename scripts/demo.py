@@ -6,7 +6,6 @@ scripts/run_glue.py; this does the same work with AdamW:
   python3 scripts/demo.py --optim adamw_torch_fused --output_dir runs/demo-adamw
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -22,11 +21,8 @@ Next, the real thing (downloads roberta-base and MRPC, wants a GPU):
 if __name__ == "__main__":
     python = prepare("glue")
     say("training: python scripts/run_glue.py configs/demo.yaml")
-    script, config, output = (
-        os.path.relpath(ROOT / path)
-        for path in ("scripts/run_glue.py", "configs/demo.yaml", "runs/demo")
-    )
-    words = [str(python), script, config, "--output_dir", output, *sys.argv[1:]]
-    run(words, Path.cwd())  # from where the paths in argv count
+    script, config = ROOT / "scripts" / "run_glue.py", ROOT / "configs" / "demo.yaml"
+    # from where the user is, as there the paths in argv count
+    run([str(python), str(script), str(config), *sys.argv[1:]], Path.cwd())
     if not {"-h", "--help", "--version"} & {*sys.argv}:
         print(NEXT.format(python=python.relative_to(ROOT)))

@@ -60,8 +60,10 @@ def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
         except KeyboardInterrupt:
             interrupted = True
     signal.signal(signal.SIGTERM, before)
+    if interrupted:
+        sys.exit(130)
     if code != 0:
-        sys.exit(130 if interrupted else code if code > 0 else 128 - code)
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def say(text: str) -> None:

@@ -47,20 +47,17 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    try:
-        trainer = GlueTrainer(
-            loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
-            model=run.model,
-            args=training,
-            train_dataset=run.train if training.do_train else None,
-            eval_dataset=run.splits[first] if first else None,
-            compute_metrics=compute_metrics(run.task),
-            data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
-            processing_class=run.tokenizer,
-            callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
-        )
-    except (ValueError, ImportError) as error:  # --report_to wandb, which is not installed
-        raise UsageError(f"the Trainer refuses its arguments: {error}") from error
+    trainer = GlueTrainer(
+        loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
+        model=run.model,
+        args=training,
+        train_dataset=run.train if training.do_train else None,
+        eval_dataset=run.splits[first] if first else None,
+        compute_metrics=compute_metrics(run.task),
+        data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
+        processing_class=run.tokenizer,
+        callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
+    )
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
     saved: dict[str, Path | str] = {"saved in": run.folder}

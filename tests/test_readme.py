@@ -234,6 +234,10 @@ def test_its_figures_of_lora_are_those_of_the_results():
     auto, finetune = (" and ".join(told) for told in behind.values())
     text = " ".join(README.read_text("utf-8").split())
     assert f"`auto` was {auto} points behind AdamW at its best rate, `finetune` {finetune}." in text
+    each = compared("cifar10-short")
+    auto, finetune = (each.difference(name) for name in behind)
+    assert f"`auto` was {-auto.mean:.1f} points behind; `finetune` was {finetune.mean:.1f}" in text
+    assert len(each.at_best("adamw")) == 3 and finetune.interval[0] < 0 < finetune.interval[1]
 
 
 def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():

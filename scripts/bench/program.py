@@ -46,7 +46,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     devices = ["cpu", *(["cuda", *gpus] if gpus else [])]
     add("--device", choices=devices, default="cpu", help=f"of {', '.join(devices)}; default: cpu")
     add("--output", type=_file, help="write machine, versions, commit and rows as JSON")
-    add("--plot", type=_file, help="draw the rows into this .png, .pdf or .svg (needs matplotlib)")
+    add("--plot", type=_file, help="draw the rows into this PNG (needs matplotlib)")
     return parser
 
 
@@ -88,8 +88,12 @@ def run(
     """
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--plot needs matplotlib: pip install matplotlib")
-    if options.plot is not None and options.plot.suffix not in (".png", ".pdf", ".svg"):
-        sys.exit(f"--plot {options.plot}: its name must end in .png, .pdf or .svg")
+    if options.plot is not None:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        kinds = FigureCanvasBase.get_supported_filetypes()
+        if options.plot.suffix and options.plot.suffix[1:].lower() not in kinds:
+            sys.exit(f"--plot {options.plot}: its name must end in one of .{', .'.join(kinds)}")
     found = machine_at(options.device)
     libraries = {**dict.fromkeys(PACKAGES), **versions(*PACKAGES)}  # None: not installed
     libraries |= {"torch": torch.__version__, "cuda": torch.version.cuda}  # with the build

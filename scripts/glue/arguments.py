@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from glue.errors import UsageError
-
 
 def _arg(default: Any, text: str) -> Any:
     """A field with its default and what --help says of it."""
@@ -155,8 +153,6 @@ PortableArguments._argument_group_name = "training, for every transformers versi
 def apply_portable(args: Any, portable: Any) -> None:
     """Set on `args` what this transformers version has renamed (or, for one name, dropped)."""
     ratio = getattr(portable, "warmup_ratio", None)
-    if ratio is not None and not 0 <= ratio < 1:
-        raise UsageError(f"--warmup_ratio {ratio}: must be at least 0 and below 1")
     if ratio is not None and not args.warmup_steps:
         args.warmup_steps = ratio  # below 1 it is a ratio there
     if getattr(portable, "group_by_length", False):

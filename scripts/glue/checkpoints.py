@@ -131,7 +131,7 @@ def finish(
     (checkpoint / _WHOLE).touch()
     stays = {checkpoint.resolve(), *([best.resolve()] if best else [])}
     found = written(checkpoint.parent)
-    surplus = len(found) - max(keep, len(stays)) if keep else 0
+    surplus = len(found) - max(keep, len(stays)) if keep and keep > 0 else 0  # as the Trainer
     for path in [path for path in found if path.resolve() not in stays][: max(0, surplus)]:
         _forget(path)  # first, lest half a checkpoint counts
         shutil.rmtree(path, ignore_errors=True)

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from glue.arguments import LoraArguments
 from glue.errors import INSTALL, UsageError
+from glue.model import DAMAGED
 
 
 def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) -> None:
@@ -73,7 +73,7 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         return get_peft_model(model, config)
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, re.error) as error:
+    except (*DAMAGED, re.error) as error:
         name = "adapter_name_or_path" if source else "lora_r"
         words = f"--{name} {getattr(arguments, name)}"
         words += f" --lora_target_modules {' '.join(targets)}" if targets else ""

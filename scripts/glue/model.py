@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from glue.arguments import DataArguments, ModelArguments
 from glue.data import SAMPLE
 from glue.errors import UsageError
 from glue.tasks import Task
+
+DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError),
+    *(EOFError, pickle.UnpicklingError, SafetensorError),
+)
+"""What transformers, peft and torch raise for files that are missing or half there."""
 
 
 def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedTokenizerBase:
@@ -46,15 +53,21 @@ def _checked(tokenizer: PreTrainedTokenizerBase, given: str) -> PreTrainedTokeni
 def check_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Dataset]
 ) -> None:
-    """Raise a UsageError if a split has a token that the model has no embedding for."""
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    """Raise a UsageError if a split, or its padding, has a token without an embedding."""
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # CANINE, which hashes
+        return
+    found = [("the padding", tokenizer.pad_token_id)]
     for split, data in splits.items():
         most = pyarrow.compute.max(pyarrow.compute.list_flatten(data.data.column("input_ids")))
-        if rows is not None and most.as_py() is not None and most.as_py() >= rows:
+        found.append((f"the {split} split", most.as_py()))
+    for what, token in found:
+        if rows is not None and token is not None and token >= rows:
             raise UsageError(
-                f"--tokenizer_name {tokenizer.name_or_path}: gives the {split} split token "
-                f"{most.as_py()}, and the model has {rows} embeddings; give the model's own "
-                "tokenizer"
+                f"--tokenizer_name {tokenizer.name_or_path}: gives {what} token {token}, and the "
+                f"model has {rows} embeddings; give the model's own tokenizer, or a model whose "
+                "embeddings were resized for this one"
             )
 
 
@@ -143,7 +156,7 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
     options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
     try:
         return load(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except DAMAGED as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "

@@ -22,6 +22,7 @@ from glue.arguments import (
 )
 from glue.configs import read_with_base
 from glue.errors import UsageError, UsageParser
+from glue.ranges import check_warmup
 
 _FILES = (".yaml", ".yml", ".json")
 _ASKED = {"help", "version"}  # on the command line alone
@@ -117,6 +118,7 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
             f"{rest[0]!r} belongs to no argument; a file of arguments stands first, as NAME.yaml"
         )
     model, data, lora, report, portable, training = parts
+    check_warmup(getattr(portable, "warmup_ratio", getattr(training, "warmup_ratio", None)))
     apply_portable(training, portable)
     for each in (model, data, lora, training):
         _settle_paths(each)

@@ -21,7 +21,7 @@ class Range(NamedTuple):
 
     def has(self, value: float) -> bool:
         inside = value > self.least if self.above else value >= self.least
-        return math.isfinite(value) and inside and value <= self.most
+        return inside and value <= self.most and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
         text = f"{'above' if self.above else 'at least'} {self.least:g}"
@@ -35,12 +35,13 @@ _RANGES = {
         (
             *("max_train_samples", "max_eval_samples", "max_predict_samples", "max_seq_length"),
             *("check_ranks_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
-            *("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit"),
+            *("gradient_accumulation_steps", "eval_accumulation_steps"),
         ),
         _COUNT,
     ),
-    **dict.fromkeys(("lora_alpha", "logging_steps", "eval_steps", "save_steps"), _POSITIVE),
-    **dict.fromkeys(("max_grad_norm", "warmup_steps", "dataloader_num_workers"), _NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_steps", "dataloader_num_workers"), _NOT_NEGATIVE),
+    "lora_alpha": _POSITIVE,
     **dict.fromkeys(("seed", "data_seed"), _SEED),
     "loraplus_lr_ratio": _COUNT,
 }
@@ -60,9 +61,21 @@ def check_numbers(
     epochs = training.num_train_epochs
     if training.do_train and training.max_steps < 1 and not _POSITIVE.has(epochs):
         raise UsageError(f"--num_train_epochs {epochs}: must be above 0")
+    if training.do_train:
+        _check_schedule(training)
+
+
+def check_warmup(ratio: float | None) -> None:
+    """The same for --warmup_ratio, which not every transformers version keeps."""
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UsageError(f"--warmup_ratio {ratio}: must be at least 0 and below 1")
+
+
+def _check_schedule(training: TrainingArguments) -> None:
     kind, given = training.lr_scheduler_type, training.lr_scheduler_kwargs or {}
     options: Any = given  # text where it is no JSON, which TrainingArguments refuses
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD(parameters, lr=training.learning_rate)
     try:
         get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(options))
     except (TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import distributed
 from torch.distributed import distributed_c10d
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from glue.checkpoints import forget_later, steps_done
 from glue.data import ax_of, load_splits
@@ -187,6 +188,11 @@ def _checked_task(args: Arguments) -> Task:
         raise UsageError("--use_sample and --data_dir exclude each other")
     if training.do_eval and not task.validation and not training.do_train:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
+    try:
+        get_reporting_integration_callbacks(training.report_to)
+    except ValueError as error:
+        asked = " ".join([*training.report_to] if training.report_to else [])
+        raise UsageError(f"--report_to {asked}: {error}") from error
     if training.eval_on_start and not training.do_eval:
         raise UsageError("--eval_on_start needs --do_eval")
     if training.batch_eval_metrics:

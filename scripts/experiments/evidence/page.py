@@ -63,7 +63,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         confirming=[each for each in comparisons if not each.chosen_on],
         compared=compared,
         found=found,
-        others=[each for each in results if not of[each.file]],
+        others=[each for each in results if of[each.file] not in files],
         pictures={each.file: draw(each, output) for each in results},
         reach=REACH,
     )

@@ -53,10 +53,10 @@ def test_the_same_command_again_gives_the_same_table(compare, tmp_path, capsys):
 
 def test_the_states_precisions_have_the_recommended_preset():
     contenders = load_script("compare_runs").CONTENDERS["state"]
-    assert [words[1] for words in contenders.values()] == [
-        "dwmgrad_finetune",
-        "dwmgrad_bf16",
-        "dwmgrad_8bit",
+    assert list(contenders.values()) == [
+        ["--optim", "dwmgrad_finetune", "--optim_args", ""],
+        ["--optim", "dwmgrad_bf16", "--optim_args", "preset=finetune"],
+        ["--optim", "dwmgrad_8bit", "--optim_args", "preset=finetune"],
     ]
 
 
