@@ -26,6 +26,7 @@ def needs(contender):
         "schedule-free-adamw": "schedulefree",
         "momo-adam": "momo",
         "prodigy": "prodigyopt",
+        "prodigy-corrected": "prodigyopt",
     }
     if contender in packages:
         pytest.importorskip(packages[contender])
