@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
             f"--configs {arguments.configs}: no such folder; give the package's configs/"
         )
     results = read_results(arguments.results)
-    if not results and Path(arguments.output).exists():
-        raise UsageError(
-            f"--results {arguments.results}: has no results, and --output {arguments.output} is "
-            "there; give the folder with comparison-*.json"
-        )
     output: Path = arguments.output
+    if not results and output.exists():
+        raise UsageError(
+            f"--results {arguments.results}: has no results, and --output {output} is there; give "
+            "the folder with comparison-*.json"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(results, arguments.configs, output), encoding="utf-8")

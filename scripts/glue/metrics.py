@@ -31,10 +31,16 @@ def predictions_of(outputs: Any, task: Task) -> np.ndarray:
     return np.squeeze(logits, axis=-1) if task.is_regression else np.argmax(logits, axis=-1)
 
 
+def names_of(task: Task) -> tuple[str, ...]:
+    """What `score` computes: the task's metrics; of two of GLUE's also the mean."""
+    both = len(task.metrics) > 1 and not task.own
+    return (*task.metrics, *(["combined_score"] if both else []))
+
+
 def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The task's metrics by their official names; GLUE's two also as a mean: `combined_score`."""
     values = {name: float(_METRICS[name](labels, predictions)) for name in task.metrics}
-    if len(values) > 1 and not task.own:
+    if "combined_score" in names_of(task):
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
 

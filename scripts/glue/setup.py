@@ -21,13 +21,8 @@ from glue.data import ax_of, load_splits
 from glue.errors import UsageError
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
-from glue.model import (
-    check_vocabulary,
-    label_order,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from glue.metrics import names_of
+from glue.model import check_vocabulary, label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
 from glue.output import (
     check_machines,
@@ -247,11 +242,7 @@ def _load(
 
 def _check_metrics(training: TrainingArguments, task: Task, splits: dict[str, Dataset]) -> None:
     """Raise a UsageError for what an evaluation, after hours perhaps, could not compute."""
-    names = [
-        "loss",
-        *task.metrics,
-        *(["combined_score"] * (len(task.metrics) > 1 and not task.own)),
-    ]
+    names = ["loss", *names_of(task)]
     wanted = training.metric_for_best_model
     if wanted is not None and wanted.removeprefix("eval_") not in names:
         raise UsageError(f"--metric_for_best_model {wanted}: choose from {', '.join(names)}")
