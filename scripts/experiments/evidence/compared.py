@@ -56,7 +56,7 @@ class Compared(Result):
         return float(same.groupby("lr").points.mean().max())
 
     def ahead(self, name: str) -> float:
-        """How many points its best rate is better than AdamW's, in the first stage, by its seeds."""
+        """The points that its best rate is better than AdamW's, with its first stage's seeds."""
         return float(self.means(name).max() - self.best_beside(name))
 
     def at_best(self, name: str) -> pd.DataFrame:
@@ -129,7 +129,8 @@ def _without_best(compared: Compared, name: str) -> str:
         return "not run"
     if first.diverged.groupby(first.lr).any().all():
         return "every rate diverged"
-    return f"{compared.ahead(name):+.2f}, of the {several(first.seed.nunique(), 'seed')} that chose the rate"
+    seeds = several(first.seed.nunique(), "seed")
+    return f"{compared.ahead(name):+.2f}, of the {seeds} that chose the rate"
 
 
 def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
