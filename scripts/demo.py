@@ -14,8 +14,8 @@ from environment import ROOT, prepare, run, say
 NEXT = """
 Next, the real thing (downloads roberta-base and MRPC, wants a GPU):
 
-  {python} scripts/run_glue.py configs/glue/mrpc.yaml
-  {python} scripts/run_glue.py configs/glue_lora/mrpc.yaml
+  {python} {scripts}/run_glue.py {configs}/glue/mrpc.yaml
+  {python} {scripts}/run_glue.py {configs}/glue_lora/mrpc.yaml
 """
 
 if __name__ == "__main__":
@@ -25,4 +25,7 @@ if __name__ == "__main__":
     # from where the user is, as there the paths in argv count
     run([str(python), str(script), str(config), *sys.argv[1:]], Path.cwd())
     if not {"-h", "--help", "--version"} & {*sys.argv}:
-        print(NEXT.format(python=python.relative_to(ROOT)))
+        here = Path.cwd() == ROOT
+        names = {"python": python, "scripts": ROOT / "scripts", "configs": ROOT / "configs"}
+        shown = {name: path.relative_to(ROOT) if here else path for name, path in names.items()}
+        print(NEXT.format(**shown))

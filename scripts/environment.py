@@ -50,8 +50,19 @@ def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
     Ctrl-C reaches the command by itself, SIGTERM by us; it ends in its own way and time.
     """
     # pip has compiled nothing: what the first process imports is kept for the others
-    inherited = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    process = subprocess.Popen(command, cwd=folder, env={**inherited, **environment})
+    environment = {"PYTHONDONTWRITEBYTECODE": "", **environment}
+    if code := _code_of(command, folder, environment):
+        sys.exit(code)
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"==> {text}", flush=True)
+
+
+def _code_of(command: list[str], folder: Path, environment: dict[str, str]) -> int:
+    """A command's exit code, once it has ended; 130 after Ctrl-C."""
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment})
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     code, interrupted = None, False
     while code is None:
@@ -61,14 +72,8 @@ def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
             interrupted = True
     signal.signal(signal.SIGTERM, before)
     if interrupted:
-        sys.exit(130)
-    if code != 0:
-        sys.exit(code if code > 0 else 128 - code)
-
-
-def say(text: str) -> None:
-    """One line of progress."""
-    print(f"==> {text}", flush=True)
+        return 130
+    return code if code >= 0 else 128 - code
 
 
 def _fingerprint(constraints: Path | None) -> str:
@@ -79,9 +84,8 @@ def _fingerprint(constraints: Path | None) -> str:
 
 
 def _run(command: list[str], remedy: str) -> None:
-    try:
-        failed = subprocess.run(command).returncode != 0
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if failed:
+    code = _code_of(command, ROOT, {})
+    if code in (130, 128 + signal.SIGTERM):  # somebody ended it
+        sys.exit(code)
+    if code:
         sys.exit(f"could not run {' '.join(command)}: {remedy}")

@@ -45,6 +45,14 @@ def written(folder: Path) -> list[Path]:
     return [path for path in _all(folder) if (path / _WHOLE).is_file()]
 
 
+def passed_over(folder: Path) -> dict[Path, str]:
+    """The `checkpoint-STEP` folders that no run goes on from by itself, and what each lacks."""
+    wanting = {path: lacks(path) for path in _all(folder)}
+    for path in set(wanting) - {*written(folder)}:
+        wanting[path].append(f"{_WHOLE}, the mark of one that this script has written to its end")
+    return {path: ", ".join(missing) for path, missing in wanting.items() if missing}
+
+
 def lacks(checkpoint: Path) -> list[str]:
     """What a run would need to go on from a folder, and is not there."""
     missing = [name for name in _NEEDED if not has(checkpoint, name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +78,8 @@ def refuse_doubles(names: Iterable[Any], message: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, by which a short file can stand for gigabytes, and double names."""
+    """Refuses aliases, by which a short file can stand for gigabytes, and double names; and numbers
+    to the base 8 or 60, which nobody means."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level > _DEEPEST:  # the scanner's time grows with the square
@@ -93,3 +95,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         return no_doubles(self.construct_pairs(node, deep))
+
+    def construct_number(self, node: Any) -> int | float:
+        kind = "int" if node.tag.endswith("int") else "float"
+        value = getattr(self, f"construct_yaml_{kind}")(node)
+        if re.fullmatch(r"[-+]?(0[0-7_]+|.*:.*)", node.value):
+            problem = f"{node.value} means {value} in YAML; write that, or quote it"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -20,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from glue.checkpoints import checkpoints, has, lacks, unusable, written
+from glue.checkpoints import checkpoints, has, lacks, passed_over, unusable
 from glue.errors import UsageError
 from glue.parsing import Arguments
 from glue.tasks import Task
@@ -112,13 +113,18 @@ def _is_about_writing(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno in _DISK:
         name = error.filename
         return name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
-    try:  # torch's and safetensors' own errors have no number: can a file be written now?
+    said = str(error)  # torch's and safetensors' own errors have no number
+    number = re.search(r"\(os error (\d+)\)", said)
+    if any(map(said.__contains__, _TORCH)) or (number and int(number[1]) in _DISK):
+        return True
+    try:  # can a file be written now?
         check_output(str(folder))
     except UsageError:
         return True
     return False
 
 
+_TORCH = "PytorchStreamWriter failed", ". unexpected pos "  # from torch.save
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 _DECIDES = """
@@ -264,9 +270,8 @@ def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | No
     if not _goes_on_by_itself(training):
         return None
     if training.process_index == 0:
-        for path in written(folder):
-            if missing := lacks(path):
-                print(f"Not gone on from: {path}, as it lacks {', '.join(missing)}")
+        for path, missing in passed_over(folder).items():
+            print(f"Not gone on from: {path}, as it lacks {missing}")
     if found := checkpoints(folder):
         return found[-1]
     if given and str(given).lower() != "false":

@@ -16,8 +16,8 @@ from .conftest import ROOT
 CODE = "import environment, sys; environment.run(sys.argv[1:], environment.Path.cwd())"
 
 
-def start(code: str, folder: Path) -> subprocess.Popen:
-    words = [sys.executable, "-c", CODE, sys.executable, "-c", code]
+def start(code: str, folder: Path, by: str = CODE) -> subprocess.Popen:
+    words = [sys.executable, "-c", by, sys.executable, "-c", code]
     path = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     return subprocess.Popen(words, cwd=folder, env=path, stdout=subprocess.PIPE, text=True)
 
@@ -46,3 +46,17 @@ def test_a_signal_reaches_the_command_which_ends_in_its_own_way(tmp_path, number
 def test_a_command_that_a_signal_killed_has_its_number(tmp_path):
     process = start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     assert process.wait(60) == 137
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_sigterm_ends_an_installation_too(tmp_path):
+    ready = tmp_path / "ready"
+    waits = f"import os, time; open({str(ready)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    by = "import environment, sys; environment._run(sys.argv[1:], 'the remedy')"
+    process = start(waits, tmp_path, by)
+    while not (ready.exists() and ready.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ready.read_text()), 0)

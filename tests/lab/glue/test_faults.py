@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from glue.checkpoints import checkpoints
 from glue.errors import UsageError
-from safetensors.torch import load_file
+from glue.output import clear_write_errors
+from safetensors.torch import load_file, save_file
 
 from .conftest import ROOT, read_json
 
@@ -99,6 +101,38 @@ def test_a_disk_that_turns_read_only(script, words, disk):
             str(last),
         ]
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda tensor, path: torch.save(tensor, path),
+        lambda tensor, path: save_file({"a": tensor}, path),
+        lambda tensor, path: path.write_bytes(tensor.numpy().tobytes()),
+    ],
+    ids=["torch", "safetensors", "bytes"],
+)
+def test_a_file_that_does_not_fit_is_told_though_others_would(save, tmp_path):
+    """What was half written may be gone by then, so that there is room again."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(UsageError, match="writing failed, with .* free"),
+        clear_write_errors(tmp_path),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20, before[1]))
+        try:
+            save(torch.zeros(2**20), tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    (tmp_path / "file").write_bytes(b"no checkpoint")
+    with pytest.raises(Exception, match=r"(?i)load|pickle"), clear_write_errors(tmp_path):
+        torch.load(tmp_path / "file", weights_only=True)
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(script, words):

@@ -144,7 +144,7 @@ def test_flags_that_switch_off_and_the_no_of_yaml(script, words, tmp_path):
     assert checkpoints(tmp_path / "out") == []
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(script, words, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(script, words, tmp_path, capsys):
     out = tmp_path / "out"
     script(words)
     for path in out.iterdir():
@@ -154,7 +154,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(script, words, tm
             path.unlink() if path.is_file() else None
     with pytest.raises(UsageError, match="seed 42 there, 1 here"):
         script([*words, "--seed", "1"])
+    capsys.readouterr()
     script(words)
+    assert "lacks .whole, the mark of one that this script has" in capsys.readouterr().out
     assert (out / "all_results.json").is_file() and len(checkpoints(out)) == 1
 
 
