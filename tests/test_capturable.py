@@ -251,6 +251,20 @@ def test_a_state_dict_continues_in_the_other_form(
     assert_equal(second, expected)
 
 
+@pytest.mark.parametrize("preset", [None, "finetune", "auto"])
+def test_switched_off_in_the_groups_the_host_goes_on_from_there(preset: str | None) -> None:
+    switched, expected = make(True, preset=preset), make(False, preset=preset)
+    for step in range(12):
+        if step == 6:
+            for group in switched.param_groups:
+                group["capturable"] = False
+        for optimizer in (switched, expected):
+            new_gradients(optimizer, step)
+            optimizer.step(loss=loss_of(step))
+    assert_equal(switched, expected)
+    assert progress(switched) == progress(expected)
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     first = make(True)
     new_gradients(first, 0)

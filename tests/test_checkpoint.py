@@ -94,6 +94,30 @@ def test_a_group_added_after_loading_joins_the_loaded_window() -> None:
         loaded.add_param_group({"params": [torch.ones(2, requires_grad=True)], "max_window": 7})
 
 
+def test_a_bound_that_was_lowered_in_the_groups_is_saved_and_loaded() -> None:
+    """Below the initial window, which is past, and below the window, which the next step moves."""
+    model, optimizer = make(max_window=100)
+    train(model, optimizer, [9.0, 8.0, 7.0])
+    for group in optimizer.param_groups:
+        group["max_window"] = 3
+    saved = through_file(optimizer.state_dict())
+    train(model, optimizer, [6.0])
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    other, loaded = make()
+    with pytest.warns(UserWarning, match="max_window is 3 there and"):
+        loaded.load_state_dict(saved)
+    train(other, loaded, [6.0])
+    assert loaded.window == optimizer.window == 3
+
+
+def test_numpy_numbers_of_a_scheduler_do_not_spoil_a_checkpoint() -> None:
+    optimizer = make()[1]
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(np.float64(0.1) * step))
+    assert type(optimizer.param_groups[0]["lr"]) is not float
+    optimizer.load_state_dict(through_file(optimizer.state_dict()))
+    assert type(optimizer.param_groups[0]["lr"]) is float
+
+
 def test_numpy_arguments_do_not_spoil_a_checkpoint() -> None:
     model = torch.nn.Linear(2, 1)
     settings = {"lr": np.float64(0.1), "momentum": np.float32(0.5), "max_window": np.int64(9)}

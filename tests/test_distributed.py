@@ -81,6 +81,25 @@ def test_a_rank_without_a_loss_keeps_nobody_waiting_at_lr_0(tmp_path: Path) -> N
     assert run(warm_up, tmp_path) == [[4, 1.5], [4, 1.5]]
 
 
+def idle_warm_up(rank: int) -> list:
+    """lr = 0 at the first step, where the second rank has neither a loss nor a gradient."""
+    param = torch.ones(2, requires_grad=True)
+    optimizer = DWMGrad([param], lr=0.0, missing_loss="hold")
+    seen = []
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.1 * step
+        if rank == 0 or step:
+            param.grad = torch.ones(2)
+            optimizer.observe_loss(1.0 + step + rank)
+        optimizer.step()
+        seen.append(optimizer.last_loss)
+    return seen
+
+
+def test_a_rank_without_anything_takes_part_at_lr_0(tmp_path: Path) -> None:
+    assert run(idle_warm_up, tmp_path) == [[None, 2.5, 3.5]] * 2
+
+
 @pytest.mark.filterwarnings("ignore:the loss is not finite")
 def test_every_rank_draws_the_same_conclusion_from_odd_losses(tmp_path: Path) -> None:
     first, second = run(odd_losses, tmp_path)

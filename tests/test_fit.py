@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dwmgrad import DWMGrad
+from dwmgrad.kernels.fit import _share_elements
 
 KERNELS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -265,6 +266,14 @@ def test_views_that_interleave_are_not_the_same_memory() -> None:
     for column, name in enumerate(("momentum_buffer", "square_avg")):
         own[name] = memory[:, column : column + 1].copy_(own[name])
     step(optimizer)
+
+
+@pytest.mark.parametrize(("start", "shares"), [(0, False), (1, False), (2, True), (3, True)])
+def test_views_of_unlike_widths_share_bytes_or_do_not(start: int, shares: bool) -> None:
+    memory = torch.zeros(64, dtype=torch.float16)
+    wide = memory.view(torch.float32)[1::2]  # the third and the fourth of each four halves
+    assert _share_elements(wide, memory[start::4]) is shares
+    assert _share_elements(memory[start::4], wide) is shares
 
 
 def test_a_learned_complex_number_goes_the_way_of_autograd() -> None:

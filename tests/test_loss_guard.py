@@ -157,6 +157,20 @@ def test_it_says_so_once() -> None:
     assert "guarded_steps" in found[0]
 
 
+def test_where_warnings_are_errors_the_step_is_refused_as_ever() -> None:
+    optimizer, other = optimizer_of(), optimizer_of()
+    train(other, range(20))
+    train(optimizer, range(20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="stands out"):
+            train(optimizer, [20], {20: 5.0})
+    assert train(optimizer, [21]) == [] and optimizer.param_groups[0]["guarded_steps"] == 1
+    with pytest.warns(UserWarning, match="stands out"):
+        train(other, [20, 21], {20: 5.0})
+    assert optimizer.state_dict()["param_groups"] == other.state_dict()["param_groups"]
+
+
 @says
 def test_the_schedule_goes_on_and_a_missing_loss_is_no_loss() -> None:
     optimizer = optimizer_of(missing_loss="hold")

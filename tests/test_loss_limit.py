@@ -317,6 +317,27 @@ def test_clipped_gradients_do_not_hide_how_steep_the_loss_is(max_norm: float, fo
     assert limits[0] == pytest.approx(limits[1], rel=1e-3)
 
 
+@FORMS
+@pytest.mark.parametrize(
+    "told", [[(200.0, 1.0), (0.5, 1.0)], [(200.0, 1.0), (1.0, float("inf"))]], ids=["parts", "log"]
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_of_several_clippings_what_shrank_most_counts(
+    told: list, as_tensor: bool, form: dict
+) -> None:
+    """An encoder and its head, one after the other; or a norm that is measured for a log."""
+    limits = []
+    for each in (told, told[::-1], told[:1]):
+        optimizer = DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5, **form)
+        for norm, most in each:
+            optimizer.observe_clipping(torch.tensor(norm) if as_tensor else norm, most)
+        train(optimizer, range(1))
+        group = optimizer.state_dict()["param_groups"][0]
+        assert group["clipped_to"] == pytest.approx(1 / 200, rel=1e-5)
+        limits.append(group["step_limit"])
+    assert limits[0] == limits[1] == limits[2]
+
+
 @pytest.mark.parametrize("norm", [float("nan"), float("inf"), 0.0])
 def test_a_norm_that_says_nothing_changes_nothing(norm: float) -> None:
     limits = []

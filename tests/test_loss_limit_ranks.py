@@ -85,6 +85,64 @@ def test_ranks_do_what_one_process_does(
         assert own_reductions == 2 * STEPS  # the loss, and one more
 
 
+def with_parts_elsewhere(rank: int) -> list[str]:
+    """Tensor parallelism, and a loss that is averaged over the other dimension of the mesh."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+    model = parallelize_module(model_of(), mesh["tp"], {"0": ColwiseParallel()})
+    said = []
+    for capturable in (False, True):
+        options = {**SETTINGS, "capturable": capturable}
+        optimizer = DWMGrad(model.parameters(), loss_group=mesh["dp"], **options)
+        before = [
+            p.full_tensor().clone() if hasattr(p, "placements") else p.clone()
+            for p in model.parameters()
+        ]
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        try:
+            optimizer.step(loss=1.0)
+        except RuntimeError as error:
+            said.append(str(error))
+        assert not optimizer.state
+        after = [p.full_tensor() if hasattr(p, "placements") else p for p in model.parameters()]
+        assert all(map(torch.equal, before, after))
+    return said
+
+
+def test_parts_outside_of_the_loss_group_are_refused(tmp_path: Path) -> None:
+    for said in run(with_parts_elsewhere, tmp_path):
+        assert len(said) == 2
+        assert all("a parameter has parts on ranks [0, 1]: leave loss_group out" in s for s in said)
+
+
+def with_parameters_of_its_own(rank: int) -> list[str]:
+    """As the stages of a pipeline, and the parts of torch's ZeroRedundancyOptimizer."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model, said, options = model_of(), [], {"lr": 0.5, "loss_limit": 0.5}
+    for make in (
+        lambda: DWMGrad(model[2 * rank].parameters(), **options),
+        lambda: ZeroRedundancyOptimizer(model.parameters(), optimizer_class=DWMGrad, **options),
+    ):
+        optimizer = make()
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        try:
+            optimizer.step(loss=1.0)
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def test_ranks_with_parameters_of_their_own_are_refused(tmp_path: Path) -> None:
+    for said in run(with_parameters_of_its_own, tmp_path):
+        assert len(said) == 2
+        assert all("what loss_limit predicts from is" in each for each in said)
+        assert all("each rank needs all parameters, or a shard of each" in each for each in said)
+
+
 def alone_then_together(rank: int) -> list[float]:
     """Two steps within `no_sync()`, each rank by itself, then one together."""
     model = DistributedDataParallel(model_of())

@@ -22,7 +22,7 @@ _STRONG = {
 }
 _FAINT = {
     **{"schedule-free-adamw": "tab:cyan", "adamw-control": "tab:gray"},
-    **{"momo-adam": "tab:purple", "prodigy": "tab:pink"},
+    **{"momo-adam": "tab:purple", "prodigy": "tab:pink", "prodigy-corrected": "tab:brown"},
 }
 
 

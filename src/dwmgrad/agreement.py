@@ -154,7 +154,9 @@ class Agreeing(Optimizer, Joinable):
             return False
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        return not any(state.local_part(grad).any() for grad in self._grads())
+        return self._has_gradient() and not any(
+            state.local_part(grad).any() for grad in self._grads()
+        )
 
     def _go_without_loss(self) -> None:
         policy = self.param_groups[0]["missing_loss"]

@@ -226,22 +226,23 @@ def check(settings: dict[str, Any]) -> None:
     """
     for name in ("max_window", *SETTINGS):  # an initial window may be the largest
         _KINDS[name].check(name, settings[name])
-    if settings["initial_window"] > settings["max_window"]:
-        raise ValueError(
-            f"initial_window must be at most max_window, got initial_window="
-            f"{settings['initial_window']} and max_window={settings['max_window']}"
-        )
     if settings["foreach"] and settings["fused"]:
         raise ValueError("foreach=True and fused=True exclude each other: choose one, or neither")
 
 
 def check_new(settings: dict[str, Any]) -> None:
-    """As `check`, for an optimizer that is made; in a loaded one the limit may have been set off.
+    """As `check`, for an optimizer that is made; later a user may have written into the groups.
 
     Raises:
-        TypeError, ValueError: as `check`, and for a `limit_growth` that adds to nothing.
+        TypeError, ValueError: as `check`, for a window that begins above its bound, and for a
+            `limit_growth` that adds to nothing.
     """
     check(settings)
+    if settings["initial_window"] > settings["max_window"]:
+        raise ValueError(
+            f"initial_window must be at most max_window, got initial_window="
+            f"{settings['initial_window']} and max_window={settings['max_window']}"
+        )
     if settings["limit_growth"] and settings["loss_limit"] is None:
         raise ValueError(
             f"limit_growth={settings['limit_growth']!r} adds to loss_limit, which is None: set it, "

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import arguments, kernels
 from ._version import __version__
 from .checkpoint import COMMON, PROGRESS
-from .ranks import gathered, home_of, size
+from .ranks import gathered, home_of, is_flat_piece, size
 from .state import local_part
 from .wrappers import dwmgrad_in, innermost, is_partitioned
 
@@ -77,7 +77,7 @@ def _facts(groups: list[dict[str, Any]], partitioned: bool) -> list[tuple[str, i
         names = settings.get("param_names", range(len(settings["params"])))
         for name, param in zip(names, settings["params"], strict=True):
             # FSDP1 and ZeRO have pieces of uneven length
-            if not (partitioned or getattr(param, "_fsdp_flattened", False)):
+            if not (partitioned or is_flat_piece(param)):
                 labels.append((f"parameter {name} of group {index}", _shard_of(param)))
                 sums.append(_checksum(param))
     if sums:  # one transfer from an accelerator, not one per parameter
@@ -123,7 +123,10 @@ def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None
         ignored: settings that may differ.
     """
     groups = optimizer.param_groups
-    own = {name: str(value)[:80] for name, value in _setup_of(groups, ignored).items()}
+    setup = _setup_of(groups, ignored)
+    if groups[0]["loss_limit"] is not None and optimizer._pieces is None:
+        setup["what loss_limit predicts from"] = _size_of_copies(groups)
+    own = {name: str(value)[:80] for name, value in setup.items()}
     text = json.dumps(own).encode().ljust(_SETUP_BYTES)
     rows = gathered(list(text), home_of(groups), group, torch.uint8)
     setups = [json.loads(bytes(each)) for each in rows]
@@ -140,8 +143,16 @@ def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None
         raise RuntimeError(
             f"ranks are not set up alike, and would drift apart: {'; '.join(found)}. Give all "
             "ranks one version of dwmgrad, one set of arguments and one checkpoint, and the same "
-            "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all"
+            "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all. With "
+            "loss_limit (auto, capped) each rank needs all parameters, or a shard of each"
         )
+
+
+def _size_of_copies(groups: list[dict[str, Any]]) -> str:
+    """Of the parameters that a rank holds whole, as copies of those of the others."""
+    every = (param for group in groups for param in group["params"])
+    copies = [p for p in every if not (hasattr(p, "placements") or is_flat_piece(p))]
+    return f"{len(copies)} tensors of {sum(p.numel() for p in copies):,} elements"
 
 
 def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, copied
-from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
+from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept, smaller
+from .wrappers import wrapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -126,7 +127,7 @@ class DWMGrad(Stepping):
 
     live: ClassVar[weakref.WeakSet[DWMGrad]] = weakref.WeakSet()
     """All that there are, for hosts that do not tell whose backward pass they make."""
-    _follows_length = False  # whether `expect_steps` may set the window
+    _follows_length: bool  # whether `expect_steps` may set the window
 
     def __init__(
         self,
@@ -187,6 +188,8 @@ class DWMGrad(Stepping):
             TypeError, ValueError: if that is no whole number of steps.
         """
         arguments.check_steps("steps", steps)
+        if (inner := self._inner()) is not None:
+            return inner.expect_steps(steps)
         group = self._read_device()[0]
         grows = self._follows_length and group["window_signal"] == "loss"  # a loaded one may not
         if grows and not group["steps"]:
@@ -196,6 +199,14 @@ class DWMGrad(Stepping):
             for group in self.param_groups:
                 group |= {"max_window": most, "initial_window": first, "window": first}
             self._device_window = None  # it has the numbers of before
+
+    def _inner(self) -> DWMGrad | None:
+        """What Lightning's or Fabric's wrapper holds, whose class is made of this one; else None.
+
+        What is written on the wrapper would stay there.
+        """
+        inner = wrapped(self)
+        return inner if isinstance(inner, DWMGrad) else None
 
     # ---- what to look at ----
 
@@ -238,6 +249,11 @@ class DWMGrad(Stepping):
                 self._say_at_floor()
         return self.param_groups
 
+    def _leave_device(self) -> None:
+        """`capturable` was switched off in the groups: the host goes on from there."""
+        self._read_device()
+        self._device_window = self._plan = None
+
     # ---- the loss ----
 
     def observe_loss(self, loss: Tensor | float) -> None:
@@ -264,7 +280,8 @@ class DWMGrad(Stepping):
 
         What a step takes off the loss is predicted from the gradients as they were before.
         `accelerator.clip_grad_norm_`, which the Trainer calls, tells it by itself; with
-        `torch.nn.utils.clip_grad_norm_` call this before `step()`. It holds for one step.
+        `torch.nn.utils.clip_grad_norm_` call this before `step()`. It holds for one step. Where
+        parts of a model are clipped one by one, what shrank most counts for all.
 
         Args:
             total_norm: of all gradients before, as `clip_grad_norm_` returns it.
@@ -280,9 +297,11 @@ class DWMGrad(Stepping):
                 raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")
         if not max_norm >= 0:
             raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
+        if (inner := self._inner()) is not None:
+            return inner.observe_clipping(total_norm, max_norm)
         if self.param_groups[0]["loss_limit"] is not None:
             norm = copied(total_norm) if isinstance(total_norm, Tensor) else total_norm
-            self._clipped_to = share_kept(norm, max_norm)
+            self._clipped_to = smaller(self._clipped_to, share_kept(norm, max_norm))
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
@@ -342,18 +361,20 @@ class DWMGrad(Stepping):
         ) as scaled:
             loss = feed.take(closure, loss, scaled, groups)
             self._check_groups()
+            if self._device_window is not None and not groups[0]["capturable"]:
+                self._leave_device()
             observation = feed.of_this_step(groups)
             agreed = self._agreed_on(observation)
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
             if observation is not None:
                 observation.use(groups)
-        if agreed.is_refused:
-            self._say_once(STEP_SKIPPED)
-        if agreed.stands_out:
-            self._say_once(STANDS_OUT)
         if make_step is not None:
             make_step()
         self._clipped_to = 1.0
+        if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
+            self._say_once(STEP_SKIPPED)
+        if agreed.stands_out:
+            self._say_once(STANDS_OUT)
         return loss
 
     @contextlib.contextmanager
@@ -436,6 +457,9 @@ class DWMGrad(Stepping):
         """As in torch."""
         self._read_device()
         self._plan = None
+        for group in self.param_groups:  # as others left it: a scheduler NumPy's numbers, a user
+            group.update(arguments.plain(group))  # a bound that the next step brings the window to
+            group["window"] = min(group["window"], group["max_window"])
         for own in self._states():  # torch.distributed.checkpoint may load into what it gets
             if state.ZERO_SHARE in own:
                 own[state.ZERO_SHARE] = own[state.ZERO_SHARE].clone()
@@ -478,6 +502,7 @@ class DWMGrad(Stepping):
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
             self._be_known(None)
+        self.__dict__.setdefault("_follows_length", False)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ def group_of(loss_group: Any) -> Any:
     )
 
 
-def size(group: Any) -> int:
+def size(group: Any = None) -> int:
     """The number of ranks in a process group; 1 without one."""
     if not (dist.is_available() and dist.is_initialized()):
         return 1
@@ -198,14 +198,45 @@ def total_of(number: Tensor | float | None, device: torch.device, group: Any = N
 
 
 def weight_of(param: Any, group: Any = None) -> float:
-    """What this rank's part of a parameter counts in a sum over ranks: its copies count once."""
+    """What this rank's part of a parameter counts in a sum over ranks: its copies count once.
+
+    Each rank of the group has the parameter, or a part of it: see `check_parts`.
+    """
     ranks = size(group)
-    if getattr(param, "_fsdp_flattened", False):  # FSDP1: each rank has a piece
+    if is_flat_piece(param):
         return 1.0
     if not hasattr(param, "placements"):
         return 1 / ranks
     sizes = zip(param.device_mesh.shape, param.placements, strict=True)
     return math.prod(count for count, place in sizes if not place.is_replicate()) / ranks
+
+
+def is_flat_piece(param: Any) -> bool:
+    """Whether it is of FSDP1: each rank has a piece."""
+    return getattr(param, "_fsdp_flattened", False)
+
+
+def check_parts(params: Iterable[Any], group: Any) -> None:
+    """Raises RuntimeError if a group of ranks does not have all parts of a parameter.
+
+    Their sum over the group would be another one on each of its ranks.
+    """
+    if group is None or size() < 2:
+        return
+    ours = set(dist.get_process_group_ranks(group))
+    for param in params:
+        for dim, place in enumerate(getattr(param, "placements", ())):
+            mesh = param.device_mesh
+            if not (place.is_replicate() or ours.issuperset(_ranks_along(mesh, dim))):
+                raise RuntimeError(
+                    f"loss_limit adds up the parts of the parameters over loss_group, ranks "
+                    f"{sorted(ours)}, and a parameter has parts on ranks {_ranks_along(mesh, dim)}:"
+                    " leave loss_group out, which averages the loss over all ranks"
+                )
+
+
+def _ranks_along(mesh: Any, dim: int) -> list[int]:
+    return dist.get_process_group_ranks(mesh.get_group(dim))
 
 
 def _sum(share: Share | None, device: torch.device, group: Any) -> Tensor:

@@ -73,6 +73,8 @@ class Stepping(Agreeing):
         moves = self._plan.renew(groups, self.state, age) if self._plan else None
         if moves is None:
             self._plan = None
+            if groups[0]["loss_limit"] is not None:
+                ranks.check_parts(self._params(), self.loss_group)
             if window is not None:
                 window.keep_only(self.state.values())
             states = NewState(self.state, corrected=groups[0]["bias_correction"] or not begins)
@@ -217,6 +219,17 @@ class Stepping(Agreeing):
 def share_kept(total_norm: Tensor | float, max_norm: float) -> Tensor | float:
     """What clipping to a norm leaves of the gradients; not below 1 where it leaves them alone."""
     return max_norm / (total_norm + 1e-6)  # torch's formula
+
+
+def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:
+    """Of two numbers on the host or on devices; without waiting for one."""
+    if not isinstance(one, Tensor):
+        one, other = other, one
+    if not isinstance(one, Tensor):
+        return min(one, other)
+    if isinstance(other, Tensor):
+        return torch.minimum(one, other.to(one.device))
+    return one.clamp(max=other)
 
 
 def _advanced(group: dict[str, Any], agreed: Agreed) -> tuple[dict[str, Any], rule.Window]:

@@ -17,7 +17,7 @@ def layers(optimizer: Any) -> list[Any]:
     """
     found = [optimizer]
     while len(found) < _DEEPEST and not _is_dwmgrad(found[-1]):
-        inner = _wrapped(found[-1])
+        inner = wrapped(found[-1])
         if inner is None or any(inner is outer for outer in found):
             break
         found.append(inner)
@@ -54,7 +54,8 @@ def _is_dwmgrad(thing: Any) -> bool:
     )
 
 
-def _wrapped(optimizer: Any) -> Any:
+def wrapped(optimizer: Any) -> Any:
+    """What it holds as `.optimizer`; None without one."""
     try:
         if "optimizer" in getattr(optimizer, "__dict__", ()):
             return optimizer.__dict__["optimizer"]

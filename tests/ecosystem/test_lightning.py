@@ -270,6 +270,23 @@ def test_the_clipping_of_fabric_is_that_of_a_loop_which_tells_it(
 
 
 @pytest.mark.parametrize("package", FABRICS)
+def test_what_is_told_to_fabrics_wrapper_reaches_the_optimizer(package: str) -> None:
+    """Its class is made of the optimizer's, so that our methods run on the wrapper itself."""
+    pytest.importorskip(package.partition(".")[0])
+    fabric = importlib.import_module(package).Fabric(accelerator="cpu")
+    net = torch.nn.Linear(4, 1)
+    inner = DWMGrad(net.parameters(), preset="auto")
+    _, optimizer = fabric.setup(net, inner)
+    optimizer.expect_steps(1000)
+    optimizer.observe_clipping(10.0, 1.0)
+    assert inner.param_groups[0]["max_window"] == 200
+    for param in net.parameters():
+        param.grad = torch.ones_like(param)
+    inner.step(loss=1.0)
+    assert inner.param_groups[0]["clipped_to"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("package", FABRICS)
 def test_fabric(package: str) -> None:
     pytest.importorskip(package.partition(".")[0])
     fabric = importlib.import_module(package).Fabric(accelerator="cpu")

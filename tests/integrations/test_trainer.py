@@ -161,6 +161,19 @@ def test_sorting_by_length_is_warned_of(model, dataset, arguments) -> None:
         Trainer(model, args, train_dataset=dataset).train()
 
 
+def test_the_logs_are_those_of_the_device(dataset, arguments) -> None:
+    """With `capturable`, a log's share is that of the steps since the log before it."""
+    found = []
+    for options in ("", "capturable=True"):
+        trainer = Trainer(
+            tiny_roberta(), arguments(logging_steps=3, optim_args=options), train_dataset=dataset
+        )
+        trainer.train()
+        logs = trainer.state.log_history
+        found.append([entry["window_increase_share"] for entry in logs if "loss" in entry])
+    assert len(found[0]) == 3 and found[0] == found[1]
+
+
 def test_the_window_is_in_the_logs_and_in_tensorboard(model, dataset, arguments, tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -63,8 +63,9 @@ class DWMGradCallback(TrainerCallback):
         if optimizer is None and asked:
             other = type(innermost(kwargs.get("optimizer"))).__name__
             raise RuntimeError(
-                f"DWMGrad was asked for and {other} trains in its place: "
-                'remove "optimizer" from DeepSpeed\'s configuration, and give DWMGrad as '
+                f"DWMGrad was asked for and {other} trains in its place. Look for an "
+                "optimizer_cls_and_kwargs or a create_optimizer() of your own, and for an "
+                '"optimizer" in DeepSpeed\'s configuration: remove it, and give DWMGrad as '
                 "--optim dwmgrad_finetune, or another of its names, or optimizer_cls_and_kwargs"
             )
         if optimizer is None:
@@ -100,11 +101,11 @@ class DWMGradCallback(TrainerCallback):
         optimizer = dwmgrad_in(kwargs.get("optimizer"))
         if optimizer is None or logs is None or not _is_of_training(logs):
             return
-        observations, increases = _counts(optimizer)
         numbers: dict[str, float] = {
-            "window": optimizer.window,
+            "window": optimizer.window,  # with `capturable`, brings the others up to date
             "effective_momentum": optimizer.effective_momentum,
         }
+        observations, increases = _counts(optimizer)
         group = optimizer.param_groups[0]
         if group["loss_limit"] is not None:
             numbers |= {name: group[name] for name in ("step_limit", "effective_lr")}

@@ -7,6 +7,7 @@ bits, overlap. What can be made right is made right; the rest is an error that n
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
@@ -260,13 +261,16 @@ def _share_elements(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors whose spans overlap have an element in common; views may interleave."""
     if one.is_contiguous() and other.is_contiguous():
         return True
-    return not _bytes_of(one).isdisjoint(_bytes_of(other))
+    unit = math.gcd(one.data_ptr(), one.element_size(), other.data_ptr(), other.element_size())
+    return bool(torch.isin(_places_of(one, unit), _places_of(other, unit)).any())
 
 
-def _bytes_of(tensor: Tensor) -> set[int]:
+def _places_of(tensor: Tensor, unit: int) -> Tensor:
+    """The addresses of all its elements, in units, of which an element has one or several."""
     (begin, size), width = _memory(tensor), tensor.element_size()
     places = torch.arange(0, size, width, device="cpu").as_strided(tensor.shape, tensor.stride())
-    return {begin + place + byte for place in places.flatten().tolist() for byte in range(width)}
+    parts = torch.arange(0, width, unit, device="cpu")
+    return (begin + places.flatten()[:, None] + parts).flatten() // unit
 
 
 def _of_state(key: str) -> str:
