@@ -268,6 +268,7 @@ class Oracle:
         grads = [p.grad for p in self.own() if p.grad is not None]
         makes_state = (
             not losses
+            and bool(grads)
             and all(param.v is None for param in self.params)
             and all(group.lr == 0 for group in self.groups)
             and not any(grad.any() for grad in grads)
