@@ -85,6 +85,17 @@ def test_ranks_do_what_one_process_does(
         assert own_reductions == 2 * STEPS  # the loss, and one more
 
 
+def what_a_step_says(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The error of a step with gradients of ones, if it is refused."""
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    try:
+        optimizer.step(loss=1.0)
+    except RuntimeError as error:
+        return [str(error)]
+    return []
+
+
 def with_parts_elsewhere(rank: int) -> list[str]:
     """Tensor parallelism, and a loss that is averaged over the other dimension of the mesh."""
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -99,12 +110,7 @@ def with_parts_elsewhere(rank: int) -> list[str]:
             p.full_tensor().clone() if hasattr(p, "placements") else p.clone()
             for p in model.parameters()
         ]
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
-        try:
-            optimizer.step(loss=1.0)
-        except RuntimeError as error:
-            said.append(str(error))
+        said += what_a_step_says(model, optimizer)
         assert not optimizer.state
         after = [p.full_tensor() if hasattr(p, "placements") else p for p in model.parameters()]
         assert all(map(torch.equal, before, after))
@@ -127,12 +133,7 @@ def with_parameters_of_its_own(rank: int) -> list[str]:
         lambda: ZeroRedundancyOptimizer(model.parameters(), optimizer_class=DWMGrad, **options),
     ):
         optimizer = make()
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
-        try:
-            optimizer.step(loss=1.0)
-        except RuntimeError as error:
-            said.append(str(error))
+        said += what_a_step_says(model, optimizer)
     return said
 
 

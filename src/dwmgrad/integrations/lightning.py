@@ -60,8 +60,7 @@ def _tell_clipping(
 def _keeping_the_norm(
     clip: Any, self: Any, optimizer: Any, clip_val: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    # manual optimization brings Lightning's wrapper, whose class is a DWMGrad's, too
-    ours = inside([getattr(optimizer, "optimizer", optimizer)])
+    ours = inside([optimizer])  # or Lightning's wrapper, which hands on what it is told
     if not ours:
         return clip(self, optimizer, clip_val, *args, **kwargs)
     # Lightning's own does this, and drops the norm
