@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from . import __version__, startup
+from .arguments import ARGUMENTS
 from .integrations.names import NAMES
 from .integrations.optim_args import OPTIM_ARGS
 
@@ -25,8 +26,8 @@ Runs SCRIPT as `python SCRIPT ARGS` does, or MODULE as `python -m MODULE ARGS` d
 the script's TrainingArguments and HfArgumentParser take
 
   --optim {names}
-  --optim_args "max_window=100,window_signal=decrease"
-      keys: {keys}
+  --optim_args "max_window=100,window_signal=decrease", with these keys:
+{keys}
 
 --learning_rate, --weight_decay and --adam_epsilon mean what they mean for AdamW. The Trainer brings
 its loss to the optimizer by itself, and logs window and effective_momentum.
@@ -47,7 +48,8 @@ _HELP = {"-h", "--help", "--version", "-V"}
 def main(arguments: list[str]) -> None:
     """Runs the script in `arguments[0]`, or the module after `-m`, with the rest as arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        usage = USAGE.format(names="|".join(NAMES), keys=", ".join(OPTIM_ARGS))
+        keys = "\n".join(f"      {key:22}{ARGUMENTS[key].help}" for key in OPTIM_ARGS)
+        usage = USAGE.format(names="|".join(NAMES), keys=keys)
         print(usage, end="", file=sys.stdout if arguments else sys.stderr)
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("-V", "--version"):
