@@ -25,9 +25,9 @@ _MARK = "_dwmgrad_state_dtype"
 def keep_in_float32(module: torch.nn.Module) -> None:
     """Marks the embeddings of a model: `state_dtype="int8"` leaves their state in float32.
 
-    The rows of an embedding get gradients of very different sizes, many of them none. The Trainer's
-    `dwmgrad_8bit` calls this by itself; elsewhere call it before the optimizer's first step, or
-    give the embeddings a parameter group with `state_dtype=torch.float32`.
+    The rows of an embedding get gradients of very different sizes, many of them none. The names for
+    `--optim` call this by themselves; elsewhere call it before the optimizer's first step, or give
+    the embeddings a parameter group with `state_dtype=torch.float32`.
     """
     for part in module.modules():
         if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag)):
