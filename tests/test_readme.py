@@ -271,7 +271,10 @@ def test_what_one_machine_says_of_the_gain_on_stsb_is_what_was_measured():
     )
     text = " ".join(README.read_text("utf-8").split())
     whole, ahead = told[0].split()[0].removeprefix("+"), told[2].removeprefix("+")
-    assert f"is {whole} points ahead of AdamW, and {ahead} ahead of AdamW with betas 0.6 and 0.998." in text
+    assert (
+        f"is {whole} points ahead of AdamW, and {ahead} ahead of AdamW with betas 0.6 and 0.998."
+        in text
+    )
     assert f"With another run's window it does as well ({told[3]})." in text
     how = " ".join((ROOT / "docs/how-it-works.md").read_text("utf-8").split())
     assert f"the difference is {told[3].replace(' [', ' points [')}" in how
