@@ -64,7 +64,12 @@ class Block(nn.Module):
 
 
 def with_loss(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    """What a classifier returns to the Trainer: `logits`, and the `loss` where labels are given."""
+    """What the Trainer takes: `logits`, and the mean `loss` where labels are given.
+
+    It is the squared error where these are floats, else the cross-entropy of the last dimension.
+    """
     if labels is None:
         return {"logits": logits}
-    return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+    if labels.is_floating_point():
+        return {"loss": F.mse_loss(logits, labels), "logits": logits}
+    return {"loss": F.cross_entropy(logits.flatten(0, -2), labels.flatten()), "logits": logits}

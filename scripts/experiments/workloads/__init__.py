@@ -49,6 +49,13 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(source="urbansound8k", seconds=4.0, bands=64, width=32, steps=20 * 124),
     ),
     "language": ("language.Language", {}),
+    # small networks from random weights, which need no files
+    "small-regression": ("small.Small", dict(task="regression", steps=400, batch_size=32)),
+    "small-factors": ("small.Small", dict(task="factors", steps=600, batch_size=128)),
+    "small-characters": (
+        "small.Small",
+        dict(task="characters", metric="accuracy", steps=300, batch_size=16),
+    ),
 }
 """Name: its class, and what it has in place of the class's values."""
 _GLUE = [f"glue-{t}{k}" for t in ("cola", "sst2", "mrpc", "stsb", "rte") for k in ("", "-lora")]

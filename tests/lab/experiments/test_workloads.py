@@ -39,11 +39,15 @@ def small(cora_dir, images_dir, digits_dir, urbansound_dir, few_texts):
             {"steps": 4, "batch_size": 8, "train_examples": 40, "eval_examples": 16},
         ),
         "language": (None, {"steps": 6, "batch_size": 4, "width": 8, "heads": 2, "block": 8}),
+        "small-regression": (None, {"steps": 4}),
+        "small-factors": (None, {"steps": 4}),
+        "small-characters": (None, {"steps": 4}),
     }
     return lambda name: make_workload(name, str(made[name][0] or "") or None, **made[name][1])
 
 
 NAMES = ("rosenbrock", "cora", "cifar10-short", "digits", "urbansound8k", "tiny-sst2", "language")
+NAMES += ("small-regression", "small-factors", "small-characters")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,3 +199,17 @@ def test_a_share_of_a_tasks_batches_is_broken():
         "glue-mrpc-broken-5": 0.05,
         "glue-mrpc-broken-10": 0.1,
     }
+
+
+@pytest.mark.parametrize("task", ["regression", "factors", "characters"])
+def test_small_data_are_the_same_in_every_run_and_the_weights_are_not(task):
+    jobs = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        jobs.append(make_workload(f"small-{task}").job())
+    first, other, again = jobs
+    for one, two in zip(first.evaluation.tensors, other.evaluation.tensors, strict=True):
+        assert torch.equal(one, two)
+    weights = [next(job.model.parameters()) for job in jobs]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+    assert len(first.train) > len(first.evaluation) > 0
