@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.stats import Estimate
 
-SHARES = ("accuracy", "f1", "matthews_correlation", "pearson")
+SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "explained_variance")
 """Metrics that are shown in percent."""
 
 
