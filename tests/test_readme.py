@@ -319,3 +319,29 @@ def test_what_a_limited_step_costs_is_what_was_measured() -> None:
         in text
     )
     assert "the 8 bytes alone make it {:.2f} and {:.2f}.".format(*bounds) in text
+
+
+def test_what_it_says_of_small_networks_is_what_the_results_say():
+    pytest.importorskip("pandas")
+    behind: dict[str, list[float]] = {"auto": [], "twice the share": []}
+    for name in ("cifar10-short", "small-factors", "small-regression", "small-characters"):
+        each = compared(name)
+        best = each.means("adamw").max()
+        assert sorted(each.rates("dwmgrad-auto").seed) == [0, 1, 2]
+        behind["auto"].append(best - each.means("dwmgrad-auto").max())
+        file = ROOT / f"docs/results/limit-form-larger-{name}.json"
+        runs = json.loads(file.read_text())["results"]["0.4 + 0.8"]["runs"]
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        behind["twice the share"].append(best - 100 * sum(run["score"] for run in runs) / 3)
+    resnet, factors, regression, characters = (f"{abs(each):.1f}" for each in behind["auto"])
+    assert behind["auto"][-1] < 0 < min(behind["auto"][:-1])
+    text = " ".join((ROOT / "docs/auto.md").read_text("utf-8").split())
+    assert f"`auto` was {resnet} points behind AdamW at its best rate, with" in text
+    assert (
+        f"factorization it was {factors} points behind, on a small perceptron {regression};" in text
+    )
+    assert f"on a small LSTM it was {characters} ahead." in text
+    told = "{:.1f}, {:.1f} and {:.1f} behind, and {:.1f} ahead"
+    assert told.format(*map(abs, behind["twice the share"])) in text
+    own = " ".join(README.read_text("utf-8").split())
+    assert f"`auto` was {factors} and {regression} behind, and {characters} ahead." in own
