@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.workload import with_loss
+
 _convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
 
 
@@ -61,15 +63,3 @@ class Block(nn.Module):
         if self.more:  # option A: every second pixel, new channels of zeros; no parameters
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.more))
         return F.relu(out + x)
-
-
-def with_loss(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    """What the Trainer takes: `logits`, and the mean `loss` where labels are given.
-
-    It is the squared error where these are floats, else the cross-entropy of the last dimension.
-    """
-    if labels is None:
-        return {"logits": logits}
-    if labels.is_floating_point():
-        return {"loss": F.mse_loss(logits, labels), "logits": logits}
-    return {"loss": F.cross_entropy(logits.flatten(0, -2), labels.flatten()), "logits": logits}

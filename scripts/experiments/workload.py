@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from glue.errors import UsageError
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.contenders import SCHEDULES, get_contender
 
@@ -170,6 +170,26 @@ class TrainerWorkload(Workload):
         settings = self.settings(contender, settings)
         set_seed(seed)
         return train(self, self.job(), contender, settings, seed, folder)
+
+
+def with_loss(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """What the Trainer takes: `logits`, and the mean `loss` where labels are given.
+
+    It is the squared error where these are floats, else the cross-entropy of the last dimension.
+    """
+    if labels is None:
+        return {"logits": logits}
+    if labels.is_floating_point():
+        return {"loss": nn.functional.mse_loss(logits, labels), "logits": logits}
+    return {
+        "loss": nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()),
+        "logits": logits,
+    }
+
+
+def accuracy(outputs: Any) -> dict[str, float]:
+    """A Trainer's metrics of classes: the share of all labels that the largest logit hits."""
+    return {"accuracy": float((outputs.predictions.argmax(-1) == outputs.label_ids).mean())}
 
 
 def folder_of(data_dir: str | None, what: str) -> Path:

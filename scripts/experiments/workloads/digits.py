@@ -20,8 +20,7 @@ from torch.utils.data import default_collate
 
 from experiments import audio
 from experiments.contenders import choose
-from experiments.resnet import with_loss
-from experiments.workload import Job, TrainerWorkload, standard
+from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Sounds(TrainerWorkload):
             train=list(itertools.compress(rows, held_out.logical_not())),
             evaluation=list(itertools.compress(rows, held_out)),
             collate=default_collate,
-            compute_metrics=_accuracy,
+            compute_metrics=accuracy,
             score=lambda metrics: metrics["accuracy"],
             classes=classes,
         )
@@ -97,8 +96,3 @@ def _spectra(source: str, data_dir: str | None, seconds: float, bands: int) -> t
     found = load(find(data_dir))
     spectra = audio.log_mel(found.waves, found.rate, seconds, bands)
     return spectra, torch.from_numpy(found.labels).long(), torch.from_numpy(found.held_out)
-
-
-def _accuracy(outputs: Any) -> dict[str, float]:
-    hits = outputs.predictions.argmax(axis=1) == outputs.label_ids
-    return {"accuracy": float(hits.mean())}

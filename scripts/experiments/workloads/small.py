@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from experiments.resnet import with_loss
-from experiments.workload import Job, TrainerWorkload, standard
+from experiments.contenders import choose
+from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
 from experiments.workloads.language import whole_sentences
 
 
@@ -34,6 +34,9 @@ class Small(TrainerWorkload):
     defaults: Mapping[str, Any] = standard(schedule="linear", warmup=0.05, weight_decay=0.01)
     task: str
 
+    def check(self) -> None:
+        choose("task", self.task, _TASKS)
+
     def job(self) -> Job:
         seed = torch.randint(2**31, ()).item()  # the run's own, for model and order
         torch.manual_seed(0)  # the data are the same in every run
@@ -44,7 +47,7 @@ class Small(TrainerWorkload):
             train=TensorDataset(inputs[:-held_out], labels[:-held_out]),
             evaluation=TensorDataset(inputs[-held_out:], labels[-held_out:]),
             collate=_collate,
-            compute_metrics=_explained if labels.is_floating_point() else _accuracy,
+            compute_metrics=_explained if labels.is_floating_point() else accuracy,
             score=lambda metrics: metrics[self.metric],
         )
 
@@ -59,12 +62,7 @@ def _regression() -> Task:
     for param in teacher.parameters():
         nn.init.normal_(param, std=0.4)
     labels = teacher(inputs).detach() + 0.1 * torch.randn(4000, 5)
-
-    def make() -> nn.Module:
-        hidden = nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()
-        return nn.Sequential(*hidden, nn.Linear(128, 5))
-
-    return inputs, labels, 800, make
+    return inputs, labels, 800, _perceptron
 
 
 def _factors() -> Task:
@@ -91,6 +89,11 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "factors": _factors,
     "characters": _characters,
 }
+
+
+def _perceptron() -> nn.Module:
+    hidden = nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()
+    return nn.Sequential(*hidden, nn.Linear(128, 5))
 
 
 class _Factors(nn.Module):
@@ -132,7 +135,3 @@ def _collate(examples: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
 def _explained(outputs: Any) -> dict[str, float]:
     left = ((outputs.predictions - outputs.label_ids) ** 2).mean()
     return {"explained_variance": float(1 - left / outputs.label_ids.var())}
-
-
-def _accuracy(outputs: Any) -> dict[str, float]:
-    return {"accuracy": float((outputs.predictions.argmax(-1) == outputs.label_ids).mean())}

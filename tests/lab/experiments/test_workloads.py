@@ -13,6 +13,7 @@ import torch
 from experiments import training
 from experiments.workloads import WORKLOADS, language, make_workload
 from glue.errors import UsageError
+from pages import ROOT
 from transformers import Trainer
 
 DWMGRAD = ("dwmgrad-decrease", {"lr": 1e-3, "max_window": 15})
@@ -213,3 +214,28 @@ def test_small_data_are_the_same_in_every_run_and_the_weights_are_not(task):
     weights = [next(job.model.parameters()) for job in jobs]
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
     assert len(first.train) > len(first.evaluation) > 0
+
+
+def test_the_plans_numbers_of_parameters_are_those_of_the_networks():
+    """The three that need data are made by hand, as their workloads make them."""
+    from experiments.resnet import ResNet
+    from experiments.workloads.cora import GCN
+    from experiments.workloads.digits import SoundClassifier
+
+    networks = {
+        "Cora": GCN(1433, 16, 7, 0.5),
+        "spoken digits": SoundClassifier(10, 8),
+        "ResNet-8, cifar10-brief": ResNet(8),
+        "ResNet-20": ResNet(20),
+    }
+    for task in ("regression", "factors", "characters"):
+        networks[f"small-{task}"] = make_workload(f"small-{task}").job().model
+    plan = (ROOT / "docs" / "plans" / "loss-limit.md").read_text("utf-8")
+    for name, network in networks.items():
+        count = sum(param.numel() for param in network.parameters())
+        assert f"\n| {name} | {count:,} |" in plan, (name, count)
+
+
+def test_a_small_task_that_is_none_is_told():
+    with pytest.raises(UsageError, match="task factor: no such one. Did you mean factors"):
+        make_workload("small-factors", task="factor").check()
