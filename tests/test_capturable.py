@@ -24,9 +24,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:step\\(\\) got no loss"),
 ]
 SHAPES = [(300,), (), (4, 5), (33, 70)]
-PROGRESS = ("window", "last_loss", "mean_loss", "loss_left", "observations", "increases", "steps")
+LOSSES = ("last_loss", "mean_loss", "loss_left", "slow_loss")
+PROGRESS = ("window", *LOSSES, "observations", "increases", "steps")
 LIMITS = pytest.mark.parametrize(
-    "limit", [{}, {"loss_limit": 0.1, "limit_growth": 0.6}], ids=["free", "limited"]
+    "limit",
+    [{}, {"loss_limit": 0.1, "limit_growth": 0.6, "limit_slope": 4.0}],
+    ids=["free", "limited"],
 )
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -235,7 +238,7 @@ def test_a_state_dict_continues_in_the_other_form(
         saved["param_groups"], expected.state_dict()["param_groups"], strict=True
     ):
         assert group == {**of_default, "capturable": from_capturable}
-        assert [type(group[name]) for name in PROGRESS] == [int, *3 * [float], *3 * [int]]
+        assert [type(group[name]) for name in PROGRESS] == [int, *4 * [float], *3 * [int]]
     torch.save(saved, tmp_path / "saved.pt")
     second = make(to_capturable)
     new_gradients(second, 99)

@@ -212,13 +212,14 @@ REFUSED = {
         lambda sd: sd["param_groups"][1]["params"].__setitem__(0, 0),
         "one key, 0, for two parameters",
     ),
-    "newer schema": (in_group(0, schema=8), "'schema'] is 8.*reads 1 to 7: update dwmgrad"),
+    "newer schema": (in_group(0, schema=9), "'schema'] is 9.*reads 1 to 8: update dwmgrad"),
     "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
     "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),
     "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),
     "window beyond": (in_group(0, window=11), "window must be at most 10, got 11"),
     "nan last_loss": (in_group(0, last_loss=float("nan")), "last_loss must be finite"),
     "more loss left than all": (in_group(0, loss_left=1.1), "loss_left must be at most 1, got 1.1"),
+    "no slow_loss": (in_group(0, slow_loss=None), "slow_loss must be a number where mean_loss is"),
     "infinite mean_loss": (in_group(0, mean_loss=float("inf")), "mean_loss must be finite"),
     "zero_share": (
         in_state(0, zero_share=torch.tensor(1.5)),
@@ -435,7 +436,8 @@ def test_a_checkpoint_of_every_released_schema_goes_on_as_it_would_have(path: Pa
 def test_a_pickle_that_an_earlier_version_made_goes_on(schema: int) -> None:
     """All but what its groups did not have yet is the same."""
     since_2 = ("steps", "state_dtype", "stochastic_rounding", "capturable")
-    new = (*PAPER.keys() - {"initial_window", "max_window"}, "mean_loss", "loss_left")
+    losses = ("mean_loss", "loss_left", "slow_loss")
+    new = (*PAPER.keys() - {"initial_window", "max_window"}, *losses)
     model, optimizer = make()
     train(model, optimizer, LOSSES[:5])
     other, older = by_pickle(model, optimizer)

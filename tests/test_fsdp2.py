@@ -166,7 +166,8 @@ def state_of(model: torch.nn.Module, optimizer: DWMGrad, options: StateDictOptio
 
 
 def progress_of(optimizer: DWMGrad) -> dict[str, Any]:
-    names = ("window", "last_loss", "mean_loss", "loss_left", "observations", "increases", "steps")
+    losses = ("last_loss", "mean_loss", "loss_left", "slow_loss")
+    names = ("window", *losses, "observations", "increases", "steps")
     return {name: optimizer.param_groups[0][name] for name in names}
 
 

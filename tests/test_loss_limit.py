@@ -103,6 +103,24 @@ def test_the_share_grows_as_the_loss_falls(form: dict, floor: float, smoothing: 
 
 
 @FORMS
+@pytest.mark.parametrize("floor", [0.0, 1.0])
+def test_the_share_grows_while_the_loss_falls(form: dict, floor: float) -> None:
+    settings = dict(lr=1.0, max_window=20, window_signal="loss", loss_smoothing=0.9, **form)
+    settings |= dict(initial_window=10, loss_floor=floor, loss_limit=0.1)
+    plain = DWMGrad(params_of(), **settings)
+    growing = DWMGrad(params_of(), limit_slope=4.0, **settings)
+    mean = slow = None
+    for step in range(40):
+        (kept,), (found,) = (train(each, range(step, step + 1)) for each in (plain, growing))
+        loss = loss_of(step)
+        mean = loss if mean is None else 0.9 * mean + 0.1 * loss
+        slow = mean if step < 9 else slow + (mean - slow) / 20  # the window is full at the tenth
+        share = 0.1 + 4 * max(0, 1 - (mean - floor) / (slow - floor))
+        assert found / kept == pytest.approx(share / 0.1, rel=1e-5)
+    assert share > 0.3
+
+
+@FORMS
 def test_a_loss_that_rises_or_lies_below_its_floor_does_not_let_the_share_grow(form: dict) -> None:
     settings = dict(lr=1.0, preset="finetune", loss_floor=1.0, **form)
     plain = DWMGrad(params_of(), loss_limit=0.1, **settings)
@@ -243,6 +261,7 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
         ({"loss_limit": -1.0}, "loss_limit must be in"),
         ({"loss_limit": "0.5"}, "loss_limit must be a number"),
         ({"limit_growth": -0.1}, r"limit_growth must be in \[0, inf\), got -0.1"),
+        ({"limit_slope": -1}, r"limit_slope must be in \[0, inf\), got -1"),
         ({"loss_floor": float("inf")}, "loss_floor must be finite"),
     ],
 )
@@ -251,10 +270,11 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         DWMGrad(params_of(), **arguments)
 
 
-def test_a_growth_of_no_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="limit_growth=0.5 adds to loss_limit, which is None"):
-        DWMGrad(params_of(), limit_growth=0.5)
-    DWMGrad(params_of(), preset="capped", limit_growth=0.5)
+@pytest.mark.parametrize("name", ["limit_growth", "limit_slope"])
+def test_what_adds_to_no_limit_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=0.5 adds to loss_limit, which is None"):
+        DWMGrad(params_of(), **{name: 0.5})
+    DWMGrad(params_of(), preset="capped", **{name: 0.5})
 
 
 def scaled(factor: float, form: dict) -> list[float]:

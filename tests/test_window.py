@@ -107,7 +107,7 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
         }
         host = Window(**settings)
         device = Window(tensor(5), **settings)
-        device.last_loss, device.mean_loss = tensor(None), tensor(None)
+        device.last_loss, device.mean_loss, device.slow_loss = (tensor(None) for _ in range(3))
         device.loss_left = tensor(1)
         device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
@@ -121,10 +121,12 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
                 "last_loss",
                 "mean_loss",
                 "loss_left",
+                "slow_loss",
                 "observations",
                 "increases",
             ):
                 assert float(getattr(device, name)) == getattr(host, name), name
+            assert float(device.falling()) == host.falling()
             assert type(host.size) is type(host.observations) is type(host.increases) is int
             share = share_after(share, host.decay(group["second_moment_window"]))
             share_there = share_after(share_there, device.decay(group["second_moment_window"]))
@@ -165,3 +167,34 @@ def test_all_is_left_of_a_loss_that_begins_below_its_floor():
         assert window.loss_left == 1
     window.observe(1.25)
     assert window.loss_left == 0.5
+
+
+def test_a_falling_loss_is_below_its_slow_mean_once_the_window_is_full() -> None:
+    window = Window(size=2, max_size=4, signal="loss", smoothing=0.5, floor=1.0)
+    mean = slow = None
+    for step, loss in enumerate((9.0, 5.0, 4.0, 3.0, 2.0, 1.5, 4.0, 4.0, 4.0, 1.0)):
+        window.observe(loss)
+        before, mean = mean, loss if mean is None else (mean + loss) / 2
+        if step == 0:  # the window is 3
+            slow = mean
+        else:  # it is full: the slow mean begins from the mean before
+            slow += (mean - slow) / 4
+        assert window.slow_loss == pytest.approx(slow, rel=1e-12)
+        assert window.falling() == pytest.approx(max(0, 1 - (mean - 1) / (slow - 1)), rel=1e-12)
+    assert before is not None
+
+
+def test_a_loss_that_rises_or_is_below_its_floor_does_not_fall() -> None:
+    window = Window(size=2, max_size=2, signal="loss", floor=1.0)
+    for loss, falling in ((0.5, 0.0), (2.0, 0.0), (3.0, 0.0), (4.0, 0.0), (1.0, 0.0)):
+        window.observe(loss)
+        assert window.falling() == falling, loss
+
+
+def test_losses_that_are_not_alike_begin_the_slow_mean_anew() -> None:
+    window = Window(size=4, max_size=4, signal="loss")
+    for loss in (4.0, 2.0):
+        window.observe(loss)
+    assert window.falling() > 0
+    window.observe(0.5, alike=False)  # of fewer micro-batches
+    assert (window.slow_loss, window.falling()) == (0.5, 0.0)

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "limited": {"preset": "finetune", "loss_limit": 0.001},
     "fixed": {"preset": "auto", "loss_limit": 0.3, "limit_growth": 0.0, "loss_smoothing": 0.0},
     "auto": {"preset": "auto", "loss_limit": 0.1, "limit_growth": 0.6, "loss_floor": -1.0},
+    "falling": {"preset": "auto", "max_window": 12, "limit_slope": 4.0},
     "corrected": {"bias_correction": True, "second_moment_window": 7, "maximize": True},
 }
 

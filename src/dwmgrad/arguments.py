@@ -182,6 +182,7 @@ ARGUMENTS: dict[str, Argument] = {
     **_of_preset("auto_lr", _SWITCH, "take only the schedule's shape from lr"),
     **_of_preset("loss_limit", _LIMIT, "share of the loss that a step may be predicted to take"),
     **_of_preset("limit_growth", _number(), "what that share grows by as the loss falls"),
+    **_of_preset("limit_slope", _number(), "what that share grows by while the loss falls"),
     **_of_preset("loss_floor", _FLOOR, "lower bound of the loss, for loss_limit"),
     **_of_preset("loss_guard", _LIMIT, "deviations above which a loss takes no step"),
     "maximize": Argument(_SWITCH, False, "ascend the gradient"),
@@ -235,7 +236,7 @@ def check_new(settings: dict[str, Any]) -> None:
 
     Raises:
         TypeError, ValueError: as `check`, for a window that begins above its bound, and for a
-            `limit_growth` that adds to nothing.
+            `limit_growth` or `limit_slope` that adds to nothing.
     """
     check(settings)
     if settings["initial_window"] > settings["max_window"]:
@@ -243,8 +244,8 @@ def check_new(settings: dict[str, Any]) -> None:
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
-    if settings["limit_growth"] and settings["loss_limit"] is None:
-        raise ValueError(
-            f"limit_growth={settings['limit_growth']!r} adds to loss_limit, which is None: set it, "
-            "too"
-        )
+    for name in ("limit_growth", "limit_slope"):
+        if settings[name] and settings["loss_limit"] is None:
+            raise ValueError(
+                f"{name}={settings[name]!r} adds to loss_limit, which is None: set it, too"
+            )

@@ -28,9 +28,10 @@ _SINCE_5 = {
     "clipped_to": 1.0,
     **guard_numbers(Guard(0.0)),
     "limit_growth": 0.0,
+    "limit_slope": 0.0,
     "loss_left": 1.0,
 }
-"""What schemas 5 to 7 added."""
+"""What schemas 5 to 8 added."""
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)
@@ -98,14 +99,15 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
-    if written in (4, 5, 6):
-        return {**_SINCE_5, **group, "schema": SCHEMA}, None
+    since_8 = {"slow_loss": group.get("mean_loss", group.get("last_loss"))}
+    if written in (4, 5, 6, 7):
+        return {**_SINCE_5, **since_8, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **since_8}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
@@ -199,9 +201,11 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in ("last_loss", "mean_loss", "peak_lr"):
+    for name in ("last_loss", "mean_loss", "slow_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
+    if group["slow_loss"] is None and group["mean_loss"] is not None:
+        raise ValueError("slow_loss must be a number where mean_loss is one, got None")
 
 
 def _check_number(

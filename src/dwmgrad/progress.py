@@ -9,12 +9,13 @@ from typing import Any
 
 from .rule import Guard, Number, Window, where
 
-SCHEMA = 7
+SCHEMA = 8
 _WINDOW = {
     "window": "size",
     "last_loss": "last_loss",
     "mean_loss": "mean_loss",
     "loss_left": "loss_left",
+    "slow_loss": "slow_loss",
     "observations": "observations",
     "increases": "increases",
 }

@@ -44,6 +44,7 @@ PAPER: dict[str, Any] = {
     "auto_lr": False,
     "loss_limit": None,
     "limit_growth": 0.0,
+    "limit_slope": 0.0,
     "loss_floor": 0.0,
     "loss_guard": None,
 }
@@ -103,6 +104,8 @@ class Window:
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         loss_left: the mean loss as a share of the highest one so far, both above the floor.
+        slow_loss: the EMA of the mean loss over `max_size` losses, from the first one on that finds
+            the window full; before it, the mean loss.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
@@ -115,6 +118,7 @@ class Window:
     last_loss: Number | None = None
     mean_loss: Number | None = None
     loss_left: Number = 1.0
+    slow_loss: Number | None = None
     observations: Number = 0
     increases: Number = 0
     floor: float = 0.0
@@ -149,8 +153,21 @@ class Window:
         left = self.loss_left * (mean - self.floor) / _within(LEAST_EPS, height)
         left = where(height > 0, _within(0.0, left, 1.0), 1.0)
         self.loss_left = where(counts, left, self.loss_left)
+        slow = where(known & (self.size >= self.max_size), self.slow_loss, mean)
+        slow = slow + (mean - slow) / self.max_size
+        self.slow_loss = where(counts, slow, self.slow_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
+
+    def falling(self) -> Number:
+        """By how much the mean loss is below the slow one: a share of that, both above the floor.
+
+        It is 0 where the loss rises, and until the window is full: a loss that falls fast at first
+        need not go on so.
+        """
+        height = self.slow_loss - self.floor
+        fall = 1 - (self.mean_loss - self.floor) / _within(LEAST_EPS, height)
+        return where(height > 0, _within(0.0, fall, 1.0), 0.0)
 
     def decay(self, fixed: int | None = None) -> Number:
         """What a step keeps of the mean squared gradient: (ω − 1)/ω; of a fixed window, its own."""
@@ -308,8 +325,9 @@ def step_limit(
 ) -> Number:
     """What all step sizes and weight decays of a step are multiplied by: min(1, allowed/predicted).
 
-    allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor). The share is `loss_limit`, and grows by
-    `limit_growth` as the loss falls from its highest to its floor. It is a stochastic Polyak step,
+    allowed = share · ω/δ · (α / peak α) · (ℓ − loss_floor). The share is `loss_limit`; it grows by
+    `limit_growth` as the loss falls from its highest to its floor, and by `limit_slope` times
+    `Window.falling` while it falls. It is a stochastic Polyak step,
     as SPS_max (Loizou et al. 2021, arXiv 2002.10542), with a trust that the window makes begin
     small, and in the metric of the mean square, as MoMo-Adam (Schaipp et al. 2024, arXiv
     2305.07583).
@@ -326,6 +344,8 @@ def step_limit(
     share = group["loss_limit"]
     if group["limit_growth"]:
         share = share + group["limit_growth"] * (1 - window.loss_left)
+    if group["limit_slope"]:
+        share = share + group["limit_slope"] * window.falling()
     allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
     return where(allowed > 0, limit, group["step_limit"])

@@ -16,6 +16,7 @@ BEYOND = {
     "second_moment_window": 40,
     "loss_limit": 0.3,
     "limit_growth": 0.5,
+    "limit_slope": 4.0,
     "loss_guard": 3.0,
 }
 
