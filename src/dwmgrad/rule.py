@@ -165,8 +165,10 @@ class Window:
         It is 0 where the loss rises, and until the window is full: a loss that falls fast at first
         need not go on so.
         """
-        height = self.slow_loss - self.floor
-        fall = 1 - (self.mean_loss - self.floor) / _within(LEAST_EPS, height)
+        mean: Number = self.mean_loss
+        slow: Number = self.slow_loss
+        height = slow - self.floor
+        fall = 1 - (mean - self.floor) / _within(LEAST_EPS, height)
         return where(height > 0, _within(0.0, fall, 1.0), 0.0)
 
     def decay(self, fixed: int | None = None) -> Number:
