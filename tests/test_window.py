@@ -178,10 +178,10 @@ def test_a_falling_loss_is_below_its_slow_mean_once_the_window_is_full() -> None
         if step == 0:  # the window is 3
             slow = mean
         else:  # it is full: the slow mean begins from the mean before
-            slow += (mean - slow) / 4
+            slow += min(0, mean - slow) / 4
         assert window.slow_loss == pytest.approx(slow, rel=1e-12)
         assert window.falling() == pytest.approx(max(0, 1 - (mean - 1) / (slow - 1)), rel=1e-12)
-    assert before is not None
+    assert before is not None and mean < slow
 
 
 def test_a_loss_that_rises_or_is_below_its_floor_does_not_fall() -> None:
@@ -189,6 +189,14 @@ def test_a_loss_that_rises_or_is_below_its_floor_does_not_fall() -> None:
     for loss, falling in ((0.5, 0.0), (2.0, 0.0), (3.0, 0.0), (4.0, 0.0), (1.0, 0.0)):
         window.observe(loss)
         assert window.falling() == falling, loss
+
+
+def test_a_loss_that_jumps_and_comes_back_has_not_fallen() -> None:
+    window = Window(size=9, max_size=9, signal="loss", smoothing=0.5)
+    for loss in (2.0, 2.0, 200.0, 2.0, 2.0, 2.0, 2.0):
+        window.observe(loss)
+        assert window.falling() == 0
+    assert window.slow_loss == 2
 
 
 def test_losses_that_are_not_alike_begin_the_slow_mean_anew() -> None:

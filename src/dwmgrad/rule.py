@@ -104,8 +104,8 @@ class Window:
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         loss_left: the mean loss as a share of the highest one so far, both above the floor.
-        slow_loss: the EMA of the mean loss over `max_size` losses, from the first one on that finds
-            the window full; before it, the mean loss.
+        slow_loss: the EMA of the mean loss over `max_size` losses, which begins when the window is
+            full and never rises; before that, the mean loss.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
@@ -154,7 +154,7 @@ class Window:
         left = where(height > 0, _within(0.0, left, 1.0), 1.0)
         self.loss_left = where(counts, left, self.loss_left)
         slow = where(known & (self.size >= self.max_size), self.slow_loss, mean)
-        slow = slow + (mean - slow) / self.max_size
+        slow = slow + _within(-math.inf, mean - slow, 0.0) / self.max_size
         self.slow_loss = where(counts, slow, self.slow_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
@@ -163,7 +163,7 @@ class Window:
         """By how much the mean loss is below the slow one: a share of that, both above the floor.
 
         It is 0 where the loss rises, and until the window is full: a loss that falls fast at first
-        need not go on so.
+        need not go on so. A loss that jumps and comes back has not fallen.
         """
         mean: Number = self.mean_loss
         slow: Number = self.slow_loss
