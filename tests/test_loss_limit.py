@@ -114,7 +114,9 @@ def test_the_share_grows_while_the_loss_falls(form: dict, floor: float) -> None:
         (kept,), (found,) = (train(each, range(step, step + 1)) for each in (plain, growing))
         loss = loss_of(step)
         mean = loss if mean is None else 0.9 * mean + 0.1 * loss
-        slow = mean if step < 9 else slow + min(0, mean - slow) / 20  # the window is full at the tenth
+        slow = (
+            mean if step < 9 else slow + min(0, mean - slow) / 20
+        )  # the window is full at the tenth
         share = 0.1 + 4 * max(0, 1 - (mean - floor) / (slow - floor))
         assert found / kept == pytest.approx(share / 0.1, rel=1e-5)
     assert share > 0.3

@@ -57,6 +57,7 @@ _BY_THE_LOSS: dict[str, Any] = {
     "second_moment_window": 1000,
     "loss_limit": 0.2,
     "limit_growth": 0.4,
+    "limit_slope": 4.0,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {
