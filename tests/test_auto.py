@@ -16,7 +16,7 @@ from dwmgrad.rule import AUTO_LR, PRESETS
 
 SIZES = (3, 300, 5000)
 FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
-C, GROWTH, SLOPE = (PRESETS["auto"][f] for f in ("loss_limit", "limit_growth", "limit_slope"))
+C, SLOPE = PRESETS["auto"]["loss_limit"], PRESETS["auto"]["limit_slope"]
 
 
 def gradients(step: int) -> list[torch.Tensor]:
@@ -70,14 +70,12 @@ def oracle(
     theta = [np.linspace(-1, 1, size) for size in SIZES]
     v, s = ([np.zeros(size) for size in SIZES] for _ in range(2))
     window, rates = 5, []
-    mean = slow = highest = loss_of(0)
+    mean = slow = loss_of(0)
     for step in range(steps):
         window = min(window + 1, most)
         mean = 0.9 * mean + 0.1 * loss_of(step)
         slow = slow + min(0, mean - slow) / most if window == most else mean
-        highest = max(highest, mean)
-        share = C + GROWTH * (1 - (mean - floor) / (highest - floor))
-        share += SLOPE * max(0, 1 - (mean - floor) / (slow - floor))
+        share = C + SLOPE * max(0, 1 - (mean - floor) / (slow - floor))
         g = [each.double().numpy() for each in gradients(step)]
         s = [0.999 * si + 0.001 * gi**2 for si, gi in zip(s, g, strict=True)]
         roots = [np.sqrt(si / (1 - 0.999 ** (step + 1))) + 1e-8 for si in s]

@@ -56,7 +56,6 @@ _BY_THE_LOSS: dict[str, Any] = {
     "bias_correction": True,
     "second_moment_window": 1000,
     "loss_limit": 0.2,
-    "limit_growth": 0.4,
     "limit_slope": 4.0,
     "loss_smoothing": 0.9,
 }
