@@ -24,7 +24,7 @@ from .progress import GUARD_COUNTS, PROGRESS, advanced
 from .ranks import Agreed, widest
 from .state import ZERO_SHARE, share_of, zero_share_of
 
-_LOSSES = ("last_loss", "mean_loss", "slow_loss")  # NaN for None
+_LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")  # NaN for None
 _COUNTS = ("window", "observations", "increases", "steps", *GUARD_COUNTS)
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
 

@@ -32,6 +32,7 @@ _SINCE_5 = {
     "loss_left": 1.0,
 }
 """What schemas 5 to 8 added."""
+_MEANS = ("mean_loss", "quarter_loss", "slow_loss")
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)
@@ -99,7 +100,8 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
-    since_8 = {"slow_loss": group.get("mean_loss", group.get("last_loss"))}
+    mean = group.get("mean_loss", group.get("last_loss"))
+    since_8 = {"quarter_loss": mean, "slow_loss": mean}
     if written in (4, 5, 6, 7):
         return {**_SINCE_5, **since_8, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
@@ -201,11 +203,12 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in ("last_loss", "mean_loss", "slow_loss", "peak_lr"):
+    for name in (*_MEANS, "last_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
-    if group["slow_loss"] is None and group["mean_loss"] is not None:
-        raise ValueError("slow_loss must be a number where mean_loss is one, got None")
+    for name in _MEANS:
+        if group[name] is None and group["mean_loss"] is not None:
+            raise ValueError(f"{name} must be a number where mean_loss is one, got None")
 
 
 def _check_number(

@@ -15,6 +15,7 @@ _WINDOW = {
     "last_loss": "last_loss",
     "mean_loss": "mean_loss",
     "loss_left": "loss_left",
+    "quarter_loss": "quarter_loss",
     "slow_loss": "slow_loss",
     "observations": "observations",
     "increases": "increases",

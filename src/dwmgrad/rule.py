@@ -56,7 +56,7 @@ _BY_THE_LOSS: dict[str, Any] = {
     "bias_correction": True,
     "second_moment_window": 1000,
     "loss_limit": 0.2,
-    "limit_slope": 4.0,
+    "limit_growth": 0.4,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -104,8 +104,9 @@ class Window:
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         loss_left: the mean loss as a share of the highest one so far, both above the floor.
-        slow_loss: the EMA of the mean loss over `max_size` losses, which begins when the window is
-            full and never rises; before that, the mean loss.
+        quarter_loss: the EMA over a quarter of `max_size` losses.
+        slow_loss: the EMA of that over `max_size` losses, which begins when the window is full and
+            never rises; before that, the same.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
@@ -118,6 +119,7 @@ class Window:
     last_loss: Number | None = None
     mean_loss: Number | None = None
     loss_left: Number = 1.0
+    quarter_loss: Number | None = None
     slow_loss: Number | None = None
     observations: Number = 0
     increases: Number = 0
@@ -153,22 +155,25 @@ class Window:
         left = self.loss_left * (mean - self.floor) / _within(LEAST_EPS, height)
         left = where(height > 0, _within(0.0, left, 1.0), 1.0)
         self.loss_left = where(counts, left, self.loss_left)
-        slow = where(known & (self.size >= self.max_size), self.slow_loss, mean)
-        slow = slow + _within(-math.inf, mean - slow, 0.0) / self.max_size
+        quarter = where(known, self.quarter_loss, loss)
+        quarter = quarter + (loss - quarter) / max(1.0, self.max_size / 4)
+        slow = where(known & (self.size >= self.max_size), self.slow_loss, quarter)
+        slow = slow + _within(-math.inf, quarter - slow, 0.0) / self.max_size
+        self.quarter_loss = where(counts, quarter, self.quarter_loss)
         self.slow_loss = where(counts, slow, self.slow_loss)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
     def falling(self) -> Number:
-        """By how much the mean loss is below the slow one: a share of that, both above the floor.
+        """By how much the mean of a quarter is below the slow one: a share, above the floor.
 
         It is 0 where the loss rises, and until the window is full: a loss that falls fast at first
         need not go on so. A loss that jumps and comes back has not fallen.
         """
-        mean: Number = self.mean_loss
+        quarter: Number = self.quarter_loss
         slow: Number = self.slow_loss
         height = slow - self.floor
-        fall = 1 - (mean - self.floor) / _within(LEAST_EPS, height)
+        fall = 1 - (quarter - self.floor) / _within(LEAST_EPS, height)
         return where(height > 0, _within(0.0, fall, 1.0), 0.0)
 
     def decay(self, fixed: int | None = None) -> Number:
