@@ -166,7 +166,7 @@ def state_of(model: torch.nn.Module, optimizer: DWMGrad, options: StateDictOptio
 
 
 def progress_of(optimizer: DWMGrad) -> dict[str, Any]:
-    losses = ("last_loss", "mean_loss", "loss_left", "slow_loss")
+    losses = ("last_loss", "mean_loss", "loss_left", "quarter_loss", "slow_loss")
     names = ("window", *losses, "observations", "increases", "steps")
     return {name: optimizer.param_groups[0][name] for name in names}
 

@@ -109,17 +109,29 @@ def test_the_share_grows_while_the_loss_falls(form: dict, floor: float) -> None:
     settings |= dict(initial_window=10, loss_floor=floor, loss_limit=0.1)
     plain = DWMGrad(params_of(), **settings)
     growing = DWMGrad(params_of(), limit_slope=4.0, **settings)
-    mean = slow = None
+    quarter = slow = None
     for step in range(40):
         (kept,), (found,) = (train(each, range(step, step + 1)) for each in (plain, growing))
         loss = loss_of(step)
-        mean = loss if mean is None else 0.9 * mean + 0.1 * loss
-        slow = (
-            mean if step < 9 else slow + min(0, mean - slow) / 20
-        )  # the window is full at the tenth
-        share = 0.1 + 4 * max(0, 1 - (mean - floor) / (slow - floor))
+        quarter = loss if quarter is None else 0.8 * quarter + 0.2 * loss
+        is_full = step >= 9
+        slow = slow + min(0, quarter - slow) / 20 if is_full else quarter
+        share = 0.1 + 4 * max(0, 1 - (quarter - floor) / (slow - floor))
         assert found / kept == pytest.approx(share / 0.1, rel=1e-5)
     assert share > 0.3
+
+
+@FORMS
+def test_a_slope_that_is_switched_on_later_begins_there(form: dict) -> None:
+    settings = dict(lr=1.0, max_window=6, window_signal="loss", loss_limit=0.1, **form)
+    optimizer = DWMGrad(params_of(), **settings)
+    train(optimizer, range(20))
+    assert optimizer.param_groups[0]["slow_loss"] is None
+    for group in optimizer.param_groups:
+        group["limit_slope"] = 4.0
+    train(optimizer, range(20, 21))
+    optimizer.state_dict()
+    assert optimizer.param_groups[0]["slow_loss"] == pytest.approx(loss_of(20))
 
 
 @FORMS
@@ -199,7 +211,7 @@ def test_a_step_without_a_loss_holds_the_last_limit() -> None:
 @FORMS
 def test_a_resumed_run_is_the_run(form: dict) -> None:
     settings = dict(lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.9, **form)
-    settings["limit_growth"] = 0.2
+    settings |= {"limit_growth": 0.2, "limit_slope": 4.0, "max_window": 8, "window_signal": "loss"}
     whole = params_of()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

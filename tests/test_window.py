@@ -105,9 +105,10 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
             "weight_decay": 0.1,
             "eps": 1e-8,
         }
-        host = Window(**settings)
-        device = Window(tensor(5), **settings)
-        device.last_loss, device.mean_loss, device.slow_loss = (tensor(None) for _ in range(3))
+        host = Window(**settings, follows_fall=True)
+        device = Window(tensor(5), **settings, follows_fall=True)
+        for name in ("last_loss", "mean_loss", "quarter_loss", "slow_loss"):
+            setattr(device, name, tensor(None))
         device.loss_left = tensor(1)
         device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
@@ -121,6 +122,7 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
                 "last_loss",
                 "mean_loss",
                 "loss_left",
+                "quarter_loss",
                 "slow_loss",
                 "observations",
                 "increases",
@@ -170,29 +172,30 @@ def test_all_is_left_of_a_loss_that_begins_below_its_floor():
 
 
 def test_a_falling_loss_is_below_its_slow_mean_once_the_window_is_full() -> None:
-    window = Window(size=2, max_size=4, signal="loss", smoothing=0.5, floor=1.0)
-    mean = slow = None
+    window = Window(size=6, max_size=8, signal="loss", follows_fall=True, smoothing=0.5, floor=1.0)
+    quarter = slow = None
     for step, loss in enumerate((9.0, 5.0, 4.0, 3.0, 2.0, 1.5, 4.0, 4.0, 4.0, 1.0)):
         window.observe(loss)
-        before, mean = mean, loss if mean is None else (mean + loss) / 2
-        if step == 0:  # the window is 3
-            slow = mean
+        quarter = loss if quarter is None else (quarter + loss) / 2
+        if step == 0:  # the window is 7
+            slow = quarter
         else:  # it is full: the slow mean begins from the mean before
-            slow += min(0, mean - slow) / 4
-        assert window.slow_loss == pytest.approx(slow, rel=1e-12)
-        assert window.falling() == pytest.approx(max(0, 1 - (mean - 1) / (slow - 1)), rel=1e-12)
-    assert before is not None and mean < slow
+            slow += min(0, quarter - slow) / 8
+        assert (window.quarter_loss, window.slow_loss) == pytest.approx((quarter, slow), rel=1e-12)
+        falling = max(0, 1 - (quarter - 1) / (slow - 1))
+        assert window.falling() == pytest.approx(falling, rel=1e-12)
+    assert falling > 0
 
 
 def test_a_loss_that_rises_or_is_below_its_floor_does_not_fall() -> None:
-    window = Window(size=2, max_size=2, signal="loss", floor=1.0)
+    window = Window(size=2, max_size=2, signal="loss", follows_fall=True, floor=1.0)
     for loss, falling in ((0.5, 0.0), (2.0, 0.0), (3.0, 0.0), (4.0, 0.0), (1.0, 0.0)):
         window.observe(loss)
         assert window.falling() == falling, loss
 
 
 def test_a_loss_that_jumps_and_comes_back_has_not_fallen() -> None:
-    window = Window(size=9, max_size=9, signal="loss", smoothing=0.5)
+    window = Window(size=9, max_size=9, signal="loss", follows_fall=True, smoothing=0.5)
     for loss in (2.0, 2.0, 200.0, 2.0, 2.0, 2.0, 2.0):
         window.observe(loss)
         assert window.falling() == 0
@@ -200,7 +203,7 @@ def test_a_loss_that_jumps_and_comes_back_has_not_fallen() -> None:
 
 
 def test_losses_that_are_not_alike_begin_the_slow_mean_anew() -> None:
-    window = Window(size=4, max_size=4, signal="loss")
+    window = Window(size=4, max_size=4, signal="loss", follows_fall=True)
     for loss in (4.0, 2.0):
         window.observe(loss)
     assert window.falling() > 0

@@ -30,9 +30,10 @@ _SINCE_5 = {
     "limit_growth": 0.0,
     "limit_slope": 0.0,
     "loss_left": 1.0,
+    "quarter_loss": None,
+    "slow_loss": None,
 }
 """What schemas 5 to 8 added."""
-_MEANS = ("mean_loss", "quarter_loss", "slow_loss")
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)
@@ -100,16 +101,14 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
-    mean = group.get("mean_loss", group.get("last_loss"))
-    since_8 = {"quarter_loss": mean, "slow_loss": mean}
     if written in (4, 5, 6, 7):
-        return {**_SINCE_5, **since_8, **group, "schema": SCHEMA}, None
+        return {**_SINCE_5, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
     corrects = written == 3 and group.get("bias_correction")
     share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
     _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5, **since_8}
+    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
@@ -203,12 +202,9 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in (*_MEANS, "last_loss", "peak_lr"):
+    for name in ("last_loss", "mean_loss", "quarter_loss", "slow_loss", "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
-    for name in _MEANS:
-        if group[name] is None and group["mean_loss"] is not None:
-            raise ValueError(f"{name} must be a number where mean_loss is one, got None")
 
 
 def _check_number(

@@ -89,8 +89,8 @@ class DWMGrad(Stepping):
         limit_growth: what is added to `loss_limit`, times how far the mean loss has fallen from its
             highest to `loss_floor`: 0 at the beginning, 1 there. The mean is that of
             `loss_smoothing`. 0 by default.
-        limit_slope: what is added to `loss_limit`, times how far that mean is below its own mean
-            over `max_window` losses, which begins when the window is full. 0 by default.
+        limit_slope: what is added to `loss_limit`, times `rule.Window.falling`: how fast the loss
+            falls still, once the window is full. 0 by default.
         loss_floor: a lower bound of the loss, for `loss_limit`; 0 by default. Where the loss is at
             or below it, the last scale holds, and a warning says so once.
         loss_guard: a step whose loss is more than so many deviations above the mean of the recent

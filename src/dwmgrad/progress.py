@@ -55,6 +55,7 @@ def window_of(group: dict[str, Any]) -> Window:
         signal=group["window_signal"],
         smoothing=group["loss_smoothing"],
         floor=group["loss_floor"],
+        follows_fall=group["limit_slope"] > 0,
         **{field: group[name] for name, field in _WINDOW.items()},
     )
 

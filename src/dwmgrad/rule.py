@@ -104,12 +104,13 @@ class Window:
         last_loss: the loss observed last; None, or on a device NaN, before the first one.
         mean_loss: the EMA; without smoothing the loss observed last.
         loss_left: the mean loss as a share of the highest one so far, both above the floor.
-        quarter_loss: the EMA over a quarter of `max_size` losses.
+        quarter_loss: the EMA over a quarter of `max_size` losses, if `follows_fall`.
         slow_loss: the EMA of that over `max_size` losses, which begins when the window is full and
             never rises; before that, the same.
         observations: how many losses have been observed.
         increases: how many of them had a positive signal.
         floor: a lower bound of the loss.
+        follows_fall: whether `falling` is asked for.
     """
 
     size: Number = 5
@@ -124,6 +125,7 @@ class Window:
     observations: Number = 0
     increases: Number = 0
     floor: float = 0.0
+    follows_fall: bool = False
 
     def observe(self, loss: Number, alike: Number = True, counts: Number = True) -> None:
         """Moves the window by one step for one loss.
@@ -155,14 +157,19 @@ class Window:
         left = self.loss_left * (mean - self.floor) / _within(LEAST_EPS, height)
         left = where(height > 0, _within(0.0, left, 1.0), 1.0)
         self.loss_left = where(counts, left, self.loss_left)
+        if self.follows_fall:
+            self._follow(loss, alike, counts)
+        self.observations = self.observations + counts
+        self.increases = self.increases + grows
+
+    def _follow(self, loss: Number, alike: Number, counts: Number) -> None:
+        known = alike & _is_known(self.quarter_loss) & _is_known(self.slow_loss)
         quarter = where(known, self.quarter_loss, loss)
         quarter = quarter + (loss - quarter) / max(1.0, self.max_size / 4)
         slow = where(known & (self.size >= self.max_size), self.slow_loss, quarter)
         slow = slow + _within(-math.inf, quarter - slow, 0.0) / self.max_size
         self.quarter_loss = where(counts, quarter, self.quarter_loss)
         self.slow_loss = where(counts, slow, self.slow_loss)
-        self.observations = self.observations + counts
-        self.increases = self.increases + grows
 
     def falling(self) -> Number:
         """By how much the mean of a quarter is below the slow one: a share, above the floor.
