@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -38,3 +42,12 @@ def anchors(path: Path) -> set[str]:
     """The headings as links name them."""
     heads = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def compared(name: str) -> Any:
+    """The committed comparison of optimizers on one workload."""
+    pytest.importorskip("pandas")
+    from experiments.evidence.compared import Compared
+
+    text = (ROOT / f"docs/results/comparison-{name}.json").read_text("utf-8")
+    return Compared("comparison", name, json.loads(text))

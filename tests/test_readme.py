@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
-from pages import README, ROOT, anchors, blocks, commands, links, row
+from pages import README, ROOT, anchors, blocks, commands, compared, links, row
 
 pytest.importorskip("peft")
 from accelerate.state import AcceleratorState, GradientState
@@ -155,14 +155,6 @@ AUTO_PAGE = " ".join((ROOT / "docs/auto.md").read_text("utf-8").split())
 @pytest.fixture(scope="module")
 def comparisons() -> dict[str, Any]:
     return {name: compared(name) for name in TASKS}
-
-
-def compared(name: str) -> Any:
-    pytest.importorskip("pandas")
-    from experiments.evidence.compared import Compared
-
-    text = (ROOT / f"docs/results/comparison-{name}.json").read_text()
-    return Compared("comparison", name, json.loads(text))
 
 
 def test_its_table_is_that_of_the_results(comparisons):

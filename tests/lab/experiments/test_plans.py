@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from pathlib import Path
 from statistics import fmean
 
-import pytest
+from pages import ROOT, compared
 
-pytest.importorskip("pandas")
-from experiments.evidence.compared import Compared
-
-ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results"
 PLAN = (ROOT / "docs" / "plans" / "loss-limit.md").read_text("utf-8")
-
-
-def compared(name: str) -> Compared:
-    record = json.loads((RESULTS / f"comparison-{name}.json").read_text("utf-8"))
-    return Compared("comparison", name, record)
 
 
 def rows(heading: str) -> list[list[str]]:
