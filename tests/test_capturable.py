@@ -222,6 +222,33 @@ def test_only_a_lr_on_another_device_is_never_read() -> None:
         optimizer.step(loss=1.0)
 
 
+@pytest.mark.parametrize("how", ["switched on", "expect_steps"])
+def test_to_look_at_the_state_changes_nothing(how: str) -> None:
+    """The ages that a step found before belong to another window on the device."""
+
+    def run(looks: bool, capturable: bool) -> list[Tensor]:
+        params = [torch.linspace(-1, 1, 5 + i).requires_grad_() for i in range(3)]
+        preset, begins = ("auto", capturable) if how == "expect_steps" else ("finetune", False)
+        optimizer = DWMGrad(params, lr=1e-2, preset=preset, capturable=begins)
+        for step in range(12):
+            for i, param in enumerate(params):
+                param.grad = torch.full_like(param, 1.0 if how == "expect_steps" else step - i)
+            if step == 1 and how == "expect_steps":
+                optimizer.expect_steps(1000)
+            elif step == 3 and capturable:
+                for group in optimizer.param_groups:
+                    group["capturable"] = True
+            if step == 6 and looks:
+                optimizer.state_dict()
+            first = step == 0 and how == "expect_steps"
+            optimizer.step(loss=math.nan if first else 2.0 / (step + 1))
+        return [param.detach() for param in params]
+
+    expected = run(looks=False, capturable=False)
+    for looks in (False, True):
+        torch.testing.assert_close(run(looks, capturable=True), expected)
+
+
 @pytest.mark.parametrize("preset", [None, "finetune"])
 @pytest.mark.parametrize("from_capturable", [True, False])
 @pytest.mark.parametrize("to_capturable", [True, False])

@@ -114,6 +114,8 @@ def test_numpy_numbers_of_a_scheduler_do_not_spoil_a_checkpoint() -> None:
     optimizer = make()[1]
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(np.float64(0.1) * step))
     assert type(optimizer.param_groups[0]["lr"]) is not float
+    rates = {"max_lr": np.float64(0.1), "total_steps": 9}
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, **rates)  # leaves min_lr and others, too
     optimizer.load_state_dict(through_file(optimizer.state_dict()))
     assert type(optimizer.param_groups[0]["lr"]) is float
 

@@ -392,3 +392,18 @@ def test_a_refused_step_is_not_taken_for_a_gradient_scalers() -> None:
 
     optimizer.step(closure)
     assert optimizer.param_groups[0]["observations"] == 2
+
+
+@pytest.mark.parametrize("change", ["insert", "pop"])
+@pytest.mark.parametrize("arguments", [{}, {"preset": "capped"}, {"capturable": True}], ids=str)
+def test_no_step_takes_the_loss_of_the_step_before(arguments: dict, change: str) -> None:
+    """Also where the first parameter of the group is another one by then."""
+    params = [torch.ones(2, requires_grad=True) for _ in range(3)]
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer = DWMGrad(params[1:], missing_loss="error", **arguments)
+    optimizer.step(loss=1.0)
+    held = optimizer.param_groups[0]["params"]
+    held.insert(0, params[0]) if change == "insert" else held.pop(0)
+    with pytest.raises(RuntimeError, match="got no loss"):
+        optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_the_compiled_norm_is_the_loops(dtype, kind, size: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss_limit": 0}, "loss_limit must be above 0, got 0: None switches it off"),
+        ({"loss_limit": 0}, "loss_limit must be above 0, got 0: to go without, leave it out"),
         ({"loss_limit": -1.0}, "loss_limit must be in"),
         ({"loss_limit": "0.5"}, "loss_limit must be a number"),
         ({"limit_growth": -0.1}, r"limit_growth must be in \[0, inf\), got -0.1"),
@@ -284,11 +285,13 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         DWMGrad(params_of(), **arguments)
 
 
-@pytest.mark.parametrize("name", ["limit_growth", "limit_slope"])
-def test_what_adds_to_no_limit_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}=0.5 adds to loss_limit, which is None"):
-        DWMGrad(params_of(), **{name: 0.5})
-    DWMGrad(params_of(), preset="capped", **{name: 0.5})
+@pytest.mark.parametrize(
+    ("name", "value"), [("limit_growth", 0.5), ("limit_slope", 0.5), ("auto_lr", True)]
+)
+def test_what_needs_a_limit_is_refused_without_one(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value} needs loss_limit, which is None"):
+        DWMGrad(params_of(), **{name: value})
+    DWMGrad(params_of(), preset="capped", **{name: value})
 
 
 def scaled(factor: float, form: dict) -> list[float]:

@@ -371,6 +371,21 @@ def test_a_learning_rate_that_a_scheduler_has_spoilt_is_refused(lr: float) -> No
     assert (optimizer.window, param.tolist(), len(optimizer.state)) == (5, [1.0, 1.0], 0)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{}, {"preset": "auto"}, {"capturable": True}], ids=["", "auto", "capturable"]
+)
+def test_a_schedule_may_end_below_zero_by_rounding(arguments: dict) -> None:
+    param = torch.ones(2, requires_grad=True)
+    param.grad = torch.ones(2)
+    optimizer = DWMGrad([param], lr=1e-3, **arguments)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, end_factor=0.0, total_iters=50)
+    for _ in range(52):
+        optimizer.step(loss=1.0)
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] < 0
+    DWMGrad([param], lr=1e-3).load_state_dict(optimizer.state_dict())
+
+
 def test_500_steps_leave_no_more_behind_than_one() -> None:
     import gc
 

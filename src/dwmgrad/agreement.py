@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from . import alone, capturable, checkpoint, distributed, progress, ranks, state
 from .losses import LossFeed, Observation
+from .plan import Plan
 from .ranks import Agreed, Share
 
 
@@ -22,6 +23,7 @@ class Agreeing(Optimizer, Joinable):
 
     loss_group: Any
     _device_window: capturable.DeviceWindow | None
+    _plan: Plan | None
     _feed: LossFeed
     _said: set[str]
     _scaler: torch.amp.GradScaler | None
@@ -94,6 +96,7 @@ class Agreeing(Optimizer, Joinable):
             return agreed._replace(stands_out=stands_out and not agreed.overflow)
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)
+            self._plan = None  # the ages that it found are those of the window before
         self._device_window.check(self._params())
         agreed = ranks.agree_on_device(share, device, self.loss_group, steps_alone)
         if self._scaler is not None and not steps_alone:  # its scale is to stay that of the others

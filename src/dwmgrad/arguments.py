@@ -17,6 +17,7 @@ from .rule import LEAST_EPS, PAPER, PRESETS, SIGNALS
 from .state import STATE_DTYPES
 
 MOST_STEPS = 2**53  # up to which a float64 holds every whole number
+LR_ROUNDING = 1e-12  # below 0 by no more than this ends torch's LinearLR(end_factor=0)
 
 
 class Kind(NamedTuple):
@@ -63,12 +64,15 @@ def _number(below: float = math.inf) -> Kind:
 _NUMBER = _number()
 
 
-def _check_lr(name: str, lr: Any) -> None:
+def check_lr(name: str, lr: Any) -> None:
+    """Raises unless it is a learning rate: a finite number from 0 on, but for rounding."""
     if isinstance(lr, Tensor):
         if lr.dim() != 0 or not lr.is_floating_point():
             raise ValueError(f"{name} must be a number or a 0-dim real tensor, got {lr!r}")
         lr = float(lr)
-    _NUMBER.check(name, lr)
+    check_real(name, lr)
+    if not -LR_ROUNDING <= lr < 0:
+        _NUMBER.check(name, lr)
 
 
 def _check_eps(name: str, eps: Any) -> None:
@@ -94,7 +98,7 @@ def _check_limit(name: str, value: Any) -> None:
     if value is not None:
         _NUMBER.check(name, value)
         if value == 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}: None switches it off")
+            raise ValueError(f"{name} must be above 0, got {value!r}: to go without, leave it out")
 
 
 def _check_floor(name: str, value: Any) -> None:
@@ -160,7 +164,7 @@ def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:
 
 
 ARGUMENTS: dict[str, Argument] = {
-    "lr": Argument(_NUMBER._replace(check=_check_lr), 1e-3, "learning rate", "--learning_rate"),
+    "lr": Argument(_NUMBER._replace(check=check_lr), 1e-3, "learning rate", "--learning_rate"),
     "momentum": Argument(_number(below=1), 0.9, "base momentum"),
     "eps": Argument(
         _NUMBER._replace(check=_check_eps),
@@ -213,9 +217,16 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 
     Those alone survive every kind of checkpoint.
     """
-    found = dict(settings)
+    found = {name: _plain_number(value) for name, value in settings.items()}
     found |= {name: _KINDS[name].plain(found[name]) for name in _KINDS.keys() & found.keys()}
     return found
+
+
+def _plain_number(value: Any) -> Any:
+    """Of a group's values that are not DWMGrad's: schedulers leave `initial_lr` and others."""
+    if isinstance(value, Real) and not isinstance(value, (bool, int)):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -235,8 +246,8 @@ def check_new(settings: dict[str, Any]) -> None:
     """As `check`, for an optimizer that is made; later a user may have written into the groups.
 
     Raises:
-        TypeError, ValueError: as `check`, for a window that begins above its bound, and for a
-            `limit_growth` or `limit_slope` that adds to nothing.
+        TypeError, ValueError: as `check`, for a window that begins above its bound, and for an
+            argument that needs `loss_limit`, without it.
     """
     check(settings)
     if settings["initial_window"] > settings["max_window"]:
@@ -244,8 +255,8 @@ def check_new(settings: dict[str, Any]) -> None:
             f"initial_window must be at most max_window, got initial_window="
             f"{settings['initial_window']} and max_window={settings['max_window']}"
         )
-    for name in ("limit_growth", "limit_slope"):
+    for name in ("auto_lr", "limit_growth", "limit_slope"):
         if settings[name] and settings["loss_limit"] is None:
             raise ValueError(
-                f"{name}={settings[name]!r} adds to loss_limit, which is None: set it, too"
+                f"{name}={settings[name]!r} needs loss_limit, which is None: set it, too"
             )

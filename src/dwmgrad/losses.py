@@ -79,7 +79,7 @@ class Observation:
 
 
 def _keys(groups: list[dict[str, Any]]) -> list[int]:
-    return [id(group["params"][0]) for group in groups if group["params"]]
+    return [id(param) for group in groups for param in group["params"]]
 
 
 class LossFeed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -409,10 +408,8 @@ class DWMGrad(Stepping):
                     f"{name} is one for the whole optimizer: it is {first!r} in parameter group 0 "
                     f"and {own!r} in group {index}: write it into every group"
                 )
-            if capturable.reads_lr(group) and not 0 <= float(group["lr"]) < math.inf:
-                raise ValueError(
-                    f"lr of parameter group {index} must be in [0, inf), got {group['lr']}"
-                )
+            if capturable.reads_lr(group):
+                arguments.check_lr(f"lr of parameter group {index}", float(group["lr"]))
 
     # ---- groups and checkpoints ----
 

@@ -30,7 +30,6 @@ class Stepping(Agreeing):
 
     _skipped: list[bool | Tensor]
     _overlaps: kernels.Overlaps
-    _plan: Plan | None
     _clipped_to: Tensor | float
     _pieces: Pieces | None
 
