@@ -68,7 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "second_moment_window": 500,
     },
     "capped": {**_BY_THE_LOSS, "normalize_momentum": True},
-    "auto": {**_BY_THE_LOSS, "auto_lr": True},
+    "auto": {**_BY_THE_LOSS, "limit_slope": 2.0, "auto_lr": True},
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
 AUTO_LR = 0.03
