@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> None:
         tells = ended_well and os.environ.get("RANK", "0") == "0" and not _HELP & set(command)
         if startup.none_was_created() and tells:
             print(
-                f"python -m dwmgrad: {command[0]} has ended without creating a DWMGrad: give it "
-                "--optim dwmgrad_finetune if it trains",
+                f"python -m dwmgrad: {command[0]} has ended without creating a DWMGrad: one that "
+                "trains needs --optim dwmgrad_finetune, and a Trainer that gets these arguments",
                 file=sys.stderr,
             )
 

@@ -350,7 +350,7 @@ def test_a_script_without_a_dwmgrad_is_told_so_at_its_end(
     (tmp_path / "tmp").mkdir()
     found = start(["dwmgrad", script(tmp_path, MAKES), how], tmp_path, TMPDIR=str(tmp_path / "tmp"))
     assert found.returncode == (3 if how == "fails" else 0), found.stderr
-    said = "script.py has ended without creating a DWMGrad: give it --optim dwmgrad"
+    said = "script.py has ended without creating a DWMGrad: one that trains needs --optim dwmgrad"
     assert (said in found.stderr) is told and len(found.stderr.splitlines()) == told
     assert not list((tmp_path / "tmp").glob("dwmgrad-*"))  # torch 2.5 leaves one of its own
 
