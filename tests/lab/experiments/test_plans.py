@@ -109,3 +109,25 @@ def test_the_tables_of_the_eleventh_round_are_those_of_its_results() -> None:
     assert f"new ones grows by {-new:.2f}." in text
     least = min(scores("11", "glue-cola", "0.2 + 0.4 + 2", [0, 1, 2, 3]))
     assert f"The least score of a run of CoLA was {100 * least:.1f} %." in text
+
+
+def test_the_table_of_the_lengths_is_that_of_its_results() -> None:
+    for workload, steps, *told in rows("## The length of a run"):
+        name = {"Cora": "cora", "spoken digits": "digits"}[workload]
+        file = RESULTS / f"length-{name}{'-100' if steps == '100' else ''}.json"
+        every = json.loads(file.read_text("utf-8"))["results"]
+        means = {
+            label: 100 * fmean(run["score"] for run in each["runs"])
+            for label, each in every.items()
+        }
+        auto, best = means.pop("auto"), max(means.values())
+        assert told == [f"{auto:.2f}", f"{best:.2f}", f"{best - auto:.1f}"]
+
+
+def test_the_guards_table_is_that_of_its_results() -> None:
+    text = (ROOT / "docs" / "auto.md").read_text("utf-8")
+    for share, name in (("none", "brief"), ("5 %", "broken-5"), ("10 %", "broken-10")):
+        file = RESULTS / f"guard-digits-{name}.json"
+        every = json.loads(file.read_text("utf-8"))["results"].values()
+        means = [100 * fmean(run["score"] for run in each["runs"]) for each in every]
+        assert f"| {share} | {' | '.join(f'{mean:.2f}' for mean in means)} |" in text
