@@ -38,6 +38,7 @@ def comparison_record(
             contenders[name] = {
                 "title": own.title,
                 "rule": own.rule,
+                "defaults": dict(own.defaults),
                 "rateless": own.rateless,
                 "best_lr": comparison.best_lr(name),
                 "runs": [{**run_record(each), "by": told(each, by)} for each in first],
@@ -84,12 +85,14 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
 def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with what `kept`, an older one, has more of what the plan asks for.
 
-    The folder of its runs may be gone, or another one.
+    The folder of its runs may be gone, or another one. Runs of a preset or a rule that was changed
+    since are no runs of the plan.
     """
     plan, contenders = record["plan"], {}
     for name in plan["contenders"]:
         found = [record["contenders"][name]] if name in record["contenders"] else []
-        if old := kept["contenders"].get(name):
+        own, old = get_contender(name), kept["contenders"].get(name)
+        if old and (old["rule"], old.get("defaults", own.defaults)) == (own.rule, own.defaults):
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
             last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]

@@ -209,6 +209,17 @@ def test_more_seeds_or_rates_are_the_same_plan(tmp_path):
         assert {(run["lr"], run["seed"]) for run in own["runs"]} == {(1e-2, 0), (1e-1, 0)}
 
 
+def test_runs_of_another_preset_are_not_those_of_the_plan(tmp_path):
+    comparison = a_comparison(tmp_path)
+    finish(comparison)
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    gone = comparison_record(replace(comparison, output_dir=tmp_path / "none"), [], "x")
+    assert joined(gone, kept)["complete"]
+    first, second = kept["contenders"].values()
+    first["defaults"] = {"max_window": 7}  # as the preset had been then
+    assert list(joined(gone, kept)["contenders"].values()) == [second]
+
+
 def test_ctrl_c_leaves_what_there_is_and_the_rest_gives_the_same(main, valley, tmp_path):
     config, out, record = valley
     shutil.copytree(out, tmp_path / "out")
