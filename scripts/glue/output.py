@@ -28,6 +28,12 @@ from glue.tasks import Task
 
 _RECORD = ".run_arguments.json"
 _RESULTS = [f"{name}_results.json" for name in ("all", "train", "eval", "predict")]
+_LEFT = """
+    model.safetensors model-*-of-*.safetensors pytorch_model.bin pytorch_model-*-of-*.bin
+    model.safetensors.index.json pytorch_model.bin.index.json adapter_config.json adapter_model.*
+    README.md window.png merged/* predictions/test.tsv submission/*.tsv
+""".split()
+"""What a run leaves beside its figures, and the next one in its folder might not write over."""
 _ENDED = "ended_after_steps"  # in the record, once all of the training's results are written
 
 
@@ -242,9 +248,35 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def remove_results(folder: Path) -> None:
-    """A run starts: no figures of another one stay, with which its own would be mixed."""
-    for name in _RESULTS:
-        (folder / name).unlink(missing_ok=True)
+    """A run starts: nothing of another one stays, with which its own would be mixed.
+
+    Of an adapter and a full model in one folder, transformers would load both.
+    """
+    for path in (path for name in (*_RESULTS, *_LEFT) for path in folder.glob(name)):
+        if not path.is_dir():
+            path.unlink()
+
+
+def check_source(args: Arguments, folder: Path) -> None:
+    """What training starts from must not go with what an older run has left in the folder.
+
+    Raises:
+        UsageError: it lies there.
+    """
+    sources = {"model_name_or_path": args.model, "adapter_name_or_path": args.lora}
+    for name, part in sources.items():
+        path = getattr(part, name)
+        if args.training.do_train and _is_left_in(folder, path):
+            raise UsageError(
+                f"--{name} {path}: training replaces what is in --output_dir {folder}; give "
+                "another folder for the results"
+            )
+
+
+def _is_left_in(folder: Path, path: str | None) -> bool:
+    """Whether a model's path is that of the model of the run in `folder`."""
+    places = folder.resolve(), (folder / "merged").resolve()
+    return path is not None and Path(path).resolve() in places
 
 
 def set_aside_damaged(folder: Path) -> None:
@@ -320,14 +352,22 @@ def check_same_run(training: TrainingArguments, folder: Path, record: dict[str, 
     there, found = _read_record(folder), checkpoints(folder)
     if there is None or (not found and _has_ended(folder)):
         return
-    changed = [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
-    if changed:
+    if changed := _changed(there, record):
         raise UsageError(
             f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}); "
             "give another folder, or --overwrite_output_dir to train afresh, or "
             f"--resume_from_checkpoint {found[-1] if found else 'FOLDER'} to go on from one all "
             "the same"
         )
+
+
+def holds_another(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the run in `folder`, if there is one, has another `identity`."""
+    return bool(_changed(_read_record(folder) or {}, record))
+
+
+def _changed(there: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    return [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
 
 
 def _is_path(given: Any) -> bool:

@@ -28,8 +28,10 @@ from glue.output import (
     check_machines,
     check_output,
     check_same_run,
+    check_source,
     checkpoint_to_resume,
     fingerprint,
+    holds_another,
     identity,
     is_complete,
     remove_results,
@@ -98,7 +100,7 @@ class PreparedRun(contextlib.AbstractContextManager):
             return False
         if self.writes:
             forget_later(self.folder, done)
-            if self.checkpoint is None:
+            if self.checkpoint is None or holds_another(self.folder, self.record):
                 remove_results(self.folder)
             write_record(self.folder, self.record)
         return True
@@ -152,6 +154,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
         check_machines(training, folder)
         holds.enter_context(exclusive(folder))
         record = identity(args, script, task)
+        check_source(args, folder)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
         steps_done(checkpoint)  # raises, before data are loaded, where its state cannot be read

@@ -367,7 +367,42 @@ def test_half_written_results_are_kept_aside(script, words, tmp_path, capsys):
     assert (out / "all_results.json.damaged").read_text() == '{"eval_accuracy": 0.'
 
 
-def test_an_overwritten_run_leaves_no_figures(script, words, tmp_path):
+LORA = ["--lora_r", "2", "--merge_adapter"]
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), (LORA, []), ([], LORA[:2])])
+def test_an_overwritten_run_leaves_nothing(script, words, glue_dir, tmp_path, first, second):
+    """An adapter that stayed would be applied to the new weights, without a word."""
+    out, words = tmp_path / "out", [*words, "--data_dir", str(glue_dir), "--use_sample", "false"]
+    script([*words, *first, "--do_predict", "--plot", "true"])
+    (out / "mine.safetensors").touch()
+    words += ["--overwrite_output_dir", "--learning_rate", "1e-2", "--do_eval", "false", *second]
     script(words)
-    script([*words, "--overwrite_output_dir", "--seed", "1", "--do_eval", "false"])
-    assert "eval_accuracy" not in read_json(tmp_path / "out" / "all_results.json")
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    words = [word for word in words if word != "--overwrite_output_dir"]
+    script([*words, "--output_dir", str(tmp_path / "clean")])
+    clean = tmp_path / "clean"
+    there = {path.relative_to(clean).as_posix() for path in clean.rglob("*") if path.is_file()}
+    assert left == {*there, "mine.safetensors"}
+    assert "window.png" not in (out / "README.md").read_text()
+    assert "eval_accuracy" not in read_json(out / "all_results.json")
+
+
+def test_a_run_from_elsewhere_leaves_nothing_of_another(script, words, tmp_path):
+    out = tmp_path / "out"
+    script([*words, "--lora_r", "2"])
+    script([*words, "--output_dir", str(tmp_path / "other"), "--max_steps", "3"])
+    [last] = checkpoints(tmp_path / "other")
+    script([*words, "--resume_from_checkpoint", str(last)])
+    assert (out / "model.safetensors").exists() and not list(out.glob("adapter_*"))
+
+
+@pytest.mark.parametrize("below", ["", "merged"])
+def test_what_training_starts_from_is_not_removed(script, words, tmp_path, below):
+    script([*words, *LORA])
+    source = tmp_path / "out" / below
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    name = "model_name_or_path" if below else "adapter_name_or_path"
+    with pytest.raises(UsageError, match=f"--{name} .*training replaces what is in --output_dir"):
+        script([*words, "--overwrite_output_dir", f"--{name}", str(source)])
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
