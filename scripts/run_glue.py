@@ -83,11 +83,20 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
 
 
 class GlueTrainer(WholeCheckpointTrainer):
-    """The Trainer, with LoRA+ and the card that `report` writes."""
+    """The Trainer, with LoRA+, all rows in evaluation, and the card that `report` writes."""
 
     def __init__(self, *, loraplus_lr_ratio: float | None, **options: Any) -> None:
         super().__init__(**options)
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self._drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+
+    def get_train_dataloader(self) -> Any:
+        """Examples may be dropped here alone: all are evaluated and predicted."""
+        self.args.dataloader_drop_last = self._drop_last
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = False
 
     def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
         if self.optimizer is None and self.loraplus_lr_ratio is not None:

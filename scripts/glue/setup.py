@@ -193,8 +193,9 @@ def _checked_task(args: Arguments) -> Task:
         raise UsageError(f"--report_to {asked}: {error}") from error
     if training.eval_on_start and not training.do_eval:
         raise UsageError("--eval_on_start needs --do_eval")
-    if training.batch_eval_metrics:
-        raise UsageError("--batch_eval_metrics: the metrics need all batches; leave it out")
+    for name in ("batch_eval_metrics", "prediction_loss_only"):
+        if getattr(training, name):
+            raise UsageError(f"--{name}: metrics need the outputs of all batches; leave it out")
     check_lora(args.lora, args.given)
     return task
 

@@ -267,6 +267,7 @@ def test_numbers_and_names_that_no_training_can_use(script, argv, tmp_path, word
     [
         ("--report_to wandbb", "--report_to wandbb: wandbb is not supported"),
         ("--batch_eval_metrics true", "--batch_eval_metrics: .* leave it out"),
+        ("--prediction_loss_only true", "--prediction_loss_only: .* leave it out"),
         ("--metric_for_best_model acuracy", "--metric_for_best_model acuracy: .*loss, accuracy"),
     ],
 )

@@ -142,6 +142,17 @@ def test_pad_to_max_length_and_truncation(script, argv):
     assert results["eval_samples"] == 9
 
 
+def test_examples_are_dropped_in_training_alone(script, argv, glue_dir, tmp_path):
+    words = [*argv, "--task_name", "sst2", "--data_dir", str(glue_dir), "--do_eval", "--do_predict"]
+    whole = script(words)
+    words += ["--dataloader_drop_last"]
+    assert script(words)["eval_loss"] == whole["eval_loss"]
+    assert len((tmp_path / "out" / "submission" / "SST-2.tsv").read_text().splitlines()) == 1 + 9
+    batch = ["--per_device_train_batch_size", "5"]
+    script([*words, *batch, "--do_train", "--output_dir", str(tmp_path / "trained")])
+    assert read_json(tmp_path / "trained" / "trainer_state.json")["global_step"] == 12 // 5
+
+
 def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
     """The second run reads what the first one left, from the disk."""
     from transformers import PreTrainedTokenizerFast
