@@ -219,6 +219,8 @@ def _load(
     if training.do_predict and task.name == "mnli":
         ax = ax_of(data, args.model.cache_dir)
         raw |= {"ax": ax} if ax is not None else {}
+    if training.do_train:
+        _check_batch(training, len(raw[task.train]))
     _check_metrics(training, task, raw)
     set_seed(training.seed)  # the new head's weights, or all of them
     model: Any = load_model(args.model, config, task)
@@ -242,6 +244,17 @@ def _load(
         record=record,
         writes=training.should_save,
     )
+
+
+def _check_batch(training: TrainingArguments, examples: int) -> None:
+    """Raise a UsageError where no batch would be full, and so none is left to train on."""
+    least = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and examples < least:
+        raise UsageError(
+            f"--dataloader_drop_last: drops all {examples} training examples, as one batch of all "
+            f"ranks has {least}; leave it out, or lower --per_device_train_batch_size "
+            f"{training.per_device_train_batch_size}"
+        )
 
 
 def _check_metrics(training: TrainingArguments, task: Task, splits: dict[str, Dataset]) -> None:

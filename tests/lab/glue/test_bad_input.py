@@ -253,6 +253,10 @@ SAMPLE = "--task_name sst2 --use_sample --do_train --do_eval".split()
         ("--seed -1", "--seed -1: must be at least 0 and at most"),
         ("--lora_r 2 --lora_alpha 0", "--lora_alpha 0: must be above 0"),
         ("--max_seq_length 0", "--max_seq_length 0: must be at least 1"),
+        (
+            "--max_train_samples 3 --dataloader_drop_last",
+            "--dataloader_drop_last: drops all 3 .* has 4; .* --per_device_train_batch_size 4",
+        ),
         ('--lr_scheduler_kwargs {"foo":1}', "--lr_scheduler_type linear .*'foo'"),
     ],
 )
