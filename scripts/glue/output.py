@@ -273,6 +273,32 @@ def check_source(args: Arguments, folder: Path) -> None:
             )
 
 
+def check_evaluated(args: Arguments, folder: Path, task: Task) -> None:
+    """The figures and predictions in a run's folder are all its own model's, on its own task.
+
+    Raises:
+        UsageError: an evaluation alone would add others to them.
+    """
+    there = _read_record(folder)
+    if args.training.do_train or there is None:
+        return
+    model = args.lora.adapter_name_or_path or args.model.model_name_or_path
+    changed = _changed(there, {"task_name": task.name})
+    if not _is_left_in(folder, model):
+        changed.append(f"model {model} here")
+    if changed:
+        raise UsageError(
+            f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}), and "
+            "its results would be mixed with these; give another folder"
+        )
+
+
+def remove_figures(folder: Path) -> None:
+    """Those of an older evaluation, where no run was trained: they may be of another model."""
+    if _read_record(folder) is None and not _has_ended(folder):
+        (folder / "all_results.json").unlink(missing_ok=True)
+
+
 def _is_left_in(folder: Path, path: str | None) -> bool:
     """Whether a model's path is that of the model of the run in `folder`."""
     places = folder.resolve(), (folder / "merged").resolve()

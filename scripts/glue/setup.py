@@ -25,6 +25,7 @@ from glue.metrics import names_of
 from glue.model import check_vocabulary, label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
 from glue.output import (
+    check_evaluated,
     check_machines,
     check_output,
     check_same_run,
@@ -34,6 +35,7 @@ from glue.output import (
     holds_another,
     identity,
     is_complete,
+    remove_figures,
     remove_results,
     set_aside_damaged,
     write_record,
@@ -155,6 +157,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
         holds.enter_context(exclusive(folder))
         record = identity(args, script, task)
         check_source(args, folder)
+        check_evaluated(args, folder, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
         steps_done(checkpoint)  # raises, before data are loaded, where its state cannot be read
@@ -164,6 +167,8 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
         if training.do_train:
             record["training_data"] = fingerprint(run.train)
             check_same_run(training, folder, record)
+        elif training.do_eval and training.should_save:
+            remove_figures(folder)
         if checkpoint is not None and training.process_index == 0:
             print(f"Resuming from {checkpoint}; --overwrite_output_dir starts afresh")
         run.holds = holds.pop_all()
