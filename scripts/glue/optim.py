@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from dwmgrad import param_groups
+from dwmgrad.integrations.names import preset_of
 from glue.errors import UsageError
 
 _NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
@@ -18,12 +20,21 @@ def check_optimizer(training: TrainingArguments) -> None:
     """Build the optimizer once on a single number, so that a bad argument fails early.
 
     Raises:
-        UsageError: what the optimizer says about `--optim_args` or its other arguments.
+        UsageError: what the optimizer says about `--optim_args` or its other arguments; or
+            transformers does not pass them on to it.
     """
     if any(word in str(training.optim) for word in _NEEDS_MODEL):
         return
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
+        if training.optim_args and preset_of(training.optim) is None:
+            without = copy.copy(training)
+            without.optim_args = None
+            if Trainer.get_optimizer_cls_and_kwargs(without) == (kind, options):
+                raise ValueError(
+                    "it takes none of them; leave them out, or give an --optim that takes them, "
+                    "as dwmgrad_finetune"
+                )
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
             number = nn.Parameter(torch.zeros(1))
             group = {"params": [number], "weight_decay": training.weight_decay}

@@ -138,7 +138,8 @@ _DECIDES = """
     adam_epsilon max_grad_norm lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio
     num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
     dataloader_drop_last group_by_length train_sampling_strategy label_smoothing_factor
-    neftune_noise_alpha seed data_seed world_size
+    neftune_noise_alpha seed data_seed world_size load_best_model_at_end metric_for_best_model
+    greater_is_better
 """.split()
 """Of TrainingArguments: what decides which weights come out. Not: what is logged, saved, evaluated
 and where; how gradients are computed (checkpointing, compilation, sharding)."""

@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from glue.arguments import DataArguments
+from glue.errors import UsageError
 from glue.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ def tokenize(
     if length > tokenizer.model_max_length:
         length = tokenizer.model_max_length
         logger.warning("--max_seq_length is more than the model's %d; using that", length)
+    own = tokenizer.num_special_tokens_to_add(pair=len(task.columns) == 2)
+    if length <= own:  # tokenizers would not cut at all
+        raise UsageError(
+            f"--max_seq_length {length}: the tokenizer adds {own} tokens of its own, which leave "
+            f"no room for text; give {own + 1} or more"
+        )
     padding = "max_length" if arguments.pad_to_max_length else False
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:

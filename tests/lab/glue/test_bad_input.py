@@ -165,6 +165,13 @@ def test_empty_files(run, tmp_path, name):
             ["--task_name", "sst2", "--use_sample", "--do_train", "--optim_args", "max_window=-3"],
             "max_window.*-3",
         ),
+        (
+            [
+                *"--task_name sst2 --use_sample --do_train --optim adamw_torch".split(),
+                *"--optim_args preset=finetune".split(),
+            ],
+            "--optim adamw_torch --optim_args 'preset=finetune': it takes none.*dwmgrad_finetune",
+        ),
     ],
 )
 def test_bad_arguments(script, argv, tmp_path, words, message):
@@ -253,6 +260,7 @@ SAMPLE = "--task_name sst2 --use_sample --do_train --do_eval".split()
         ("--seed -1", "--seed -1: must be at least 0 and at most"),
         ("--lora_r 2 --lora_alpha 0", "--lora_alpha 0: must be above 0"),
         ("--max_seq_length 0", "--max_seq_length 0: must be at least 1"),
+        ("--max_seq_length 2", "--max_seq_length 2: the tokenizer adds 2 .* give 3 or more"),
         (
             "--max_train_samples 3 --dataloader_drop_last",
             "--dataloader_drop_last: drops all 3 .* has 4; .* --per_device_train_batch_size 4",

@@ -235,6 +235,8 @@ def test_the_best_weights_stay_the_model(words, tmp_path):
     (out / "train_results.json").unlink()  # as if killed: the model is saved again
     assert main(words)["eval_loss"] == first["eval_loss"]
     assert (out / "model.safetensors").read_bytes() == model
+    with pytest.raises(UsageError, match="load_best_model_at_end True there, False here"):
+        main([word for word in words if word != "--load_best_model_at_end"])
 
 
 def test_a_finished_run_without_checkpoints_is_left_alone(script, words, tmp_path):
