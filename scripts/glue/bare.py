@@ -49,6 +49,8 @@ def check_honoured(training: TrainingArguments, given: frozenset[str]) -> None:
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(getattr(training, name), "value", None) == "best":
             unable.append(f"{name} best")
+    if training.lr_scheduler_type == "reduce_lr_on_plateau":  # it steps by metrics
+        unable.append("lr_scheduler_type reduce_lr_on_plateau")
     if _sampling(training) == "batch_rebalance":
         unable.append("train_sampling_strategy batch_rebalance")
     if unable:

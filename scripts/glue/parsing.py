@@ -46,9 +46,10 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 class _Parser(UsageParser, HfArgumentParser):
     """Takes files of arguments, too, and tells near matches of a typo."""
 
-    def names(self) -> list[str]:
-        words = {word for action in self._actions for word in action.option_strings}
-        return sorted({word[2:].replace("-", "_") for word in words if word[:2] == "--"} - _ASKED)
+    def names(self) -> dict[str, str]:
+        """What stands after `--`, and the argument that it sets: `no_plot` sets `plot`."""
+        words = ((word, action.dest) for action in self._actions for word in action.option_strings)
+        return {word[2:].replace("-", "_"): name for word, name in words if word[:2] == "--"}
 
     def take_file(self, path: str) -> set[str]:
         """Makes the values of a file the defaults, parsed as on the command line; their names."""
@@ -103,8 +104,9 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     while words and words[0].lower().endswith(_FILES):
         given |= parser.take_file(words.pop(0))
     options = {word[2:].split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
-    for name in sorted(options - {*parser.names(), *_ASKED}):
-        raise UsageError(_unknown(name, parser.names(), "the command line"))
+    names = parser.names()
+    for name in sorted(options - names.keys()):
+        raise UsageError(_unknown(name, sorted(names.keys() - _ASKED), "the command line"))
     try:
         *parts, rest = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
@@ -122,7 +124,8 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     apply_portable(training, portable)
     for each in (model, data, lora, training):
         _settle_paths(each)
-    return Arguments(model, data, lora, report, training, frozenset(given | options))
+    given |= {names[option] for option in options}
+    return Arguments(model, data, lora, report, training, frozenset(given))
 
 
 _PATHS = """

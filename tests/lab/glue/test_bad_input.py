@@ -226,10 +226,13 @@ def test_an_output_folder_in_use(script, argv, tmp_path):
         ["--label_smoothing_factor", "0.1"],
         ["--report_to", "tensorboard"],
         ["--neftune_noise_alpha", "5"],
+        ["--remove_unused_columns", "false"],
+        ["--no-remove-unused-columns"],
+        ["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"],
     ],
 )
 def test_the_bare_loop_says_what_it_cannot_honour(argv, words):
-    name = words[0].lstrip("-")
+    name = words[0].lstrip("-").removeprefix("no-").replace("-", "_")
     with pytest.raises(UsageError, match=f"cannot honour --.*{name}"):
         load_script("run_glue_no_trainer").main(
             [*argv, "--task_name", "sst2", "--use_sample", "--do_train", "--do_eval", *words]
