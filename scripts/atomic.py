@@ -15,8 +15,8 @@ def write_json(path: Path, values: Any, **options: Any) -> None:
     write_text(path, json.dumps(values, **{"indent": 1, "allow_nan": False, **options}) + "\n")
 
 
-def check_output(path: Path) -> None:
-    """Raise a UsageError, before any work, if --output `path` cannot be written."""
+def check_output(path: Path, option: str = "--output") -> None:
+    """Raise a UsageError, before any work, if `path`, of that option, cannot be written."""
     trial = path.parent / f".{path.name}.trial"
     try:
         if path.is_dir() or not path.name:
@@ -25,7 +25,7 @@ def check_output(path: Path) -> None:
         trial.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"--output {path}: cannot be written: {reason}") from error
+        raise UsageError(f"{option} {path}: cannot be written: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glue.errors import UsageError, needs, run_cli
+from glue.errors import UsageError, needs, one_line, run_cli
 
 with needs("glue"):
     import torch
@@ -47,17 +47,18 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     first = run.task.validation[0] if training.do_eval else None
     # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     run.model.accepts_loss_kwargs = False
-    trainer = GlueTrainer(
-        loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
-        model=run.model,
-        args=training,
-        train_dataset=run.train if training.do_train else None,
-        eval_dataset=run.splits[first] if first else None,
-        compute_metrics=compute_metrics(run.task),
-        data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
-        processing_class=run.tokenizer,
-        callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
-    )
+    with one_line(ValueError, ImportError):
+        trainer = GlueTrainer(
+            loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
+            model=run.model,
+            args=training,
+            train_dataset=run.train if training.do_train else None,
+            eval_dataset=run.splits[first] if first else None,
+            compute_metrics=compute_metrics(run.task),
+            data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
+            processing_class=run.tokenizer,
+            callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
+        )
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
     saved: dict[str, Path | str] = {"saved in": run.folder}
@@ -128,7 +129,8 @@ def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
         raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     try:
         checkpoint = str(run.checkpoint) if run.checkpoint else None
-        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        with one_line(ImportError):  # of what an argument needs, as --use_liger_kernel
+            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     except AtItsEnd:
         return at_its_end(trainer, run)
     except UsageError:

@@ -37,6 +37,17 @@ def needs(extra: str) -> Iterator[None]:
         _end(130, "interrupted")
 
 
+@contextlib.contextmanager
+def one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """Around a library's own checks of what the user gave: these errors are `UsageError`s."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except kinds as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
 def run_cli(main: Callable[[], object], extra: str = "glue") -> None:
     """Run a script's `main` as `needs` says; a `UsageError` ends as one line and exit code 2."""
     with needs(extra):

@@ -21,7 +21,7 @@ from glue.arguments import (
     apply_portable,
 )
 from glue.configs import read_with_base
-from glue.errors import UsageError, UsageParser
+from glue.errors import UsageError, UsageParser, one_line
 from glue.ranges import check_warmup
 
 _FILES = (".yaml", ".yml", ".json")
@@ -107,14 +107,10 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
     names = parser.names()
     for name in sorted(options - names.keys()):
         raise UsageError(_unknown(name, sorted(names.keys() - _ASKED), "the command line"))
-    try:
+    with one_line(ValueError, ImportError, OSError, TypeError):  # TrainingArguments' own checks
         *parts, rest = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
-    except UsageError:
-        raise
-    except (ValueError, ImportError) as error:  # TrainingArguments' own checks
-        raise UsageError(str(error)) from error
     if rest:
         raise UsageError(
             f"{rest[0]!r} belongs to no argument; a file of arguments stands first, as NAME.yaml"

@@ -36,6 +36,7 @@ _RANGES = {
             *("max_train_samples", "max_eval_samples", "max_predict_samples", "max_seq_length"),
             *("check_ranks_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
             *("gradient_accumulation_steps", "eval_accumulation_steps"),
+            "dataloader_prefetch_factor",
         ),
         _COUNT,
     ),

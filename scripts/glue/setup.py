@@ -192,8 +192,9 @@ def _checked_task(args: Arguments) -> Task:
     if training.do_eval and not task.validation and not training.do_train:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
     try:
-        get_reporting_integration_callbacks(training.report_to)
-    except ValueError as error:
+        for tracker in get_reporting_integration_callbacks(training.report_to):
+            tracker()  # tells whether its package is there
+    except (ValueError, RuntimeError) as error:
         asked = " ".join([*training.report_to] if training.report_to else [])
         raise UsageError(f"--report_to {asked}: {error}") from error
     if training.eval_on_start and not training.do_eval:

@@ -171,6 +171,17 @@ def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
         assert (tmp_path / "out" / name / "table.md").is_file()
 
 
+@pytest.mark.parametrize("name", ["run_experiment", "compare_optimizers"])
+def test_a_folder_for_the_runs_that_is_a_file(name, tmp_path):
+    text = "workload: rosenbrock\ntitle: One\ncontenders: [adam]\nrates: [1e-2]\nseeds: [0]\n"
+    text = text if name == "compare_optimizers" else ROSENBROCK
+    (tmp_path / "file").touch()
+    words = ["--output_dir", str(tmp_path / "file"), "--output", str(tmp_path / "all.json")]
+    with pytest.raises(UsageError, match="--output_dir .*file.* cannot be written"):
+        load_script(name).main([write(tmp_path, text), "--processes", "0", *words])
+    assert not (tmp_path / "all.json").exists()
+
+
 def test_an_encoder_that_cannot_be_had_is_found_before_the_first_run():
     workload = make_workload("glue-sst2", model_name_or_path="./nope")
     with pytest.raises(UsageError, match="--model_name_or_path ./nope: cannot be loaded"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -280,15 +283,34 @@ def test_numbers_and_names_that_no_training_can_use(script, argv, tmp_path, word
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--accelerator_config nope.json", "No such file or directory: 'nope.json'"),
+        ('--accelerator_config {"foo":1}', "unexpected keyword argument 'foo'"),
+        ("--fsdp full_shard --fsdp_config nope.json", "No such file or directory: 'nope.json'"),
+        ("--fsdp full_shard", "fsdp only works in distributed training"),
+        ("--torch_compile_backend nope", "'NOPE' is not a valid DynamoBackend"),
+        ("--save_strategy best", "metric_for_best_model. must be provided"),
+        ("--dataloader_num_workers 1 --dataloader_prefetch_factor 0", "factor 0: must be at lea"),
         ("--report_to wandbb", "--report_to wandbb: wandbb is not supported"),
         ("--batch_eval_metrics true", "--batch_eval_metrics: .* leave it out"),
         ("--prediction_loss_only true", "--prediction_loss_only: .* leave it out"),
         ("--metric_for_best_model acuracy", "--metric_for_best_model acuracy: .*loss, accuracy"),
     ],
 )
-def test_what_the_trainer_alone_refuses(run, words, message):
-    with pytest.raises(UsageError, match=message):
+def test_what_the_trainer_alone_refuses(run, words, message, tmp_path):
+    # transformers writes into the environment
+    with mock.patch.dict(os.environ), pytest.raises(UsageError, match=message) as caught:
         run(*SAMPLE, *words.split())
+    assert "\n" not in str(caught.value) and not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("words", ["--report_to wandb", "--use_liger_kernel"])
+def test_a_package_that_the_trainer_misses(run, words, tmp_path):
+    name = words.split()[-1].removeprefix("--use_").removesuffix("_kernel")
+    if importlib.util.find_spec(f"{name}_kernel" if name == "liger" else name):
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(UsageError, match=f"pip install {name}"):
+        run(*SAMPLE, *words.split())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_folder_without_a_tokenizer(script, argv, pretrained, tiny, tmp_path):
