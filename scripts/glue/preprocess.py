@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from accelerate import PartialState
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -60,18 +61,31 @@ def tokenize(
     kind = type(tokenizer).__name__
     words = backend.to_str() if backend else f"{kind} {sorted(tokenizer.get_vocab().items())}"
     made_from = Hasher.hash([repr(tokenizer), words, task.columns, padding, length, label_order])
-    with PartialState().local_main_process_first():
-        return {
-            name: data.map(
+
+    def encoded(name: str, data: Dataset, folder: Path | None) -> Dataset:
+        file = folder and folder / f"{Hasher.hash([data._fingerprint, made_from])}.arrow"
+        try:
+            return data.map(
                 encode,
                 batched=True,
                 remove_columns=data.column_names,
                 desc=f"Tokenizing {name}",
-                cache_file_name=cache
-                and str(cache / f"{Hasher.hash([data._fingerprint, made_from])}.arrow"),
+                cache_file_name=file and str(file),
             )
-            for name, data in splits.items()
-        }
+        except (OSError, pyarrow.ArrowInvalid) as error:  # a full disk; half a file
+            if file is None:
+                raise
+            logger.warning(_IN_MEMORY, file, error)
+            return encoded(name, data, None)
+
+    with PartialState().local_main_process_first():
+        return {name: encoded(name, data, cache) for name, data in splits.items()}
+
+
+_IN_MEMORY = (
+    "--cache_dir: %s cannot be used (%s), so that tokenized data is kept in memory, for this run "
+    "alone; make room, remove a damaged file, or give another folder"
+)
 
 
 def _cache(cache_dir: str | None) -> Path | None:
@@ -80,7 +94,8 @@ def _cache(cache_dir: str | None) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
+    except OSError as error:
+        logger.warning(_IN_MEMORY, folder, error.strerror)
         return None
     return folder
 

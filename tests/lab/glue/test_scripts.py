@@ -168,6 +168,13 @@ def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
     assert kept.exists()
 
 
-def test_without_a_place_for_tokenized_data(script, argv):
+def test_without_a_place_for_tokenized_data(script, argv, tmp_path, caplog):
     words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
     assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
+    assert "--cache_dir: /dev/null/x/dwmgrad-glue cannot be used (Not a directory)" in caplog.text
+    words += ["--cache_dir", str(tmp_path / "cache")]
+    script([*argv, *words])
+    [kept] = (tmp_path / "cache" / "dwmgrad-glue").glob("*.arrow")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert script([*argv, *words])["eval_samples"] == 9
+    assert f"--cache_dir: {kept} cannot be used" in caplog.text
