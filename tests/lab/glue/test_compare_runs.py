@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -73,9 +74,25 @@ def test_an_output_that_cannot_be_written_is_found_before_any_run(compare, tmp_p
     assert not (tmp_path / "work").exists()
 
 
-def test_a_metric_that_no_run_has_is_named_after_the_first(compare, tmp_path):
-    with pytest.raises(UsageError, match="--metric acuracy: .* eval_accuracy"):
+def test_a_metric_that_no_run_has_is_named_before_the_first(compare, tmp_path):
+    with pytest.raises(UsageError, match="--metric acuracy: sst2 has loss, accuracy"):
         compare("--metric", "acuracy")
-    assert len(list((tmp_path / "work").iterdir())) == 1
-    with pytest.raises(UsageError, match="no eval_accuracy; .* --do_eval"):
-        compare("--work", str(tmp_path / "other"), evaluates="false")
+    with pytest.raises(UsageError, match="the runs need --do_train and --do_eval"):
+        compare(evaluates="false")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "mean"),
+    [
+        (["--metric", "loss"], "loss", r"0\.\d{4}"),
+        (["--task_name", "cola"], "matthews_correlation", r"-?\d+\.\d %"),
+    ],
+)
+def test_the_metric_is_the_tasks_and_a_loss_is_no_share(
+    compare, glue_dir, capsys, words, metric, mean
+):
+    compare(*words, "--data_dir", str(glue_dir), "--use_sample", "false")
+    shown = capsys.readouterr().out
+    assert f"mean {metric} |" in shown
+    assert len(re.findall(rf"\| {mean} \| \d+ s \|", shown)) == 2
