@@ -57,7 +57,9 @@ def read_with_base(path: str | Path) -> dict[Any, Any]:
     values = read_settings(path)
     if "base" not in values:
         return values
-    base = Path(path).parent / str(values.pop("base"))
+    if not isinstance(name := values.pop("base"), str) or not name:
+        raise UsageError(f"{path}: base {name}: give one file, or leave the line out")
+    base = Path(path).parent / name
     shared = read_settings(base)
     if "base" in shared:
         raise UsageError(f"{base}: is the base of {path}, so it cannot have a base of its own")

@@ -69,6 +69,10 @@ def _word(action: Action, value: Any, path: str) -> str | list[str]:
     name, several = action.dest, action.nargs in ("+", "*")
     if value is False and name.endswith("_strategy"):
         value = "no"  # which YAML reads as false
+    if isinstance(value, bool) and action.choices:
+        value = str(value).lower()  # as YAML writes it
+    if isinstance(value, dict) and name == "optim_args":
+        value = ",".join(f"{key}={each}" for key, each in value.items())
     try:
         if isinstance(value, list) and several:
             return [str(each) for each in value]

@@ -115,9 +115,18 @@ def test_a_file_wins_over_its_base(tmp_path):
     for text, message in (
         ("base: none.yaml\n", "cannot read .*none.yaml"),
         ("base: a.yaml\n", "cannot have a base of its own"),
+        ("base:\n", "a.yaml: base None: give one file, or leave the line out"),
+        ("base: ''\n", "a.yaml: base : give one file, or leave the line out"),
     ):
         with pytest.raises(UsageError, match=message):
             parse([write(tmp_path / "a.yaml", text), "--use_cpu"])
+
+
+def test_values_of_files_as_yaml_writes_them(tmp_path):
+    text = "lora_init_weights: false\noptim_args: {max_window: 50, preset: finetune}\n"
+    args = parse([write(tmp_path / "a.yaml", f"{text}output_dir: o\nuse_cpu: true\n")])
+    assert args.lora.lora_init_weights == "false"
+    assert args.training.optim_args == "max_window=50,preset=finetune"
 
 
 @pytest.mark.parametrize(
