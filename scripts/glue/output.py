@@ -362,9 +362,11 @@ def _refuse_what_would_be_lost(folder: Path) -> None:
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if files:
         holds = "its run has ended" if there else f"not empty ({', '.join(files[:3])} ...)"
+        kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
+        weights = f", or --{kind}_name_or_path {folder} --do_train false to evaluate its weights"
         raise UsageError(
             f"--output_dir {folder}: {holds} and without a checkpoint; give "
-            "--overwrite_output_dir to train afresh, or another folder"
+            f"--overwrite_output_dir to train afresh, or another folder{weights if there else ''}"
         )
 
 

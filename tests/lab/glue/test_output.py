@@ -239,13 +239,21 @@ def test_the_best_weights_stay_the_model(words, tmp_path):
         main([word for word in words if word != "--load_best_model_at_end"])
 
 
-def test_a_finished_run_without_checkpoints_is_left_alone(script, words, tmp_path):
-    words = [*words, "--save_strategy", "no"]
-    script(words)
-    model = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UsageError, match="its run has ended and without a checkpoint"):
-        script(words)
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == model
+@pytest.mark.parametrize("lora", [[], ["--lora_r", "2"]])
+def test_a_finished_run_without_checkpoints_is_left_alone(
+    script, words, pretrained, tmp_path, lora
+):
+    words = [*words, "--save_strategy", "no", "--model_name_or_path", str(pretrained)]
+    script([*words, *lora])
+    [model] = (tmp_path / "out").glob("*model.safetensors")
+    before = model.stat().st_mtime_ns
+    with pytest.raises(UsageError, match="its run has ended and without a checkpoint") as caught:
+        script([*words, *lora])
+    assert model.stat().st_mtime_ns == before
+    remedy = str(caught.value).split(", or ")[-1].partition(" to evaluate its weights")[0]
+    kept = read_json(tmp_path / "out" / "all_results.json")
+    again = script([*words, *remedy.split()])
+    assert again["eval_loss"] == pytest.approx(kept["eval_loss"], rel=1e-5)
 
 
 ANOTHER = [
