@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,23 @@ class GlueTrainer(WholeCheckpointTrainer):
     def __init__(self, *, loraplus_lr_ratio: float | None, **options: Any) -> None:
         super().__init__(**options)
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self._drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
 
-    def get_train_dataloader(self) -> Any:
-        """Examples may be dropped here alone: all are evaluated and predicted."""
-        self.args.dataloader_drop_last = self._drop_last
+    def get_eval_dataloader(self, *data: Any) -> Any:
+        with self._all_rows():
+            return super().get_eval_dataloader(*data)
+
+    def get_test_dataloader(self, *data: Any) -> Any:
+        with self._all_rows():
+            return super().get_test_dataloader(*data)
+
+    @contextlib.contextmanager
+    def _all_rows(self) -> Iterator[None]:
+        """Examples may be dropped in training alone."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_train_dataloader()
+            yield
         finally:
-            self.args.dataloader_drop_last = False
+            self.args.dataloader_drop_last = drops
 
     def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
         if self.optimizer is None and self.loraplus_lr_ratio is not None:

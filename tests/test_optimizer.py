@@ -383,7 +383,10 @@ def test_a_schedule_may_end_below_zero_by_rounding(arguments: dict) -> None:
         optimizer.step(loss=1.0)
         schedule.step()
     assert optimizer.param_groups[0]["lr"] < 0
-    DWMGrad([param], lr=1e-3).load_state_dict(optimizer.state_dict())
+    other = DWMGrad([torch.ones(2, requires_grad=True)], lr=1e-3)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert other.window == optimizer.window and bool(param.isfinite().all())
 
 
 def test_500_steps_leave_no_more_behind_than_one() -> None:

@@ -45,6 +45,8 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
     except UsageError:
         raise
     except kinds as error:
+        if str(getattr(error, "name", "")).startswith("dwmgrad"):  # our own mistake
+            raise
         raise UsageError(" ".join(str(error).split())) from error
 
 

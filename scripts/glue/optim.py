@@ -32,8 +32,8 @@ def check_optimizer(training: TrainingArguments) -> None:
             without.optim_args = None
             if Trainer.get_optimizer_cls_and_kwargs(without) == (kind, options):
                 raise ValueError(
-                    "it takes none of them; leave them out, or give an --optim that takes them, "
-                    "as dwmgrad_finetune"
+                    "they change nothing there; leave them out, or give an --optim that takes "
+                    "them, as dwmgrad_finetune"
                 )
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
             number = nn.Parameter(torch.zeros(1))

@@ -251,10 +251,12 @@ def _read_object(path: Path) -> dict[str, Any]:
 def remove_results(folder: Path) -> None:
     """A run starts: nothing of another one stays, with which its own would be mixed.
 
-    Of an adapter and a full model in one folder, transformers would load both.
+    Of an adapter and a full model in one folder, transformers would load both. In a folder without
+    a run's record, files of these names may be the user's own.
     """
-    for path in (path for name in (*_RESULTS, *_LEFT) for path in folder.glob(name)):
-        if not path.is_dir():
+    names = (*_RESULTS, *_LEFT) if (folder / _RECORD).exists() else _RESULTS
+    for path in (path for name in names for path in folder.glob(name)):
+        if not path.is_dir() and (path.parent == folder or not path.parent.is_symlink()):
             path.unlink()
 
 
@@ -267,7 +269,8 @@ def check_source(args: Arguments, folder: Path) -> None:
     sources = {"model_name_or_path": args.model, "adapter_name_or_path": args.lora}
     for name, part in sources.items():
         path = getattr(part, name)
-        if args.training.do_train and _is_left_in(folder, path):
+        begun = path is not None and Path(path).resolve() in checkpoints(folder.resolve())
+        if args.training.do_train and (begun or _is_left_in(folder, path)):
             raise UsageError(
                 f"--{name} {path}: training replaces what is in --output_dir {folder}; give "
                 "another folder for the results"
@@ -280,8 +283,7 @@ def check_evaluated(args: Arguments, folder: Path, task: Task) -> None:
     Raises:
         UsageError: an evaluation alone would add others to them.
     """
-    there = _read_record(folder)
-    if args.training.do_train or there is None:
+    if args.training.do_train or (there := _read_record(folder)) is None:
         return
     model = args.lora.adapter_name_or_path or args.model.model_name_or_path
     changed = _changed(there, {"task_name": task.name})

@@ -194,7 +194,7 @@ def _checked_task(args: Arguments) -> Task:
     try:
         for tracker in get_reporting_integration_callbacks(training.report_to):
             tracker()  # tells whether its package is there
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         asked = " ".join([*training.report_to] if training.report_to else [])
         raise UsageError(f"--report_to {asked}: {error}") from error
     if training.eval_on_start and not training.do_eval:

@@ -356,6 +356,14 @@ def test_damaged_records_are_told_in_one_line(script, words, tmp_path, content):
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint-5"]
 
 
+def test_a_damaged_record_is_overwritten_where_that_is_asked_for(script, words, tmp_path):
+    record = tmp_path / "out" / ".run_arguments.json"
+    record.parent.mkdir()
+    record.write_text("{")
+    script([*words, "--overwrite_output_dir"])
+    assert read_json(record)["task_name"] == "sst2"
+
+
 def test_a_checkpoint_that_cannot_be_loaded_is_told_in_one_line(script, words, tmp_path):
     out, words = tmp_path / "out", [*words, "--max_steps", "3", "--save_strategy", "steps"]
     script(words)
@@ -398,6 +406,18 @@ def test_an_overwritten_run_leaves_nothing(script, words, glue_dir, tmp_path, fi
     assert "eval_accuracy" not in read_json(out / "all_results.json")
 
 
+def test_an_overwritten_folder_of_somebody_elses_keeps_its_files(script, words, tmp_path):
+    out, far = tmp_path / "out", tmp_path / "far"
+    for path in (out, far):
+        path.mkdir()
+        (path / "pytorch_model.bin").touch()
+    (out / "merged").symlink_to(far)
+    for _ in range(2):  # the first run leaves its record, the second one goes by it
+        assert (out / "pytorch_model.bin").exists() and (far / "pytorch_model.bin").exists()
+        script([*words, "--overwrite_output_dir"])
+    assert (far / "pytorch_model.bin").exists() and not (out / "pytorch_model.bin").exists()
+
+
 def test_a_run_from_elsewhere_leaves_nothing_of_another(script, words, tmp_path):
     out = tmp_path / "out"
     script([*words, "--lora_r", "2"])
@@ -426,12 +446,12 @@ def test_the_figures_of_two_models_are_not_mixed(script, argv, words, glue_dir, 
     assert "eval_pearson" not in read_json(tmp_path / "evaluated" / "all_results.json")
 
 
-@pytest.mark.parametrize("below", ["", "merged"])
+@pytest.mark.parametrize("below", ["", "merged", "checkpoint-*"])
 def test_what_training_starts_from_is_not_removed(script, words, tmp_path, below):
-    script([*words, *LORA])
-    source = tmp_path / "out" / below
+    script([*words, *LORA, "--max_steps", "3"])
+    [source] = (tmp_path / "out").glob(below) if below else [tmp_path / "out"]
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
-    name = "model_name_or_path" if below else "adapter_name_or_path"
+    name = "model_name_or_path" if below == "merged" else "adapter_name_or_path"
     with pytest.raises(UsageError, match=f"--{name} .*training replaces what is in --output_dir"):
         script([*words, "--overwrite_output_dir", f"--{name}", str(source)])
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
