@@ -92,7 +92,7 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
     for name in plan["contenders"]:
         found = [record["contenders"][name]] if name in record["contenders"] else []
         own, old = get_contender(name), kept["contenders"].get(name)
-        if old and (old["rule"], old.get("defaults", own.defaults)) == (own.rule, own.defaults):
+        if old and (old["rule"], old["defaults"]) == (own.rule, own.defaults):
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
             last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]

@@ -117,7 +117,7 @@ _COMPARISON = {
     "description": dict,
     "contenders": {
         "*": {
-            **{"title": str, "rateless": bool, "best_lr": number_or_null},
+            **{"title": str, "rateless": bool, "best_lr": number_or_null, "defaults": dict},
             **dict.fromkeys(("runs", "final"), [{**_RUN, "lr": positive_number}]),
         }
     },

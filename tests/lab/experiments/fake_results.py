@@ -80,6 +80,7 @@ def a_comparison(
         entries[contender] = {
             "title": own.title,
             "rule": own.rule,
+            "defaults": dict(own.defaults),
             "rateless": own.rateless,
             "best_lr": best,
             "runs": [{**run, "by": run["score"]} for run in runs],
