@@ -335,7 +335,8 @@ def test_what_the_index_says_of_auto_is_what_the_results_say(comparisons):
     told = [f"{abs(leads[name]):.1f}" for name in names]
     assert (
         "`auto` was {} points behind AdamW at its best rate on Cora, {} on spoken digits and {} on "
-        "MRPC, and ahead by {} on STS-B and {} on CoLA.".format(*told) in auto
+        "MRPC, and ahead by {} on STS-B and {} on CoLA.".format(*told)
+        in auto
     )
     ahead = {
         name: lead - comparisons[name].difference("prodigy-corrected").mean
