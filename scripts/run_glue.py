@@ -81,6 +81,7 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
         report(args, run, results, saved)
     if training.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a rank that ends at once may abort: docs/backends.md
     return results
 
 

@@ -161,6 +161,8 @@ for entry in trainer.state.log_history:
     entry["ranks"] = args.world_size
 if trainer.is_world_process_zero():
     trainer.state.save_to_json(args.output_dir + "/trainer_state.json")
+# with torch 2.13, a thread of gloo that is behind may abort a rank that ends at once (backends.md)
+trainer.accelerator.wait_for_everyone()
 """
 
 
