@@ -75,7 +75,7 @@ def test_the_table_of_the_tenth_round_is_that_of_its_results() -> None:
 
 def test_the_tables_of_the_eleventh_round_are_those_of_its_results() -> None:
     table = rows("### What the eleventh round gave")
-    means: dict[str, list[list[float]]] = {}
+    means: dict[str, list[float]] = {}
     for share, *told in table[:2]:
         study = "9" if share == "0.2 + 0.4" else "11"
         each = [shown_and_regret(name, scores(study, name, share, SEEDS)) for name in SIX]
