@@ -28,9 +28,10 @@ with needs("glue"):
     from glue.lora import save_merged
     from glue.metrics import mean_loss, predictions_of, score, write_submissions
     from glue.optim import build_optimizer
-    from glue.output import clear_write_errors, write_json
+    from glue.output import clear_write_errors
     from glue.parsing import parse
     from glue.preprocess import collator
+    from glue.record import write_json
     from glue.setup import PreparedRun, prepare
     from transformers import enable_full_determinism, get_scheduler
     from transformers.trainer_callback import (

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from glue.checkpoints import unusable
 from glue.errors import UsageError
-from glue.output import write_json
+from glue.record import write_json
 
 HONOURED = frozenset(
     """

@@ -19,31 +19,29 @@ from transformers.integrations import get_reporting_integration_callbacks
 from glue.checkpoints import forget_later, steps_done
 from glue.data import ax_of, load_splits
 from glue.errors import UsageError
+from glue.identity import fingerprint, identity
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
 from glue.metrics import names_of
 from glue.model import check_vocabulary, label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
-from glue.output import (
+from glue.output import check_machines, check_output
+from glue.own import own_task
+from glue.parsing import Arguments
+from glue.preprocess import tokenize
+from glue.ranges import check_numbers
+from glue.record import (
     check_evaluated,
-    check_machines,
-    check_output,
     check_same_run,
     check_source,
     checkpoint_to_resume,
-    fingerprint,
     holds_another,
-    identity,
     is_complete,
     remove_figures,
     remove_results,
     set_aside_damaged,
     write_record,
 )
-from glue.own import own_task
-from glue.parsing import Arguments
-from glue.preprocess import tokenize
-from glue.ranges import check_numbers
 from glue.tasks import Task, get_task
 
 
