@@ -107,6 +107,27 @@ def test_strides_do_not_mix_elements_up(layout: str, preference: str | None) -> 
     torch.testing.assert_close(param, plain)
 
 
+@pytest.mark.parametrize("layout", ["both channels_last", "gradient channels_last", "transposed"])
+@pytest.mark.parametrize("state", [torch.bfloat16, torch.float32], ids=str)
+def test_in_every_layout_kernels_round_stochastically_alike(
+    layout: str, state: torch.dtype
+) -> None:
+    param, grad = (part.bfloat16() for part in strided(layout))
+    if layout == "transposed":  # both, so that the fast kernel takes it
+        grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
+    expected = one(param, grad, *(torch.zeros_like(param, dtype=state) for _ in range(2)))
+    actual = copy.deepcopy(expected)
+    for step in range(3):
+        c = coefficients(step, 0.1)._replace(
+            noise=step, stochastic_state=True, stochastic_params=True
+        )
+        reference.update(expected, c)
+        update(actual, c)
+    for column in (0, 2, 3):  # a float32 that differs in its last place may round to a neighbour
+        off = ~torch.isclose(actual[column][0], expected[column][0], rtol=1e-5, atol=1e-6)
+        assert off.float().mean() <= 0.01
+
+
 def test_one_step_may_mix_dtypes_and_strides() -> None:
     params = [
         torch.randn(5),

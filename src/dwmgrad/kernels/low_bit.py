@@ -2,8 +2,8 @@
 
 Stochastic rounding goes up or down with the probability that makes its mean right (in 8 bits, for
 s, the mean of its code), so that small changes are not lost step after step. Its random bits are a
-hash of the step, of the parameter's number in its group and of the element's index: a run gives the
-same numbers every time, on every data-parallel rank, and after a resume.
+hash of the step, of the parameter's number in its group and of the element's place in memory: a run
+gives the same numbers every time, on every data-parallel rank, and after a resume.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def random_bits(like: Tensor, noise: Tensor | int, ordinal: int) -> Tensor:
     # on the host, whatever set_default_device() says
     noise = noise.long() if isinstance(noise, Tensor) else torch.tensor(noise, device="cpu")
     key = hash32(noise ^ hash32(torch.tensor(ordinal, device="cpu"))).to(like.device)
-    index = torch.arange(like.numel(), device=like.device)
-    return hash32(index + key).reshape(like.shape)
+    place = torch.arange(like.numel(), device=like.device)
+    dense = torch.empty_like(like, device="meta")  # in channels_last, too, as the fast kernels go
+    return hash32(place + key).as_strided(like.shape, dense.stride())
 
 
 def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
