@@ -36,9 +36,13 @@ def test_a_run_of_dwmgrad_has_four_curves_and_another_ones_two(tmp_path: Path) -
     assert height(plot_run(ours)) > 1.5 * height(plot_run(theirs, tmp_path / "x.png"))
 
 
-def test_the_newest_checkpoint_stands_in_for_an_unfinished_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "checkpoint-10", history(10))
+def test_the_last_checkpoint_stands_in_for_an_unfinished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "checkpoint-100", history(100, window=5, effective_momentum=0.4))
+    for name in ("20", "3", "best"):  # files that are newer, as after a copy
+        write_run(tmp_path / f"checkpoint-{name}", history(3))
     assert plot_run(tmp_path) == tmp_path / "window.png"
+    few = plot_run(tmp_path / "checkpoint-3", tmp_path / "few.png")
+    assert height(tmp_path / "window.png") > 1.5 * height(few)
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:

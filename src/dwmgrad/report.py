@@ -25,7 +25,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         run_dir: a Trainer's output_dir, or a checkpoint in it. It has a `trainer_state.json`;
-            otherwise its newest checkpoint is read.
+            otherwise its last checkpoint is read.
         output: the PNG to write; `window.png` in `run_dir` by default.
 
     Returns:
@@ -68,7 +68,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 def _history(run_dir: Path) -> list[dict[str, float]]:
     """What is drawn of the run's logs. A number may be in quotation marks, as `float` takes it."""
     checkpoints = run_dir.glob("checkpoint-*/trainer_state.json")
-    newest_first = sorted(checkpoints, key=lambda path: -path.stat().st_mtime)
+    newest_first = sorted(checkpoints, key=_step_of, reverse=True)
     path = next(filter(Path.is_file, [run_dir / "trainer_state.json", *newest_first]), None)
     if path is None:
         raise FileNotFoundError(
@@ -82,6 +82,12 @@ def _history(run_dir: Path) -> list[dict[str, float]]:
         return [{key: float(entry[key]) for key in keys if key in entry} for entry in logs]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ValueError(f"{path} is damaged: it is not what a Trainer writes") from None
+
+
+def _step_of(state: Path) -> tuple[int, str]:
+    """Of a checkpoint's state by the folder's name; a copy may have lost the files' times."""
+    number = state.parent.name.partition("-")[2]
+    return int(number) if number.isdecimal() else -1, number
 
 
 def main(arguments: list[str]) -> None:

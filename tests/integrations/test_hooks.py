@@ -161,6 +161,21 @@ def test_two_threads_that_import_at_once(package) -> None:
     assert found == [1] * 4 and called == [1]
 
 
+def test_a_second_copy_of_the_library_does_not_break_the_import(package) -> None:
+    """As in a notebook that takes dwmgrad out of sys.modules and imports it again."""
+    package(one="X = 1")
+    source = importlib.util.find_spec("dwmgrad.integrations.hooks")
+    assert source is not None and source.loader is not None
+    other = importlib.util.module_from_spec(source)
+    source.loader.exec_module(other)
+    called = []
+    for copy in (after_import, other.after_import):
+        copy("guest_host.one", lambda module: called.append(module.X))
+    before = len(sys.meta_path)
+    assert importlib.import_module("guest_host.one").X == 1
+    assert called == [1, 1] and len(sys.meta_path) == before - 2
+
+
 def test_threads_that_import_dwmgrad_and_the_trainer_at_once() -> None:
     code = """
 import importlib, threading

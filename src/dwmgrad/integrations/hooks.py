@@ -10,6 +10,7 @@ import copy
 import importlib
 import importlib.util
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -61,19 +62,26 @@ class _Finder:
     def __init__(self, name: str, attach: Attach) -> None:
         self.name = name
         self._call = attach
+        self._asks = threading.local()  # whether this thread asks the others just now
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self.name:
+        # another finder may ask all of them, too: that of a second copy of this module does
+        if fullname != self.name or getattr(self._asks, "now", False):
             return None
-        for finder in list(sys.meta_path):
-            if type(finder) is _Finder or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                spec = copy.copy(spec)  # the finder may keep its own
-                spec.loader = self._calling(spec.loader)
-                return spec
-        return None
+        self._asks.now = True
+        try:
+            found = (each.find_spec(fullname, path, target) for each in self._others())
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._asks.now = False
+        if spec is not None:
+            spec = copy.copy(spec)  # the finder may keep its own
+            spec.loader = self._calling(spec.loader)
+        return spec
+
+    def _others(self) -> list[Any]:
+        found = [each for each in sys.meta_path if type(each) is not _Finder]
+        return [each for each in found if hasattr(each, "find_spec")]
 
     def _calling(self, loader: Any) -> Any:
         """A copy of the loader, which may serve other modules; the copy calls `attach` once."""
