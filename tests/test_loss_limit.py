@@ -350,7 +350,7 @@ def test_clipped_gradients_do_not_hide_how_steep_the_loss_is(max_norm: float, fo
             optimizer.observe_clipping(norm, max_norm)
         optimizer.step(loss=1.0)
         limits.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
-        assert float(optimizer._clipped_to) == 1.0, "for one step"
+        assert float(optimizer._feed.clipped_to) == 1.0, "for one step"
     assert limits[0] == pytest.approx(limits[1], rel=1e-3)
 
 
@@ -375,15 +375,18 @@ def test_of_several_clippings_what_shrank_most_counts(
     assert limits[0] == limits[1] == limits[2]
 
 
-@pytest.mark.parametrize("norm", [float("nan"), float("inf"), 0.0])
-def test_a_norm_that_says_nothing_changes_nothing(norm: float) -> None:
+def test_a_norm_of_zero_changes_nothing() -> None:
     limits = []
     for tells in (False, True):
         optimizer = DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5)
         if tells:
-            optimizer.observe_clipping(torch.tensor(norm), 1.0)
+            optimizer.observe_clipping(torch.tensor(0.0), 1.0)
         limits += train(optimizer, range(1))
     assert limits[0] == limits[1]
+
+
+def test_what_is_no_norm_is_refused() -> None:
+    optimizer = DWMGrad(params_of(), lr=1.0, preset="finetune", loss_limit=0.5)
     for wrong, error, name in (
         ((1.0, -1.0), ValueError, "max_norm must be at least 0"),
         ((1.0, "1"), TypeError, "max_norm must be a number"),
@@ -392,6 +395,85 @@ def test_a_norm_that_says_nothing_changes_nothing(norm: float) -> None:
     ):
         with pytest.raises(error, match=name):
             optimizer.observe_clipping(*wrong)
+
+
+@FORMS
+@pytest.mark.parametrize("broken", [0, 2])
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_step_whose_gradients_clipping_hid_says_nothing(
+    broken: int, norm: float, as_tensor: bool, form: dict
+) -> None:
+    """An infinite norm leaves gradients of 0: the limit, and the share of clipping, hold."""
+    found: dict[int | None, list] = {}
+    for at in (broken, None):
+        optimizer = DWMGrad(params_of(), preset="auto", **form)
+        told = found.setdefault(at, [])
+        for step in range(5):
+            hidden = step == at
+            total = norm if hidden else 20.0
+            optimizer.observe_clipping(torch.tensor(total) if as_tensor else total, 1.0)
+            params = optimizer.param_groups[0]["params"]
+            for param, grad in zip(params, gradients(step), strict=True):
+                param.grad = 0 * grad if hidden else grad
+            optimizer.step(loss=1.0)
+            group = optimizer.state_dict()["param_groups"][0]
+            told.append([group[name] for name in ("step_limit", "clipped_to")])
+    assert found[broken][broken] == (found[None][broken - 1] if broken else [0.0, 0.0])
+    for own, other in zip(found[broken][broken + 1 :], found[None][broken + 1 :], strict=True):
+        assert own[1] == pytest.approx(other[1], rel=1e-5)
+        assert 0 < own[0] < 3 * other[0]
+
+
+def overflowing(zeroes: str, overflows: tuple[int, ...], steps: range, form: dict, saved=None):
+    """Steps under a gradient scaler, the Trainer's way: clipped before the scaler decides."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(10, 1)
+    optimizer = DWMGrad(model.parameters(), preset="auto", **form)
+    scaler = torch.amp.GradScaler("cpu", growth_interval=1000)
+    parts = (model, optimizer, scaler)
+    if saved is not None:
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+    for step in steps:
+        torch.manual_seed(step)
+        rows = torch.randn(64, 10)
+        loss = (model(rows) - 50 * rows[:, :1]).square().mean()
+        scaler.scale(loss).backward()
+        optimizer.observe_loss(loss)
+        if step in overflows:
+            model.weight.grad[0, 0] = float("inf")
+        scaler.unscale_(optimizer)
+        for part in (model.bias, model.weight):  # of one of them the norm stays finite
+            optimizer.observe_clipping(torch.nn.utils.clip_grad_norm_(part, 1.0), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        (optimizer if zeroes == "optimizer" else model).zero_grad()
+    return [copy.deepcopy(part.state_dict()) for part in parts]
+
+
+@FORMS
+@pytest.mark.parametrize("zeroes", ["optimizer", "model"])
+@pytest.mark.parametrize("overflows", [(0,), (0, 1), (3,), (3, 4)])
+def test_clipping_of_a_step_that_a_scaler_skips_goes_with_it(
+    zeroes: str, overflows: tuple[int, ...], form: dict
+) -> None:
+    """The Trainer clips, lets the scaler skip, and clears the model's gradients itself."""
+    shares = [
+        overflowing(zeroes, own, range(8), form)[1]["param_groups"][0]["clipped_to"]
+        for own in (overflows, ())
+    ]
+    assert 0 < shares[0] < 2 * shares[1] < 0.1
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_run_that_resumes_after_a_skipped_step_is_bit_equal(stop: int) -> None:
+    """What was clipped before the skip is in no checkpoint, and counts nowhere."""
+    whole = overflowing("model", (0, 3, 4), range(8), {})
+    saved = overflowing("model", (0, 3, 4), range(stop), {})
+    resumed = overflowing("model", (0, 3, 4), range(stop, 8), {}, saved)
+    assert torch.equal(whole[0]["weight"], resumed[0]["weight"])
+    assert whole[1]["param_groups"] == resumed[1]["param_groups"]
 
 
 def test_one_number_is_predicted_alike_on_the_host_and_on_the_device() -> None:

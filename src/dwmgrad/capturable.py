@@ -119,7 +119,7 @@ class DeviceWindow:
         groups: list[dict[str, Any]],
         moves: Moves,
         agreed: Agreed,
-        predicted: Callable[[list[Call], Tensor, Tensor, one_launch.Addresses], Tensor],
+        predicted: Callable[[list[Call], Tensor, Tensor, Tensor, one_launch.Addresses], Tensor],
         grad_scale: Tensor | None = None,
         clipped_to: Tensor | float = 1.0,
     ) -> None:
@@ -127,7 +127,7 @@ class DeviceWindow:
 
         Args:
             moves, agreed: what moves of each group, and what the ranks make of the step.
-            predicted: given calls, `rule.share_left` and what `kernels.squared_norms` asks for: see
+            predicted: given calls, what `rule.whole` and what `kernels.squared_norms` ask for: see
                 `decision.predicted`; of all ranks.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
@@ -147,8 +147,9 @@ class DeviceWindow:
         rates = rule.learning_rates(present)
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
-            share = rule.share_left(common, self._number(clipped_to))
-            total = self._number(predicted(calls, share, inverse, self._addresses))
+            left = self._number(clipped_to)
+            share = rule.share_left(common, left)
+            total = self._number(predicted(calls, share, left, inverse, self._addresses))
             schedule = rule.share_of_peak(present)
             limit = rule.step_limit(common, window, agreed.loss, schedule, total)
             limit = torch.where(counts, limit, now["step_limit"])

@@ -92,15 +92,23 @@ class LossFeed:
         local: whether the gradients of the last backward pass stayed on this rank.
         step_tried: whether a gradient scaler has asked for a step that has not come since.
         refused: whether the last step raised; the next loss to be observed belongs to another one.
+        clipped_to: what clipping has left of the gradients of the step to come; see
+            `rule.share_left`.
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begins anew. Lightning's and Fabric's wrappers hold the same feed as the optimizer."""
         self.observation: Observation | None = None
         self.ahead: Any = None
         self.local = False
         self.step_tried = False
         self.refused = False
         self.trace: Trace | None = None
+        self.clipped_to: Tensor | float = 1.0
+        self._clipped_to_of_try: Tensor | float = 1.0
         self._said_coarse = False
 
     @property
@@ -161,6 +169,7 @@ class LossFeed:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
         if self.trace is not None and self.waiting and self.trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
+            self.clipped_to = 1.0
 
     def scaler_asks(self) -> None:
         """A gradient scaler is about to make the step, or to skip it."""
@@ -168,6 +177,14 @@ class LossFeed:
             self.discard()
         self.step_tried = True
         self.ahead = None
+        self._clipped_to_of_try, self.clipped_to = self.clipped_to, 1.0  # goes, if it is skipped
+
+    def begin_step(self) -> bool:
+        """A step has come; returns whether a gradient scaler makes it."""
+        scaled, self.step_tried, self.refused = self.step_tried, False, False
+        if scaled:
+            self.clipped_to = self._clipped_to_of_try
+        return scaled
 
     def take(
         self,

@@ -303,7 +303,7 @@ class DWMGrad(Stepping):
             return inner.observe_clipping(total_norm, max_norm)
         if self.param_groups[0]["loss_limit"] is not None:
             norm = copied(total_norm) if isinstance(total_norm, Tensor) else total_norm
-            self._clipped_to = smaller(self._clipped_to, share_kept(norm, max_norm))
+            self._feed.clipped_to = smaller(self._feed.clipped_to, share_kept(norm, max_norm))
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
@@ -311,6 +311,7 @@ class DWMGrad(Stepping):
         Not needed where a gradient scaler skips the step: the optimizer notices that by itself.
         """
         self._feed.discard()
+        self._feed.clipped_to = 1.0
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -372,7 +373,7 @@ class DWMGrad(Stepping):
                 observation.use(groups)
         if make_step is not None:
             make_step()
-        self._clipped_to = 1.0
+        feed.clipped_to = 1.0
         if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
             self._say_once(STEP_SKIPPED)
         if agreed.stands_out:
@@ -383,8 +384,7 @@ class DWMGrad(Stepping):
     def _undone_if_it_raises(self, brings_loss: bool) -> Iterator[bool]:
         """Around all before the first change; gives whether a gradient scaler makes the step."""
         feed = self._feed
-        scaled, feed.step_tried, feed.refused = feed.step_tried, False, False
-        pending = feed.observation
+        pending, scaled = feed.observation, feed.begin_step()
         try:
             yield scaled
         except BaseException:
@@ -450,7 +450,7 @@ class DWMGrad(Stepping):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. A loss that a backward pass brought with these gradients goes with them."""
         self._feed.discard(WITH_GRADIENTS)
-        self._clipped_to = 1.0
+        self._feed.clipped_to = 1.0
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -513,11 +513,10 @@ class DWMGrad(Stepping):
 
     def _forget_losses(self) -> None:
         self._device_window = None
-        self._feed = LossFeed()
+        self.__dict__.setdefault("_feed", LossFeed()).clear()
         self._skipped = []
         self._overlaps = kernels.Overlaps()
         self._plan = None
         self._said = set()
         self._scaler = None
-        self._clipped_to = 1.0
         self._pieces = None

@@ -320,12 +320,19 @@ def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
     What a step along clipped gradients takes off the loss is predicted with them, divided by this.
     It begins with the first step's share, and grows towards larger ones, a tenth of the way at a
     step. It never shrinks: gradients that grow while the loss falls are rather noise than slope.
-    `clipped_to`, this step's own share, is not between 0 and 1 where nothing was clipped.
+    `clipped_to`, this step's own share, is 1 or more where nothing was clipped, and 0 where
+    clipping hid the gradients: such a step says nothing. Until one does, the share is 0.
     """
     last = group["clipped_to"]
-    clipped = (clipped_to > 0) & (clipped_to < 1)
-    share = where(clipped, _within(LEAST_EPS, clipped_to), 1.0)
-    return where(group["steps"] > 0, last + _within(0.0, share - last) / 10, share)
+    begun = (group["steps"] > 0) & (last > 0)
+    share = _within(LEAST_EPS, clipped_to, 1.0)
+    share = where(begun, last + _within(0.0, share - last) / 10, share)
+    return where(clipped_to > 0, share, where(begun, last, 0.0))
+
+
+def whole(decrease: Number, share: Number, clipped_to: Number) -> Number:
+    """What is predicted of clipped gradients, of them as they were; NaN where they were hidden."""
+    return decrease / where(clipped_to > 0, share, math.nan)
 
 
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
@@ -347,7 +354,7 @@ def step_limit(
     2305.07583).
 
     Where the loss is at its floor or below it, it says nothing of how far to go: the limit of the
-    step before holds.
+    step before holds. So it does where `predicted` is NaN.
 
     Args:
         window: after it has observed the loss.
@@ -362,7 +369,7 @@ def step_limit(
         share = share + group["limit_slope"] * window.falling()
     allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = _within(0.0, allowed / _within(LEAST_EPS, predicted), 1.0)
-    return where(allowed > 0, limit, group["step_limit"])
+    return where((allowed > 0) & (predicted >= 0), limit, group["step_limit"])
 
 
 def move(param: Tensor, grad: Tensor, v: Tensor, s: Tensor, c: Any) -> None:

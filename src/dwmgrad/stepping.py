@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,7 +31,6 @@ class Stepping(Agreeing):
 
     _skipped: list[bool | Tensor]
     _overlaps: kernels.Overlaps
-    _clipped_to: Tensor | float
     _pieces: Pieces | None
 
     def _prepared(
@@ -49,7 +49,7 @@ class Stepping(Agreeing):
         window = self._device_window if agreed.on_device else None
         moves = self._moves(window, begins=common["steps"] == (0 if moving else 1))
         if window is not None:
-            scale, clipped_to = self._of_scaler("grad_scale"), self._clipped_to
+            scale, clipped_to = self._of_scaler("grad_scale"), self._feed.clipped_to
             return lambda: window.step(groups, moves, agreed, self._predicted, scale, clipped_to)
         if agreed.makes_state:
             return None
@@ -119,30 +119,34 @@ class Stepping(Agreeing):
         groups = self._all_groups()
         common, limit = groups[0], groups[0]["step_limit"]
         if self._pieces is not None:
-            self._clipped_to = share_kept(*self._pieces.clipping())
-        share = common["clipped_to"]
+            self._feed.clipped_to = share_kept(*self._pieces.clipping())
+        share, clipped_to = common["clipped_to"], float(self._feed.clipped_to)
         if calls is not None:
-            share = rule.share_left(common, float(self._clipped_to))
+            share = rule.share_left(common, clipped_to)
         if loss is not None:
             if loss <= common["loss_floor"]:
                 self._say_at_floor()
             if calls is not None and self._pieces is not None:
                 calls = chain(calls, self._waiting(self._pieces, window))
-            decrease = float(self._predicted(calls, share))
+            decrease = float(self._predicted(calls, share, clipped_to))
             schedule = float(rule.share_of_peak(groups))
             limit = rule.step_limit(common, window, loss, schedule, decrease)
         effective = rule.effective_lr(common, window, limit * max(self._rates().values()))
         return {"step_limit": limit, "effective_lr": effective, "clipped_to": share}
 
-    def _predicted(self, calls: Iterable[Call] | None, share: Any, *on_device: Any) -> Any:
+    def _predicted(
+        self, calls: Iterable[Call] | None, share: Any, clipped_to: Any, *on_device: Any
+    ) -> Any:
         """As `decision.predicted`, of all ranks; calls None where this one has no more steps.
 
-        For `share` see `rule.share_left`.
+        For `share` and `clipped_to` see `rule.whole`.
         """
         if calls is not None and self._steps_alone():
-            return predicted(calls, None, *on_device) / share
-        counts = None if self._pieces else partial(ranks.weight_of, group=self.loss_group)
-        number = None if calls is None else predicted(calls, counts, *on_device) / share
+            return rule.whole(predicted(calls, None, *on_device), share, clipped_to)
+        number = None
+        if calls is not None:
+            counts = None if self._pieces else partial(ranks.weight_of, group=self.loss_group)
+            number = rule.whole(predicted(calls, counts, *on_device), share, clipped_to)
         return ranks.total_of(number, ranks.home_of(self.param_groups), self.loss_group)
 
     def _all_groups(self) -> list[dict[str, Any]]:
@@ -160,7 +164,7 @@ class Stepping(Agreeing):
         common, rates = self.param_groups[0], self._rates()
         corrected = common["bias_correction"] or common["steps"] > 0
         share_of = partial(rule.share_after, decay=window.decay(common["second_moment_window"]))
-        for piece, view, group in pieces.waiting(self.param_groups, float(self._clipped_to)):
+        for piece, view, group in pieces.waiting(self.param_groups, float(self._feed.clipped_to)):
             states = NewState({view: dict(self.state.get(piece, {}))}, corrected)
             own = [{**group, "params": [view]}]
             moves = moves_of(own, states, state.zero_share_of, kernels.Overlaps())
@@ -216,8 +220,14 @@ class Stepping(Agreeing):
 
 
 def share_kept(total_norm: Tensor | float, max_norm: float) -> Tensor | float:
-    """What clipping to a norm leaves of the gradients; not below 1 where it leaves them alone."""
-    return max_norm / (total_norm + 1e-6)  # torch's formula
+    """What clipping to a norm leaves of the gradients: 1 or more where it leaves them alone.
+
+    0 for a norm that is infinite or NaN, with which the gradients are gone.
+    """
+    share = max_norm / (total_norm + 1e-6)  # torch's formula
+    if isinstance(total_norm, Tensor):
+        return torch.where(total_norm.isfinite(), share, 0.0)
+    return share if math.isfinite(total_norm) else 0.0
 
 
 def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:

@@ -284,6 +284,11 @@ def test_what_is_told_to_fabrics_wrapper_reaches_the_optimizer(package: str) -> 
         param.grad = torch.ones_like(param)
     inner.step(loss=1.0)
     assert inner.param_groups[0]["clipped_to"] == pytest.approx(0.1)
+    inner.load_state_dict(inner.state_dict())
+    optimizer.observe_clipping(0.0, 1.0)
+    optimizer.observe_clipping(float("inf"), 1.0)
+    optimizer.zero_grad()
+    assert inner._feed.clipped_to == 1.0, "the wrapper drops it, too"
 
 
 @pytest.mark.parametrize("package", FABRICS)
