@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     path = Path(output or comparison.output_dir / name / "comparison.json")
     comparison.workload.check()
     check_output(path)
-    check_output(comparison.output_dir / "workers.log", "--output_dir")
     kept = older(path, comparison)
 
     def save(failures: Sequence[Failure]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from provenance import machine, versions
 
 from dwmgrad import DWMGrad
+from dwmgrad.wrappers import innermost
 from experiments.broken import skipped_by
 
 POINTS = 100
@@ -111,13 +112,6 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
         trend = before - after if signal == "decrease" else after - before
         wrong += (positive[step] > positive[step - 1]) != (trend > 0)
     return wrong / len(steps)
-
-
-def innermost(optimizer: Any) -> Any:
-    """What Accelerate has wrapped."""
-    while not isinstance(optimizer, DWMGrad) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def _mean(values: list[float]) -> float:

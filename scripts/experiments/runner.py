@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atomic import write_json
+from atomic import check_output, write_json
 from glue.errors import UsageError
 from tqdm import tqdm
 
@@ -115,6 +115,8 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
         UsageError: before any training: a bad setting, missing data, or `root` is not writable.
         KeyboardInterrupt: Ctrl-C, when all processes have ended.
     """
+    log = Path(root) / "workers.log"
+    check_output(log, "--output_dir")
     paths = [run.path(root) for run in runs]
     missing = {path: run for path, run in zip(paths, runs, strict=True) if not path.exists()}
     todo = list(missing.values())
@@ -130,7 +132,7 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
             bar.update()
 
         if todo and processes:
-            work_through(run_once, [(run, root) for run in todo], processes, done, _log(root))
+            work_through(run_once, [(run, root) for run in todo], processes, done, log)
     return failures
 
 
@@ -138,17 +140,6 @@ def made(runs: Iterable[Run], root: Path | str) -> list[dict[str, Any]]:
     """The results of those runs that have one."""
     paths = [run.path(root) for run in runs]
     return [read_result(path) for path in paths if path.exists()]
-
-
-def _log(root: Path | str) -> Path:
-    """The processes' log, begun: a folder that cannot be written is found before any training."""
-    log = Path(root) / "workers.log"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-    except OSError as error:
-        raise UsageError(f"{root}: cannot be written: {error.strerror or error}") from error
-    return log
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from dwmgrad.wrappers import innermost
 from experiments.broken import Breaker
 from experiments.contenders import Contender, get_contender
-from experiments.recording import Recorder, innermost
+from experiments.recording import Recorder
 from experiments.workload import Job, TrainerWorkload
 
 SAVE_STEPS = 1000

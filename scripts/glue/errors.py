@@ -65,20 +65,14 @@ class UsageParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         ours = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
         super().__init__(*args, **{**ours, **options})
-        add_version(self)
+        from dwmgrad import __version__
+
+        version = f"dwmgrad {__version__}"
+        self.add_argument("--version", action="version", version=version, help="show it and exit")
 
     def error(self, message: str) -> NoReturn:
         """As one line."""
         raise UsageError(message)
-
-
-def add_version(parser: Any) -> None:
-    """`--version`, for an argparse parser."""
-    from dwmgrad import __version__
-
-    parser.add_argument(
-        "--version", action="version", version=f"dwmgrad {__version__}", help="show it and exit"
-    )
 
 
 def _end(code: int, text: str) -> NoReturn:

@@ -64,11 +64,13 @@ def write_submissions(run: Any, outputs: Callable[[str], Any], writes: bool) -> 
     for split, task, name in run.predictions():
         predictions = predictions_of(outputs(split), task)
         if writes:
-            write_submission(folder / name, task, run.in_task_order(predictions))
+            if run.order is not None:  # from the model's class numbers to the task's
+                predictions = np.argsort(run.order)[predictions]
+            _write_submission(folder / name, task, predictions)
     return folder
 
 
-def write_submission(path: Path, task: Task, predictions: np.ndarray) -> None:
+def _write_submission(path: Path, task: Task, predictions: np.ndarray) -> None:
     """Write `index<TAB>prediction`, one line per example in the file's order.
 
     `predictions` are the task's class numbers, or scores (cut to the task's) for regression.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -130,10 +129,6 @@ class PreparedRun(contextlib.AbstractContextManager):
             files.append(("ax", get_task("ax"), get_task("ax").submission[0]))
         return files
 
-    def in_task_order(self, predictions: np.ndarray) -> np.ndarray:
-        """Class numbers of the model as class numbers of the task."""
-        return predictions if self.order is None else np.argsort(self.order)[predictions]
-
 
 def prepare(args: Arguments, script: str) -> PreparedRun:
     """Check everything that needs no model, then load data, tokenizer and model.
@@ -177,13 +172,7 @@ def _checked_task(args: Arguments) -> Task:
     training, data = args.training, args.data
     if not (training.do_train or training.do_eval or training.do_predict):
         raise UsageError("nothing to do: give --do_train, --do_eval or --do_predict")
-    task = own_task(training, data)
-    if task is None and data.task_name is None:
-        raise UsageError(
-            "--task_name is missing: cola, sst2, mrpc, stsb, qqp, mnli, ... (or, for one's own "
-            "data, --train_file or --dataset_name)"
-        )
-    task = task or get_task(data.task_name)
+    task = own_task(training, data) or get_task(data.task_name)
     check_numbers(training, data, args.lora, args.report)
     if data.use_sample and data.data_dir:
         raise UsageError("--use_sample and --data_dir exclude each other")

@@ -99,9 +99,14 @@ def get_task(name: str | None) -> Task:
     """The task called `name` (case and `-`, `_` are ignored: `SST-2` is `sst2`).
 
     Raises:
-        UsageError: there is no such task; the message lists them all.
+        UsageError: there is no such task, or no name; the message lists them.
     """
-    key = (name or "").lower().replace("-", "").replace("_", "")
+    if name is None:
+        raise UsageError(
+            f"--task_name is missing: one of {', '.join(TASKS)} (or, for one's own data, "
+            "--train_file or --dataset_name)"
+        )
+    key = name.lower().replace("-", "").replace("_", "")
     if key in TASKS:
         return TASKS[key]
     near = difflib.get_close_matches(key, TASKS, n=1)

@@ -251,11 +251,6 @@ class DWMGrad(Stepping):
                 self._say_at_floor()
         return self.param_groups
 
-    def _leave_device(self) -> None:
-        """`capturable` was switched off in the groups: the host goes on from there."""
-        self._read_device()
-        self._device_window = self._plan = None
-
     # ---- the loss ----
 
     def observe_loss(self, loss: Tensor | float) -> None:
@@ -365,7 +360,8 @@ class DWMGrad(Stepping):
             loss = feed.take(closure, loss, scaled, groups)
             self._check_groups()
             if self._device_window is not None and not groups[0]["capturable"]:
-                self._leave_device()
+                self._read_device()  # it was switched off: the host goes on from there
+                self._device_window = self._plan = None
             observation = feed.of_this_step(groups)
             agreed = self._agreed_on(observation)
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
