@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dwmgrad import DWMGrad
-from dwmgrad.kernels.fit import _share_elements
+from dwmgrad.kernels.overlaps import _share_elements
 
 KERNELS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -19,6 +19,13 @@ from glue.checkpoints import forget_later, steps_done
 from glue.data import ax_of, load_splits
 from glue.errors import UsageError
 from glue.identity import fingerprint, identity
+from glue.leftovers import (
+    check_evaluated,
+    check_source,
+    remove_figures,
+    remove_results,
+    set_aside_damaged,
+)
 from glue.lock import exclusive
 from glue.lora import add_lora, check_lora, print_trainable
 from glue.metrics import names_of
@@ -30,15 +37,10 @@ from glue.parsing import Arguments
 from glue.preprocess import tokenize
 from glue.ranges import check_numbers
 from glue.record import (
-    check_evaluated,
     check_same_run,
-    check_source,
     checkpoint_to_resume,
     holds_another,
     is_complete,
-    remove_figures,
-    remove_results,
-    set_aside_damaged,
     write_record,
 )
 from glue.tasks import Task, get_task

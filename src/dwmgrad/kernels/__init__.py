@@ -21,7 +21,8 @@ from torch import Tensor
 
 from . import foreach, fused, native, one_launch, reference
 from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
-from .fit import Overlaps, fitting
+from .fit import fitting
+from .overlaps import Overlaps
 
 __all__ = ["Blockwise", "Bucket", "Buffer", "Coefficients", "Overlaps", "Row", "Tensors"]
 __all__ += ["by_address", "prepare", "run", "run_on_device", "squared_norms"]

@@ -2,23 +2,20 @@
 
 The fast kernels read and write memory by address and trust what they are given. Whatever they rely
 on is checked here, in one place and for every kernel: shape, device, dtype, layout, alignment, lazy
-bits, overlap. What can be made right is made right; the rest is an error that names the parameter.
+bits. What can be made right is made right; the rest is an error that names the parameter.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .coefficients import Blockwise, Buffer, Row, parts_of
+from .coefficients import Blockwise, Buffer
 from .low_bit import BLOCK
 
 BUFFERS = ("momentum_buffer", "square_avg")
@@ -62,7 +59,7 @@ def _forms(shape: torch.Size, dtype: torch.dtype, blockwise: bool) -> list[tuple
     return [
         ("the data", Form(shape, own)),
         ("the gradient", Form(shape, (*STATE_DTYPES, dtype), may_expand=True)),
-        *((_of_state(key), form) for key, form in state),
+        *((of_state(key), form) for key, form in state),
     ]
 
 
@@ -159,119 +156,5 @@ def _is_flat(tensors: list[Tensor]) -> bool:
     return True
 
 
-class Overlaps:
-    """Finds tensors that share memory, among all that one step reads and writes.
-
-    What is written rarely moves between two steps, so what was found of it is kept.
-    """
-
-    def __init__(self) -> None:
-        self._written: list[int] = []
-        self._begins: list[int] = []
-        self._ends: list[int] = []  # of all that begin there or before
-        self._shared: frozenset[int] = frozenset()
-
-    def find(self, rows: list[Row], name: Name) -> frozenset[int]:
-        """Gives each gradient that shares memory with what is written a copy of its own, in `rows`.
-
-        Returns the rows whose parameter shares memory with another row's, as one does that is given
-        twice: they must move one after the other.
-
-        Raises:
-            RuntimeError: if state shares memory with anything else that is written.
-        """
-        written: list[int] = []  # address and bytes of each tensor, row by row
-        read: list[int] = []
-        for param, grad, v, s, _ in rows:
-            written += chain.from_iterable(map(_memory, (param, *parts_of(v), *parts_of(s))))
-            read += _memory(grad)
-        if written != self._written:
-            self._shared = self._sort(rows, name)
-            self._written = written
-        for place in self.reached(read):
-            param, grad, *rest = rows[place]
-            rows[place] = param, grad.clone(), *rest  # type: ignore[assignment]
-        return self._shared
-
-    def _sort(self, rows: list[Row], name: Name) -> frozenset[int]:
-        spans = sorted(
-            _Span(begin, begin + size, row, key, part)
-            for row, (param, _, v, s, _) in enumerate(rows)
-            for key, part in {"": param, **state_of(v, s)}.items()
-            for begin, size in [_memory(part)]
-            if size
-        )
-        shared: set[int] = set()
-        open_spans: list[_Span] = []  # that begin before the present one and end after its begin
-        for span in spans:
-            open_spans = [other for other in open_spans if other.end > span.begin]
-            for other in open_spans:
-                if not _share_elements(span.tensor, other.tensor):
-                    continue
-                twice = rows[span.row][0] is rows[other.row][0]
-                if (span.key or other.key) and not (twice and span.key == other.key):
-                    this, that = (
-                        f"{_of_state(each.key)} of {name(each.row)}" if each.key else name(each.row)
-                        for each in (span, other)
-                    )
-                    raise RuntimeError(
-                        f"{this} shares memory with {that}: give each its own with clone()"
-                    )
-                shared |= {span.row, other.row}
-            open_spans.append(span)
-        self._begins = [span.begin for span in spans]
-        self._ends = list(accumulate((span.end for span in spans), max))
-        return frozenset(shared)
-
-    def reached(self, read: list[int]) -> list[int]:
-        """The rows whose gradient shares memory with what `find` saw written.
-
-        `read` has the address and the bytes of each row's gradient.
-        """
-        found = []
-        begins, ends = self._begins, self._ends
-        for row, (at, size) in enumerate(zip(read[::2], read[1::2], strict=True)):
-            before = bisect_left(begins, at + size)
-            if before and ends[before - 1] > at and size:
-                found.append(row)
-        return found
-
-
-class _Span(NamedTuple):
-    begin: int
-    end: int
-    row: int
-    key: str  # of the state; "" is the parameter itself
-    tensor: Tensor
-
-
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    """The address of the first element, and the bytes up to the end of the last one."""
-    # elsewhere an address may be a handle, and wrappers have none
-    if type(tensor) not in (Tensor, Parameter) or not (tensor.is_cpu or tensor.is_cuda):
-        return 0, 0
-    if tensor.numel() == 0 or tensor._is_zerotensor():
-        return 0, 0
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = sum((size - 1) * stride for size, stride in steps)
-    return tensor.data_ptr(), (last + 1) * tensor.element_size()
-
-
-def _share_elements(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors whose spans overlap have an element in common; views may interleave."""
-    if one.is_contiguous() and other.is_contiguous():
-        return True
-    unit = math.gcd(one.data_ptr(), one.element_size(), other.data_ptr(), other.element_size())
-    return bool(torch.isin(_places_of(one, unit), _places_of(other, unit)).any())
-
-
-def _places_of(tensor: Tensor, unit: int) -> Tensor:
-    """The addresses of all its elements, in units, of which an element has one or several."""
-    (begin, size), width = _memory(tensor), tensor.element_size()
-    places = torch.arange(0, size, width, device="cpu").as_strided(tensor.shape, tensor.stride())
-    parts = torch.arange(0, width, unit, device="cpu")
-    return (begin + places.flatten()[:, None] + parts).flatten() // unit
-
-
-def _of_state(key: str) -> str:
+def of_state(key: str) -> str:
     return f"state[{key!r}]"
