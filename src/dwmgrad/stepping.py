@@ -57,11 +57,16 @@ class Stepping(Agreeing):
         now = progress.window_of(common)
         if moving:
             numbers, now = _advanced(moving[0], agreed)
-        changes: Changes = [(group, numbers) for group in moving]
+        aged: Changes = []
         calls: list[Call] = []
         if not agreed.stands_out:
-            aged, calls = self._on_host(moves, numbers, now, agreed.loss, observation)
-            changes += aged
+            noise = numbers.get("steps", common["steps"])
+            aged, calls = self._on_host(moves, now, noise)
+            if common["loss_limit"] is not None:
+                limited = self._limited_once(calls, now, agreed.loss, observation)
+                calls = [call.limited(limited["step_limit"]) for call in calls]
+                numbers |= limited
+        changes = [(group, numbers) for group in moving] + aged
         return lambda: self._make_step(observation, moving, changes, calls)
 
     def _moves(self, window: DeviceWindow | None, begins: bool) -> Moves:
@@ -81,18 +86,8 @@ class Stepping(Agreeing):
             self._plan = Plan(groups, self.state, moves, self._overlaps)
         return moves
 
-    def _on_host(
-        self,
-        moves: Moves,
-        numbers: dict[str, Any],
-        window: rule.Window,
-        loss: float | None,
-        observation: Observation | None,
-    ) -> tuple[Changes, list[Call]]:
-        """What becomes of the parameters' ages, and the calls of the kernels.
-
-        `numbers`, the groups' after the step, gets those of `loss_limit` here.
-        """
+    def _on_host(self, moves: Moves, window: rule.Window, noise: int) -> tuple[Changes, list[Call]]:
+        """What becomes of the parameters' ages, and the calls of the kernels."""
         common, rates = self.param_groups[0], self._rates()
         share_of = partial(rule.share_after, decay=window.decay(common["second_moment_window"]))
         aged: Changes = []
@@ -101,16 +96,20 @@ class Stepping(Agreeing):
                 new = {state.ZERO_SHARE: state.share_of(share_of(age))}
                 aged += [(kept, new) for kept in states]
         own = [rates[id(group)] for group in self.param_groups]
-        noise = numbers.get("steps", common["steps"])
-        calls = calls_of(self.param_groups, moves, window, own, share_of, noise)
-        if common["loss_limit"] is not None:
-            limited = observation.limited if observation is not None else None
-            limited = limited or self._limits(calls, window, loss)
-            if observation is not None:
-                observation.limited = limited
-            numbers |= limited
-            calls = [call.limited(limited["step_limit"]) for call in calls]
-        return aged, calls
+        return aged, calls_of(self.param_groups, moves, window, own, share_of, noise)
+
+    def _limited_once(
+        self,
+        calls: list[Call],
+        window: rule.Window,
+        loss: float | None,
+        observation: Observation | None,
+    ) -> dict[str, float]:
+        """As `_limits`, which the first of several `step()` calls for one loss answers for all."""
+        if observation is None:
+            return self._limits(calls, window, loss)
+        observation.limited = observation.limited or self._limits(calls, window, loss)
+        return observation.limited
 
     def _limits(
         self, calls: Iterable[Call] | None, window: rule.Window, loss: float | None
