@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .coefficients import Row, parts_of
+from .coefficients import Row
 from .fit import Name, of_state, state_of
 
 
@@ -22,7 +22,7 @@ class Overlaps:
     """
 
     def __init__(self) -> None:
-        self._written: list[int] = []
+        self._written: list[tuple[int, int]] = []  # where each tensor begins and ends
         self._begins: list[int] = []
         self._ends: list[int] = []  # of all that begin there or before
         self._shared: frozenset[int] = frozenset()
@@ -36,27 +36,24 @@ class Overlaps:
         Raises:
             RuntimeError: if state shares memory with anything else that is written.
         """
-        written: list[int] = []  # address and bytes of each tensor, row by row
+        spans: list[_Span] = []
         read: list[int] = []
-        for param, grad, v, s, _ in rows:
-            written += chain.from_iterable(map(_memory, (param, *parts_of(v), *parts_of(s))))
+        for row, (param, grad, v, s, _) in enumerate(rows):
+            for key, part in (("", param), *state_of(v, s).items()):
+                begin, size = _memory(part)
+                spans.append(_Span(begin, begin + size, row, key, part))
             read += _memory(grad)
+        written = [span[:2] for span in spans]
         if written != self._written:
-            self._shared = self._sort(rows, name)
+            self._shared = self._sort(spans, rows, name)
             self._written = written
         for place in self.reached(read):
             param, grad, *rest = rows[place]
             rows[place] = param, grad.clone(), *rest  # type: ignore[assignment]
         return self._shared
 
-    def _sort(self, rows: list[Row], name: Name) -> frozenset[int]:
-        spans = sorted(
-            _Span(begin, begin + size, row, key, part)
-            for row, (param, _, v, s, _) in enumerate(rows)
-            for key, part in {"": param, **state_of(v, s)}.items()
-            for begin, size in [_memory(part)]
-            if size
-        )
+    def _sort(self, spans: list[_Span], rows: list[Row], name: Name) -> frozenset[int]:
+        spans = sorted(span for span in spans if span.begin < span.end)
         shared: set[int] = set()
         open_spans: list[_Span] = []  # that begin before the present one and end after its begin
         for span in spans:
@@ -108,6 +105,8 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
         return 0, 0
     if tensor.numel() == 0 or tensor._is_zerotensor():
         return 0, 0
+    if tensor.is_contiguous():
+        return tensor.data_ptr(), tensor.numel() * tensor.element_size()
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((size - 1) * stride for size, stride in steps)
     return tensor.data_ptr(), (last + 1) * tensor.element_size()
