@@ -40,6 +40,17 @@ class Compared(Result):
             points=points(frame.score, self.data),
         )
 
+    @property
+    def swept(self) -> bool:
+        """Whether its first stage was run to its end, whatever of the second is missing."""
+
+        def has_all(name: str) -> bool:
+            entry = self.entries.get(name)
+            rates = 1 if entry and entry["rateless"] else len(self.plan["rates"])
+            return entry is not None and len(entry["runs"]) == rates * len(self.plan["seeds"])
+
+        return self.complete or all(map(has_all, self.plan["contenders"]))
+
     def rates(self, name: str | None = None) -> pd.DataFrame:
         """The runs of the first stage; of one contender, or of all."""
         frame = self.all_runs[self.all_runs.part == "runs"]
@@ -88,6 +99,11 @@ class Compared(Result):
     def difference(self, name: str) -> stats.Estimate | None:
         """By how many points a contender is better than AdamW, each at its best rate."""
         return stats.welch(self.at_best(name).points, self.at_best(ADAMW).points)
+
+    def ahead_anew(self, name: str) -> float:
+        """The points that it is better than AdamW with new seeds; NaN where either has none."""
+        found = self.difference(name) if self.renewed else None
+        return float("nan") if found is None else found.mean
 
     def in_deviations(self, name: str) -> stats.Estimate | None:
         """The difference of the second stage, in standard deviations of AdamW's seeds."""
@@ -272,10 +288,10 @@ def final_table(compared: Compared) -> str:
 def overall(some: Sequence[Compared]) -> str:
     """A row an optimizer: what it loses to AdamW tuned, at one rate for all workloads.
 
-    Only whole comparisons count. Optimizers that are not in all of them have a row of their own
-    ones.
+    Only those count whose first stage is whole. Optimizers that are not in all of them have a row
+    of their own ones.
     """
-    some = [each for each in some if each.complete and ADAMW in each.entries]
+    some = [each for each in some if each.swept and ADAMW in each.entries]
     titles = {name: entry["title"] for each in some for name, entry in each.entries.items()}
     rows = []
     for name, title in titles.items():
@@ -304,24 +320,30 @@ def overall(some: Sequence[Compared]) -> str:
     return table(rows)
 
 
-def rateless(some: Sequence[Compared]) -> str:
-    """A row a workload: the regret of all that take no learning rate; then mean and worst."""
+def rateless(
+    some: Sequence[Compared], ahead: Callable[[Compared, str], float] = Compared.ahead
+) -> str:
+    """A row a workload: the regret of all that take no learning rate; then mean and worst.
+
+    Regret is less `ahead`, of a workload and a contender; without any, there is no row or column.
+    """
     titles = {
         name: entry["title"]
         for each in some
         for name, entry in each.entries.items()
         if entry["rateless"]
     }
-    rows, regrets = [], pd.DataFrame(columns=[*titles], dtype=float)
-    for each in some:
-        found = {name: -each.ahead(name) for name in titles}
-        regrets.loc[len(regrets)] = pd.Series(found)
+    regrets = -pd.DataFrame({name: [ahead(each, name) for each in some] for name in titles})
+    regrets = regrets.dropna(how="all").dropna(how="all", axis="columns")
+    rows = []
+    for place, found in regrets.iterrows():
+        each = some[int(str(place))]
         cells = {
             titles[name]: known(value, ".1f") + ", chosen on" * (name in each.chosen_on)
             for name, value in found.items()
         }
         rows.append({"workload": each.title, **cells})
     for name, summary in (("mean", regrets.mean()), ("worst", regrets.max())):
-        cells = {titles[n]: f"{known(summary[n], '.1f')} ({regrets[n].count()})" for n in titles}
+        cells = {titles[n]: f"{summary[n]:.1f} ({regrets[n].count()})" for n in regrets}
         rows.append({"workload": f"**{name} (workloads)**", **cells})
-    return table(rows) if titles else ""
+    return table(rows) if len(regrets) else ""

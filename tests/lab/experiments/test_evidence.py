@@ -156,7 +156,7 @@ def of(name: str, scores: dict[str, dict[float, float | None]], **changes) -> Co
         for contender, own in scores.items()
     }
     head = {"title": name, "metric": "accuracy", "higher_is_better": True, "steps": 10}
-    plan = {"seeds": [0], "chosen_on": [], "final": None}
+    plan = {"seeds": [0], "rates": [], "contenders": [*entries], "chosen_on": [], "final": None}
     return Compared("comparison", name, {**head, "plan": plan, "contenders": entries, **changes})
 
 
@@ -205,6 +205,8 @@ def test_what_there_is_nothing_to_compare_with_has_no_regret():
     assert "| AdamW |" not in text and row(text, "B")[1] == "2 of 2", "no rate is of both"
     half = of("half", {"AdamW": {1e-3: 0.1}}, complete=False)
     assert overall([ONE, half]) == overall([ONE])
+    half.plan["rates"].append(1e-3)  # all of its first stage is there
+    assert row(overall([ONE, half]), "AdamW")[1] == "2 of 2"
 
 
 def test_decades_that_work():
@@ -246,10 +248,17 @@ def test_those_without_a_rate_stand_side_by_side():
     two = of("two", {"adamw": rates, "auto": {1.0: 0.65}})
     three = of("three", {"adamw": rates})
     text = rateless([one, two, three])
-    assert [row(text, name)[1] for name in ("one", "two", "three")] == ["2.0", "-5.0", "-"]
+    assert [row(text, name)[1] for name in ("one", "two")] == ["2.0", "-5.0"]
+    assert "three" not in text
     assert row(text, "**mean (workloads)**")[1] == "-1.5 (2)"
     assert row(text, "**worst (workloads)**")[1] == "2.0 (2)"
     assert rateless([three]) == ""
+    assert rateless([one, two], Compared.ahead_anew) == "", "no new seeds"
+    new = compared([0.5] * 3, [0.6] * 3, [0.7] * 3)
+    free = json.loads(json.dumps(new.data))
+    free["contenders"]["dwmgrad-auto"]["rateless"] = True
+    text = rateless([one, Compared("comparison", "w", free)], Compared.ahead_anew)
+    assert row(text, "**mean (workloads)**")[1] == "-20.0 (1)"
 
 
 def test_who_ran_on_another_machine_than_adamw_is_marked():
