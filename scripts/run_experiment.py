@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
     experiments = [read_experiment(file, **values, workload=name) for name in names]
     for experiment in experiments:
         experiment.workload.check()
+        check_output(experiment.output_dir / "results.json", "--output_dir")
         if output:
             check_output(Path(output.replace(PLACE, experiment.workload.name)))
     results: Results = {}

@@ -466,6 +466,48 @@ def test_clipping_of_a_step_that_a_scaler_skips_goes_with_it(
     assert 0 < shares[0] < 2 * shares[1] < 0.1
 
 
+def test_a_clipping_counts_for_the_step_that_it_was_told_for_alone() -> None:
+    def shares(*told: Any) -> list[float]:
+        """After each step: of a number told, made; None: the scaler skips; "error": it raises."""
+        optimizer = DWMGrad(params_of(), preset="auto", missing_loss="error")
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        found = []
+        for step, how in enumerate(told):
+            for param, grad in zip(
+                optimizer.param_groups[0]["params"], gradients(step), strict=True
+            ):
+                param.grad = grad.clone()
+            optimizer.observe_clipping(20.0 if isinstance(how, float) else 1e4, 1.0)
+            if how is None:
+                optimizer.param_groups[0]["params"][0].grad[0] = float("inf")
+                scaler.scale(torch.ones(()))  # which makes its scale
+                scaler.step(optimizer)
+                scaler.update()
+            elif how == "error":
+                with pytest.raises(RuntimeError, match="no loss"):
+                    optimizer.step()
+            else:
+                optimizer.step(loss=how)
+            found.append(optimizer.param_groups[0]["clipped_to"])
+        return found
+
+    assert shares(1.0)[-1] == pytest.approx(0.05)
+    assert shares(None, 1.0)[-1] == pytest.approx(0.05)
+    assert shares("error", 1.0)[-1] == pytest.approx(0.05)
+    assert shares("error", None, 1.0, None, "error", 1.0)[-1] == pytest.approx(0.05)
+
+
+def test_a_step_that_raises_and_is_made_again_has_its_clipping() -> None:
+    optimizer = DWMGrad(params_of(), preset="auto", missing_loss="error")
+    for param, grad in zip(optimizer.param_groups[0]["params"], gradients(0), strict=True):
+        param.grad = grad
+    optimizer.observe_clipping(20.0, 1.0)
+    with pytest.raises(RuntimeError, match="no loss"):
+        optimizer.step()
+    optimizer.step(loss=1.0)
+    assert optimizer.param_groups[0]["clipped_to"] == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("stop", range(1, 7))
 def test_a_run_that_resumes_after_a_skipped_step_is_bit_equal(stop: int) -> None:
     """What was clipped before the skip is in no checkpoint, and counts nowhere."""

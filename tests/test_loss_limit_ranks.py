@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dwmgrad import DWMGrad
 from dwmgrad.distributed import assert_ranks_agree
+from dwmgrad.losses import BACKWARD, brought
 
 fsdp = pytest.importorskip("torch.distributed.fsdp")
 STEPS, ROWS = 12, 8
@@ -64,6 +65,38 @@ def on_ranks(rank: int, kind: str, capturable: bool) -> tuple[list[float], list[
     assert_ranks_agree(optimizer)
     params = [p.detach().full_tensor() if kind != "ddp" else p.detach() for p in model.parameters()]
     return limits, params, sum(calls)
+
+
+def with_one_infinity(rank: int, capturable: bool) -> list[list[float]]:
+    model = torch.nn.Linear(8, 8, bias=False)
+    fsdp.fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = DWMGrad(model.parameters(), preset="auto", capturable=capturable)
+    found = []
+    for step in range(5):
+        loss = (model(torch.randn(16, 8, generator=torch.Generator().manual_seed(step))) - 9) ** 2
+        with brought([optimizer], loss.mean(), BACKWARD, alone=True):
+            loss.mean().backward()
+        if step in (0, 3) and rank == 0:
+            model.weight.grad.to_local()[0, 0] = float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.observe_clipping(norm, 1.0)
+        optimizer.step()
+        model.zero_grad()
+        group = optimizer.state_dict()["param_groups"][0]
+        found.append([group[name] for name in ("clipped_to", "step_limit", "observations")])
+    return found
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "capturable"])
+def test_an_infinity_on_one_rank_parts_none(capturable: bool, tmp_path: Path) -> None:
+    """After clipping with an infinite norm the other rank's shard is zero, and not dropped."""
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this torch has no torch.distributed.fsdp.fully_shard")
+    one, other = run(partial(with_one_infinity, capturable=capturable), tmp_path)
+    assert one == other
+    assert [step[2] for step in one] == [1, 2, 3, 4, 5]
+    assert one[0][:2] == [0.0, 0.0] and one[3][:2] == one[2][:2]
+    assert 0 < one[-1][0] < 0.5
 
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "capturable"])

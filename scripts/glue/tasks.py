@@ -103,8 +103,8 @@ def get_task(name: str | None) -> Task:
     """
     if name is None:
         raise UsageError(
-            f"--task_name is missing: one of {', '.join(TASKS)} (or, for one's own data, "
-            "--train_file or --dataset_name)"
+            f"--task_name is missing: one of {', '.join(TASKS)} ('ax' for predictions alone); or, "
+            "for one's own data, --train_file or --dataset_name"
         )
     key = name.lower().replace("-", "").replace("_", "")
     if key in TASKS:

@@ -41,9 +41,13 @@ class Trace:
         if on_cpu:
             found = (p for p in chain([self._param], candidates) if _has_numbers(p.grad))
             self._param = next(found, self._param)
-        assert self._param is not None and self._param.grad is not None
-        self._mark = _mark(self._param)
-        self._was_there = local_part(self._param.grad).any()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """The gradients were changed on purpose: those that are there now are to be watched."""
+        if self._param is not None and self._param.grad is not None:
+            self._mark = _mark(self._param)
+            self._was_there = local_part(self._param.grad).any()
 
     def is_lost(self, groups: list[dict[str, Any]]) -> bool:
         """Whether all gradients are gone, or were set to zero."""
@@ -51,7 +55,7 @@ class Trace:
             return False
         grad = self._param.grad
         if grad is not None:
-            # clipping and zero_grad(set_to_none=False) change the mark, `.data.zero_()` does not
+            # zero_grad(set_to_none=False) changes the mark, `.data.zero_()` does not
             is_read = self._may_read and _is_changed(self._param, self._mark)
             if not is_read and not grad.is_cpu:
                 return False

@@ -108,7 +108,7 @@ class LossFeed:
         self.refused = False
         self.trace: Trace | None = None
         self.clipped_to: Tensor | float = 1.0
-        self._clipped_to_of_try: Tensor | float = 1.0
+        self._put_aside: Tensor | float | None = None
         self._said_coarse = False
 
     @property
@@ -132,6 +132,8 @@ class LossFeed:
             self.discard()
         elif self.refused:  # raised; what was differentiated is still in the gradients
             self.discard([OBSERVE])
+        if self.step_tried or self.refused:
+            self._put_aside = None
         self.step_tried = self.refused = False
         if self.waiting is not None and self.waiting.route != route:
             raise RuntimeError(_two_routes(self.waiting.route, route))
@@ -177,13 +179,27 @@ class LossFeed:
             self.discard()
         self.step_tried = True
         self.ahead = None
-        self._clipped_to_of_try, self.clipped_to = self.clipped_to, 1.0  # goes, if it is skipped
+        self.put_clipping_aside()
+
+    def clip(self, share: Tensor | float) -> None:
+        """Clipping has left this share of the gradients; of several, the smallest counts.
+
+        What becomes of the gradients after it is looked at anew: an infinite norm leaves zeros.
+        """
+        self.clipped_to = smaller(self.clipped_to, share)
+        self._put_aside = None
+        if self.trace is not None:
+            self.trace.look_again()
+
+    def put_clipping_aside(self) -> None:
+        """For a step that may not come; if it does, `begin_step` brings it back."""
+        self._put_aside, self.clipped_to = self.clipped_to, 1.0
 
     def begin_step(self) -> bool:
         """A step has come; returns whether a gradient scaler makes it."""
         scaled, self.step_tried, self.refused = self.step_tried, False, False
-        if scaled:
-            self.clipped_to = self._clipped_to_of_try
+        if self._put_aside is not None:
+            self.clipped_to, self._put_aside = self._put_aside, None
         return scaled
 
     def take(
@@ -354,6 +370,17 @@ def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor 
         return None
     value = copied(loss)
     return value if divisor == 1 else value / divisor
+
+
+def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:
+    """Of two numbers on the host or on devices; without waiting for one."""
+    if not isinstance(one, Tensor):
+        one, other = other, one
+    if not isinstance(one, Tensor):
+        return min(one, other)
+    if isinstance(other, Tensor):
+        return torch.minimum(one, other.to(one.device))
+    return one.clamp(max=other)
 
 
 def copied(loss: Tensor) -> Tensor:

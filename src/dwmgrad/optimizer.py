@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
 from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, copied
-from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept, smaller
+from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
 from .wrappers import wrapped
 
 if TYPE_CHECKING:
@@ -296,9 +296,11 @@ class DWMGrad(Stepping):
             raise ValueError(f"max_norm must be at least 0, got {max_norm!r}")
         if (inner := self._inner()) is not None:
             return inner.observe_clipping(total_norm, max_norm)
+        share: Tensor | float = 1.0
         if self.param_groups[0]["loss_limit"] is not None:
             norm = copied(total_norm) if isinstance(total_norm, Tensor) else total_norm
-            self._feed.clipped_to = smaller(self._feed.clipped_to, share_kept(norm, max_norm))
+            share = share_kept(norm, max_norm)
+        self._feed.clip(share)
 
     def discard_loss(self) -> None:
         """Drops the losses observed since the last step, for a step that is given up.
@@ -385,6 +387,7 @@ class DWMGrad(Stepping):
             yield scaled
         except BaseException:
             feed.undo(pending)
+            feed.put_clipping_aside()
             feed.refused = not brings_loss  # the next loss belongs to another step
             if self._scaler is not None:  # which forgets them after a step that returns
                 for name in ("grad_scale", "found_inf"):

@@ -25,7 +25,7 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         run_dir: a Trainer's output_dir, or a checkpoint in it. It has a `trainer_state.json`;
-            otherwise its last checkpoint is read.
+            otherwise its checkpoint of the highest step is read.
         output: the PNG to write; `window.png` in `run_dir` by default.
 
     Returns:
@@ -68,8 +68,8 @@ def plot_run(run_dir: str | Path, output: str | Path | None = None) -> Path:
 def _history(run_dir: Path) -> list[dict[str, float]]:
     """What is drawn of the run's logs. A number may be in quotation marks, as `float` takes it."""
     checkpoints = run_dir.glob("checkpoint-*/trainer_state.json")
-    newest_first = sorted(checkpoints, key=_step_of, reverse=True)
-    path = next(filter(Path.is_file, [run_dir / "trainer_state.json", *newest_first]), None)
+    last_first = sorted(checkpoints, key=_step_of, reverse=True)
+    path = next(filter(Path.is_file, [run_dir / "trainer_state.json", *last_first]), None)
     if path is None:
         raise FileNotFoundError(
             f"{run_dir} has no trainer_state.json, nor has a checkpoint in it: give a Trainer's "

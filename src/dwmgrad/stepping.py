@@ -229,17 +229,6 @@ def share_kept(total_norm: Tensor | float, max_norm: float) -> Tensor | float:
     return share if math.isfinite(total_norm) else 0.0
 
 
-def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:
-    """Of two numbers on the host or on devices; without waiting for one."""
-    if not isinstance(one, Tensor):
-        one, other = other, one
-    if not isinstance(one, Tensor):
-        return min(one, other)
-    if isinstance(other, Tensor):
-        return torch.minimum(one, other.to(one.device))
-    return one.clamp(max=other)
-
-
 def _advanced(group: dict[str, Any], agreed: Agreed) -> tuple[dict[str, Any], rule.Window]:
     """The group's numbers, and the window, after a step."""
     counts = agreed.loss is not None

@@ -484,3 +484,43 @@ def test_the_clipping_of_another_optimizers_parameters_is_not_ours() -> None:
     accelerator.clip_grad_norm_(halves[1].parameters(), 1e-3)
     one.step()
     assert ours.param_groups[0]["clipped_to"] == 1.0
+
+
+@pytest.mark.parametrize("broken", [0, 3])
+@pytest.mark.parametrize("form", [{}, {"preset": "auto"}, {"preset": "auto", "capturable": True}])
+def test_gradients_that_clipping_has_made_zero_keep_their_loss(broken: int, form: dict) -> None:
+    """Finite gradients whose norm overflows: clipping multiplies them by 0, as no zero_grad()."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator, **form)
+    numbers = []
+    for step, batch in enumerate(DATA[:6]):
+        if step == broken:
+            before = copy.deepcopy(model.state_dict())
+        loss = loss_of(model, batch) * (1e25 if step == broken else 1.0)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), 0.01)
+        assert norm.isinf() == (step == broken)
+        optimizer.step()
+        model.zero_grad()
+        group = inner.state_dict()["param_groups"][0]
+        numbers.append([group[name] for name in ("step_limit", "clipped_to")])
+        assert group["last_loss"] == loss.item() and group["observations"] == step + 1
+        if step == broken == 0:
+            assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+    if form:
+        held = numbers[broken - 1] if broken else [0.0, 0.0]
+        assert numbers[broken] == held and 0 < numbers[-1][1] < 0.1
+
+
+def test_a_batch_that_is_given_up_after_clipping_goes_with_its_loss() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator, preset="auto")
+    for scale in (1e25, 1.0):
+        accelerator.backward(loss_of(model, DATA[0]) * scale)
+        if accelerator.clip_grad_norm_(model.parameters(), 0.01).isinf():
+            model.zero_grad()
+            continue
+        optimizer.step()
+    group = inner.param_groups[0]
+    assert group["observations"] == 1 and group["last_loss"] < 1e3
+    assert 0 < group["clipped_to"] < 0.1 and group["step_limit"] > 0
