@@ -111,6 +111,60 @@ def test_the_tables_of_the_eleventh_round_are_those_of_its_results() -> None:
     assert f"The least score of a run of CoLA was {100 * least:.1f} %." in text
 
 
+NEW = {
+    "cifar10-brief": "cifar10-brief",
+    "ResNet-20": "cifar10-short",
+    "Cora": "cora",
+    "spoken digits": "digits",
+    "CoLA, LoRA": "glue-cola-lora",
+    "CoLA": "glue-cola",
+    "MRPC, LoRA": "glue-mrpc-lora",
+    "MRPC": "glue-mrpc",
+    "STS-B": "glue-stsb",
+    **{name: name for name in (*SMALL, "tiny-sst2")},
+}
+
+
+def test_the_table_of_the_new_seeds_is_that_of_the_results() -> None:
+    arms = ("dwmgrad-finetune", "dwmgrad-auto", "prodigy-corrected")
+    table = rows("### What the new seeds gave")
+    assert {row[0] for row in table} == set(NEW) and len(table) == 13
+    leads: dict[str, dict[str, float]] = {arm: {} for arm in arms}
+    for workload, *told in table:
+        each = compared(NEW[workload])
+        for arm, cell in zip(arms, told, strict=True):
+            if not len(each.runs(arm, "final")):
+                assert cell == "-"
+                continue
+            lead = each.difference(arm)
+            assert lead.count == 16 and len(each.runs(arm, "final")) == 8
+            assert cell == "{:+.2f} [{:+.2f}, {:+.2f}]".format(lead.mean, *lead.interval)
+            leads[arm][workload] = lead.mean
+    auto = {workload: -lead for workload, lead in leads["dwmgrad-auto"].items()}
+    old = [-compared(name).ahead("dwmgrad-auto") for name in NEW.values()]
+    apart = [
+        auto[workload]
+        for workload, name in NEW.items()
+        if "dwmgrad-auto" not in compared(name).chosen_on
+    ]
+    assert len(apart) == 4
+    text = " ".join(PLAN.split())
+    for told, found in (
+        ("auto is {:.2f} points behind in the mean and {:.2f} at the worst.", [*auto.values()]),
+        ("that chose AdamW's rate it is {:.2f} and {:.2f}: both missed.", old),
+        ("ResNet-20) it is {:.2f} and {:.2f} with new seeds", apart),
+    ):
+        assert told.format(fmean(found), max(found)) in text
+    finetune = list(leads["dwmgrad-finetune"].values())
+    told = f"finetune is {fmean(finetune):.2f} points ahead in the mean, and {-min(finetune):.2f}"
+    assert f"{told} behind at the worst." in text
+    goals = {True: "met", False: "missed"}
+    told = f"mean is {goals[fmean(auto.values()) <= 1]}, and that for the worst"
+    assert f"{told} {goals[max(auto.values()) <= 3]}." in text
+    told = f"the mean is {goals[fmean(apart) <= 1]}, the worst {goals[max(apart) <= 3]}."
+    assert told in text
+
+
 def test_the_table_of_the_lengths_is_that_of_its_results() -> None:
     for workload, steps, *told in rows("## The length of a run"):
         name = {"Cora": "cora", "spoken digits": "digits"}[workload]
