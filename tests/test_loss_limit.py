@@ -508,6 +508,22 @@ def test_a_step_that_raises_and_is_made_again_has_its_clipping() -> None:
     assert optimizer.param_groups[0]["clipped_to"] == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("gives_up", ["zero_grad", "discard_loss"])
+def test_the_clipping_of_gradients_that_are_given_up_goes_with_them(gives_up: str) -> None:
+    """Also after a step that raised."""
+    optimizer = DWMGrad(params_of(), preset="auto", missing_loss="error")
+    for step in range(2):
+        for param, grad in zip(optimizer.param_groups[0]["params"], gradients(step), strict=True):
+            param.grad = grad
+        if step == 0:
+            optimizer.observe_clipping(1e4, 1.0)
+            with pytest.raises(RuntimeError, match="no loss"):
+                optimizer.step()
+            getattr(optimizer, gives_up)()
+    optimizer.step(loss=1.0)
+    assert optimizer.param_groups[0]["clipped_to"] == 1.0
+
+
 @pytest.mark.parametrize("stop", range(1, 7))
 def test_a_run_that_resumes_after_a_skipped_step_is_bit_equal(stop: int) -> None:
     """What was clipped before the skip is in no checkpoint, and counts nowhere."""

@@ -59,10 +59,20 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
     new = len(final_of(plan)["seeds"])
 
+    def has_new(entry: Mapping[str, Any]) -> bool:
+        return len(entry["final"]) == (0 if entry["best_lr"] is None else new)  # all may diverge
+
+    return is_swept(contenders, plan) and all(
+        has_new(contenders[name]) for name in plan["contenders"]
+    )
+
+
+def is_swept(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a record has all of the first stage that its plan asks for."""
+
     def has_all(entry: Mapping[str, Any]) -> bool:
         rates = 1 if entry["rateless"] else len(plan["rates"])
-        last = 0 if entry["best_lr"] is None else new  # all rates may have diverged
-        return (len(entry["runs"]), len(entry["final"])) == (rates * len(plan["seeds"]), last)
+        return len(entry["runs"]) == rates * len(plan["seeds"])
 
     return all(name in contenders and has_all(contenders[name]) for name in plan["contenders"])
 

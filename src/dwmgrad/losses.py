@@ -107,8 +107,9 @@ class LossFeed:
         self.step_tried = False
         self.refused = False
         self.trace: Trace | None = None
-        self.clipped_to: Tensor | float = 1.0
-        self._put_aside: Tensor | float | None = None
+        self.clipped_to: Tensor | float
+        self._put_aside: Tensor | float | None
+        self.drop_clipping()
         self._said_coarse = False
 
     @property
@@ -171,7 +172,7 @@ class LossFeed:
         """Drops the losses whose gradients were dropped, by `model.zero_grad()` for one."""
         if self.trace is not None and self.waiting and self.trace.is_lost(groups):
             self.discard(WITH_GRADIENTS)
-            self.clipped_to = 1.0
+            self.drop_clipping()
 
     def scaler_asks(self) -> None:
         """A gradient scaler is about to make the step, or to skip it."""
@@ -190,6 +191,10 @@ class LossFeed:
         self._put_aside = None
         if self.trace is not None:
             self.trace.look_again()
+
+    def drop_clipping(self) -> None:
+        """The gradients that were clipped are given up."""
+        self.clipped_to, self._put_aside = 1.0, None
 
     def put_clipping_aside(self) -> None:
         """For a step that may not come; if it does, `begin_step` brings it back."""

@@ -308,7 +308,7 @@ class DWMGrad(Stepping):
         Not needed where a gradient scaler skips the step: the optimizer notices that by itself.
         """
         self._feed.discard()
-        self._feed.clipped_to = 1.0
+        self._feed.drop_clipping()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -371,7 +371,7 @@ class DWMGrad(Stepping):
                 observation.use(groups)
         if make_step is not None:
             make_step()
-        feed.clipped_to = 1.0
+        feed.drop_clipping()
         if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
             self._say_once(STEP_SKIPPED)
         if agreed.stands_out:
@@ -449,7 +449,7 @@ class DWMGrad(Stepping):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. A loss that a backward pass brought with these gradients goes with them."""
         self._feed.discard(WITH_GRADIENTS)
-        self._feed.clipped_to = 1.0
+        self._feed.drop_clipping()
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import stats
+from experiments.compact import is_swept
 from experiments.comparison import WITHOUT
 from experiments.evidence.results import Result
 from experiments.table import SHARES, known, lead, score_head, several, spread, table
@@ -43,13 +44,7 @@ class Compared(Result):
     @property
     def swept(self) -> bool:
         """Whether its first stage was run to its end, whatever of the second is missing."""
-
-        def has_all(name: str) -> bool:
-            entry = self.entries.get(name)
-            rates = 1 if entry and entry["rateless"] else len(self.plan["rates"])
-            return entry is not None and len(entry["runs"]) == rates * len(self.plan["seeds"])
-
-        return self.complete or all(map(has_all, self.plan["contenders"]))
+        return self.complete or is_swept(self.entries, self.plan)
 
     def rates(self, name: str | None = None) -> pd.DataFrame:
         """The runs of the first stage; of one contender, or of all."""
