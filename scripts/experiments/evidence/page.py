@@ -17,7 +17,7 @@ from experiments.evidence.results import Result, read_result
 from experiments.plots import learning_curves, rate_curves, valley
 from experiments.recording import REACH
 
-STUDIES = ("ablation", "guard", "length", "machine", "replay")
+STUDIES = ("ablation", "deaf", "guard", "length", "machine", "replay")
 """How the files of ablations begin. The rounds of docs/plans/loss-limit.md are not on the page."""
 KINDS = {
     "comparison": ("comparison", Compared),
