@@ -6,6 +6,9 @@
  */
 #ifdef _MSC_VER
 #pragma fp_contract(off) /* as -ffp-contract=off: the same numbers on every CPU */
+#define PREFETCH(address) ((void)0)
+#else
+#define PREFETCH(address) __builtin_prefetch(address)
 #endif
 #include <float.h>
 #include <math.h>
@@ -225,8 +228,12 @@ static double chunk_norm(const tensor *t, const void *grad, int64_t at, int64_t 
         load_s(n - i < BLOCK ? n - i : BLOCK, (const uint8_t *)t->s + at + i,
                t->s_scales[(at + i) / BLOCK], wide_s + i);
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        /* the next chunk: processors do not fetch ahead across the end of a page */
+        PREFETCH(g + i + CHUNK);
+        PREFETCH(s + i + CHUNK);
         for (int64_t j = 0; j < LANES; j++) sums[j] += term(g[i + j], s[i + j], decay, keep, eps);
+    }
     for (; i < n; i++) sums[i % LANES] += term(g[i], s[i], decay, keep, eps);
     double sum = 0;
     for (int j = 0; j < LANES; j++) sum += sums[j];
