@@ -83,26 +83,28 @@ class Compared(Result):
         """Whether there is a second stage."""
         return len(self.runs(ADAMW, "final")) > 0
 
-    def apart(self, name: str) -> bool:
-        """Whether some of the runs that it is judged by were not made on AdamW's machine."""
-        own, theirs = self.at_best(name), self.at_best(ADAMW)
+    def apart(self, name: str, other: str = ADAMW) -> bool:
+        """Whether some of the runs that it is judged by were not made on the other's machine."""
+        own, theirs = self.at_best(name), self.at_best(other)
         if own.empty:
-            own, theirs = self.rates(name), self.rates(ADAMW)
+            own, theirs = self.rates(name), self.rates(other)
         known = set(theirs.on.dropna())
         return bool(known and {*own.on.dropna()} - known)
 
-    def difference(self, name: str) -> stats.Estimate | None:
-        """By how many points a contender is better than AdamW, each at its best rate."""
-        return stats.welch(self.at_best(name).points, self.at_best(ADAMW).points)
+    def difference(self, name: str, other: str = ADAMW) -> stats.Estimate | None:
+        """By how many points a contender is better than another, each at its best rate."""
+        return stats.welch(self.at_best(name).points, self.at_best(other).points)
 
     def ahead_anew(self, name: str) -> float:
         """The points that it is better than AdamW with new seeds; NaN where either has none."""
         found = self.difference(name) if self.renewed else None
         return float("nan") if found is None else found.mean
 
-    def in_deviations(self, name: str) -> stats.Estimate | None:
-        """The difference of the second stage, in standard deviations of AdamW's seeds."""
-        found, unit = self.difference(name), float(self.runs(ADAMW, "final").points.std())
+    def in_deviations(
+        self, name: str, found: stats.Estimate | None = None
+    ) -> stats.Estimate | None:
+        """The second stage's difference, or `found`, in standard deviations of AdamW's seeds."""
+        found, unit = found or self.difference(name), float(self.runs(ADAMW, "final").points.std())
         if not self.renewed or found is None or found.interval is None or unit == 0:
             return None
         return stats.Estimate(found.mean / unit, found.variance / unit**2, found.freedom, 1)

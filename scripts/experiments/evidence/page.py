@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
 from experiments.compact import full_results
-from experiments.evidence import compared
+from experiments.evidence import compared, controls
 from experiments.evidence.compared import Compared
 from experiments.evidence.results import Result, read_result
 from experiments.plots import learning_curves, rate_curves, valley
@@ -62,6 +62,9 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         comparisons=comparisons,
         confirming=[each for each in comparisons if not each.chosen_on],
         compared=compared,
+        controls=controls.controls(
+            comparisons, [each for each in results if each.kind == "ablation"]
+        ),
         found=found,
         others=[each for each in results if of[each.file] not in files],
         pictures={each.file: draw(each, output) for each in results},
