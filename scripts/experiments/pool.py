@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -101,6 +102,7 @@ def _serve(pipe: Connection, function: Callable[..., Any], log: str) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -116,3 +118,11 @@ def _serve(pipe: Connection, function: Callable[..., Any], log: str) -> None:
                 lines = str(raised).strip().splitlines() or [""]
                 kind = "" if isinstance(raised, UsageError) else f"{type(raised).__name__}: "
                 pipe.send((kind + lines[0], traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves nothing: the same sweep, given again, finds its runs alone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

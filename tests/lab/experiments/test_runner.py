@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,24 +206,41 @@ if __name__ == "__main__":
 
 
 def test_ctrl_c_ends_all_and_keeps_what_is_done(tmp_path):
-    (tmp_path / "run.py").write_text(SWEEP.format(folder=str(tmp_path)))
+    process = _sweeping(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the children, too
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 130 and shown.rstrip().endswith("interrupted")
+    assert len(list((tmp_path / "root" / "fake" / "adamw").glob("*.json"))) == 2
+    _wait_until(lambda: not _alive(process.pid))  # nobody of the session is left
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_killed_leaves_no_process_behind(number, tmp_path):
+    process = _sweeping(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    _wait_until(lambda: not _alive(process.pid))
+
+
+def _sweeping(folder: Path) -> subprocess.Popen[str]:
+    """A sweep, in a session of its own, that has made two runs, while two others sleep."""
+    (folder / "run.py").write_text(SWEEP.format(folder=str(folder)))
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py")],
+        [sys.executable, str(folder / "run.py")],
         env={**os.environ, "PYTHONPATH": path},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    _wait_until(lambda: counted(folder) == ["0", "1", "2", "3"] or process.poll() is not None)
+    assert process.poll() is None
+    return process
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
     limit = time.monotonic() + 60
-    while counted(tmp_path) != ["0", "1", "2", "3"]:  # two are done, two sleep
-        assert process.poll() is None and time.monotonic() < limit
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the children, too
-    _, shown = process.communicate(timeout=20)
-    assert process.returncode == 130 and shown.rstrip().endswith("interrupted")
-    assert len(list((tmp_path / "root" / "fake" / "adamw").glob("*.json"))) == 2
-    while _alive(process.pid):  # nobody of the session is left
+    while not done():
         assert time.monotonic() < limit
         time.sleep(0.05)
 
