@@ -28,6 +28,7 @@ from bench.probes import extra_memory, launches, state_bytes, syncs
 from bench.program import Row
 from bench.shapes import SHAPES, Shapes, count
 from bench.timing import bandwidth, spread
+from environment import ROOT
 
 COLUMNS = (
     "shapes | parameters | tensors | optimizer | kernel | state | ms (quartiles) | "
@@ -130,7 +131,7 @@ def _train(words: list[str]) -> float | str:
     """The samples per second of one training, or why it failed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "scripts/run_glue.py", CONFIG, *words, "--output_dir", folder]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=program.ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode != 0:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         results = json.loads(Path(folder, "all_results.json").read_text())

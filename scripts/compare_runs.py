@@ -41,16 +41,8 @@ CONTENDERS: dict[str, dict[str, list[str]]] = {
         "dwmgrad_8bit, finetune": ["--optim", "dwmgrad_8bit", *_PRESET],
     },
 }
-
-
 OURS = ("seed", "output_dir", "plot", "optim", "optim_args")
 """The arguments of run_glue.py that a contender or a seed sets."""
-
-
-def windows(folder: Path) -> list[int]:
-    """The window at each log of a run; none for other optimizers."""
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["window"] for entry in history if "window" in entry]
 
 
 def checked_metric(asked: str | None, words: list[str]) -> str:
@@ -104,7 +96,9 @@ def main() -> None:
                     f"--metric {metric}: {folder} has no {lacking[0]}; it has "
                     f"{', '.join(sorted(results))}"
                 )
-            rows[name].append({"seed": seed, **results, "window": windows(folder)})
+            history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            windows = [entry["window"] for entry in history if "window" in entry]
+            rows[name].append({"seed": seed, **results, "window": windows})
     seeds = " | ".join(f"seed {seed}" for seed in options.seeds)
     print(f"\n| optimizer | {seeds} | mean {metric} | training time |")
     print("|---|" + "---|" * (len(options.seeds) + 2))

@@ -44,14 +44,13 @@ def prepare(extra: str, folder: str = ".venv", constraints: Path | None = None) 
     return python
 
 
-def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
+def run(command: list[str], folder: Path = ROOT) -> None:
     """Runs a command in a folder; ends the program with its exit code if it fails.
 
     Ctrl-C reaches the command by itself, SIGTERM by us; it ends in its own way and time.
     """
     # pip has compiled nothing: what the first process imports is kept for the others
-    environment = {"PYTHONDONTWRITEBYTECODE": "", **environment}
-    if code := _code_of(command, folder, environment):
+    if code := _code_of(command, folder, PYTHONDONTWRITEBYTECODE=""):
         sys.exit(code)
 
 
@@ -60,7 +59,7 @@ def say(text: str) -> None:
     print(f"==> {text}", flush=True)
 
 
-def _code_of(command: list[str], folder: Path, environment: dict[str, str]) -> int:
+def _code_of(command: list[str], folder: Path, **environment: str) -> int:
     """A command's exit code, once it has ended; 130 after Ctrl-C."""
     process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment})
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -84,7 +83,7 @@ def _fingerprint(constraints: Path | None) -> str:
 
 
 def _run(command: list[str], remedy: str) -> None:
-    code = _code_of(command, ROOT, {})
+    code = _code_of(command, ROOT)
     if code in (130, 128 + signal.SIGTERM):  # somebody ended it
         sys.exit(code)
     if code:

@@ -17,13 +17,13 @@ import os
 import random
 import runpy
 import shutil
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from atomic import write_json
+from environment import ROOT
 from glue.errors import UsageParser, needs, run_cli
 
 with needs("glue"):
@@ -32,8 +32,9 @@ with needs("glue"):
     import transformers
     from glue.checkpoints import checkpoints
     from glue.data import SAMPLE
+    from torch.distributed.elastic.utils.distributed import get_free_port
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = ROOT / "scripts"
 CASES = [(script, ranks) for script in ("run_glue", "run_glue_no_trainer") for ranks in (1, 2)]
 STEPS = 10
 WORDS = """
@@ -136,9 +137,7 @@ class _Case:
         return {"script": self.script, "ranks": self.ranks, **counts}
 
     def start(self, output: Path) -> list[Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = get_free_port()
         argv = [str(SCRIPTS / f"{self.script}.py"), *self.words, "--output_dir", str(output)]
         processes = [
             _context.Process(target=_train, args=(argv, rank, self.ranks, port, f"{output}.log"))

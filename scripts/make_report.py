@@ -15,6 +15,7 @@ from pathlib import Path
 from glue.errors import UsageError, UsageParser, needs, run_cli
 
 with needs("experiments"):
+    from atomic import check_output, write_text
     from experiments.evidence.page import page, read_results
 
 
@@ -42,11 +43,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
             f"--results {arguments.results}: has no results, and --output {output} is there; give "
             "the folder with comparison-*.json"
         )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(results, arguments.configs, output), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot be written: {error}") from error
+    check_output(output)
+    write_text(output, page(results, arguments.configs, output))
     print(f"{len(results)} files of results: {output} and its pictures")
     return output
 

@@ -18,10 +18,10 @@ from glue.errors import UsageParser, needs, run_cli
 with needs("glue"):
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from glue.data import SAMPLE
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import RobertaConfig
 
-SAMPLE = Path(__file__).parent / "glue" / "sample"
 VOCABULARY = 16000
 ENDINGS = 300
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's order: <pad> is 1

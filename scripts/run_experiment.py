@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
             check_output(Path(output.replace(PLACE, experiment.workload.name)))
     results: Results = {}
     failures: list[Failure] = []
+    folder = experiments[0].output_dir  # of the first run that failed
     for experiment, name in zip(experiments, names, strict=True):
         report = experiment.output_dir / (experiment.workload.name if len(names) > 1 else "")
         found, failed = run(experiment, processes, report)
@@ -64,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> Results:
             print(f"and as {path}")
         for label, each in found.items():
             results.setdefault(label, []).extend(each)
+        folder = experiment.output_dir if failed and not failures else folder
         failures += failed
-    end(failures, experiments[0].output_dir)
+    end(failures, folder)
     return results
 
 
@@ -76,8 +78,7 @@ def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, 
     results = {label: made(some, experiment.output_dir) for label, some in runs.items()}
     table = markdown(results)
     print(f"\n{experiment.workload.name}, {experiment.workload.steps} steps\n\n{table}\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_text(folder / "table.md", table + "\n")
     record = {
         "workload": experiment.workload.description(),
         "results": results,

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from glue.errors import UsageError, needs, one_line, run_cli
 
@@ -46,8 +46,6 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     training = args.training
     every = args.report.check_ranks_steps
     first = run.task.validation[0] if training.do_eval else None
-    # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
-    run.model.accepts_loss_kwargs = False
     with one_line(ValueError, ImportError):
         trainer = GlueTrainer(
             loraplus_lr_ratio=args.lora.loraplus_lr_ratio,
@@ -55,11 +53,12 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
             args=training,
             train_dataset=run.train if training.do_train else None,
             eval_dataset=run.splits[first] if first else None,
-            compute_metrics=compute_metrics(run.task),
+            compute_metrics=compute_metrics(run.task, run.order),
             data_collator=collator(run.tokenizer, args.data.pad_to_max_length, training.fp16),
             processing_class=run.tokenizer,
             callbacks=[Begin(run), *([RanksAgreeCallback(every)] if every else [])],
         )
+    # Classification heads ignore num_items_in_batch: divide their losses and gradients as ever.
     trainer.model_accepts_loss_kwargs = False
     results: dict[str, float] = {}
     saved: dict[str, Path | str] = {"saved in": run.folder}
@@ -93,21 +92,12 @@ class GlueTrainer(WholeCheckpointTrainer):
         self.loraplus_lr_ratio = loraplus_lr_ratio
 
     def get_eval_dataloader(self, *data: Any) -> Any:
-        with self._all_rows():
+        with patch.object(self.args, "dataloader_drop_last", False):  # that is for training alone
             return super().get_eval_dataloader(*data)
 
     def get_test_dataloader(self, *data: Any) -> Any:
-        with self._all_rows():
+        with patch.object(self.args, "dataloader_drop_last", False):
             return super().get_test_dataloader(*data)
-
-    @contextlib.contextmanager
-    def _all_rows(self) -> Iterator[None]:
-        """Examples may be dropped in training alone."""
-        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            yield
-        finally:
-            self.args.dataloader_drop_last = drops
 
     def create_optimizer(self, *model: Any) -> torch.optim.Optimizer:
         if self.optimizer is None and self.loraplus_lr_ratio is not None:

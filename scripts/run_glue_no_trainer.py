@@ -41,6 +41,7 @@ with needs("glue"):
         ProgressCallback,
         TrainerControl,
     )
+    from transformers.trainer_utils import speed_metrics
 
     import dwmgrad
     from dwmgrad.integrations.callback import DWMGradCallback, RanksAgreeCallback
@@ -134,16 +135,12 @@ class Loop:
         self.state.plan(total, training)
         self.state.is_local_process_zero = accelerator.is_local_main_process
         self.state.is_world_process_zero = accelerator.is_main_process
-        first_step, start = self.state.global_step, time.perf_counter()
+        first_step, start = self.state.global_step, time.time()
         self.steps()
-        seconds, steps = time.perf_counter() - start, self.state.global_step - first_step
-        metrics = {
-            "train_loss": self.state.loss_total / max(self.state.global_step, 1),
-            "train_runtime": seconds,
-            "train_samples": len(data),
-            "train_samples_per_second": steps / self.per_epoch * len(data) / seconds,
-            "train_steps_per_second": steps / seconds,
-        }
+        steps = self.state.global_step - first_step
+        metrics = speed_metrics("train", start, steps / self.per_epoch * len(data), steps)
+        metrics["train_loss"] = self.state.loss_total / max(self.state.global_step, 1)
+        metrics["train_samples"] = len(data)
         self.state.log(**metrics)
         metrics["epoch"] = self.state.epoch
         self.save_metrics("train", metrics)
@@ -248,7 +245,7 @@ class Loop:
         for split, suffix in self.job.evaluations()[: 1 if first_only else None]:
             start = time.perf_counter()
             logits, labels = self.outputs(split)
-            values = score(task, predictions_of(logits, task), labels)
+            values = score(task, predictions_of(logits, task), labels, self.job.order)
             values["loss"] = mean_loss(logits, labels)
             seconds = time.perf_counter() - start
             values.update(runtime=seconds, samples=len(labels))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from atomic import check_output, write_json
+from environment import ROOT
 from glue.errors import UsageError
 from provenance import machine, versions
 
@@ -24,7 +24,6 @@ from bench.probes import compilations
 from bench.shapes import Shapes
 from bench.timing import Step, TooSlow, pairs, spread, warm_up, why_too_large
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "triton bitsandbytes torchao torch-optimi schedulefree transformers".split()
 Row = dict[str, Any]
 
@@ -86,11 +85,11 @@ def run(
     `work` adds rows to the results, which come with machine, versions, commit and those of the
     command line's options that `settings` names; `plot` makes a figure of them.
     """
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        sys.exit("--plot needs matplotlib: pip install matplotlib")
     if options.plot is not None:
-        from matplotlib.backend_bases import FigureCanvasBase
-
+        try:
+            from matplotlib.backend_bases import FigureCanvasBase
+        except ImportError:
+            sys.exit("--plot needs matplotlib: pip install matplotlib")
         kinds = FigureCanvasBase.get_supported_filetypes()
         if options.plot.suffix and options.plot.suffix[1:].lower() not in kinds:
             sys.exit(f"--plot {options.plot}: its name must end in one of .{', .'.join(kinds)}")
@@ -112,7 +111,6 @@ def run(
         code = 130
     write(options.output, results)
     if options.plot is not None:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
         plot(results).savefig(options.plot, dpi=120)
     return code
 

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from glue.errors import UsageError
+from glue.errors import UsageError, one_line
 from torch import Tensor
 
 from experiments.workload import folder_of
@@ -49,13 +49,11 @@ def load_digits(path: Path) -> Recordings:
     The npz has `audio` (int16, all recordings end to end), `offsets` (recording i is
     audio[offsets[i]:offsets[i + 1]]), `label`, `is_test`, `sample_rate`.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            audio = data["audio"].astype(np.float32) / 2**15
-            waves = np.split(audio, data["offsets"][1:-1])
-            return Recordings(waves, data["label"], data["is_test"], int(data["sample_rate"]))
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
-        raise UsageError(f"--data_dir: cannot read {path}: {error}") from error
+    kinds, of = (OSError, KeyError, ValueError, BadZipFile), f"--data_dir: cannot read {path}: "
+    with one_line(*kinds, of=of), np.load(path, allow_pickle=False) as data:
+        audio = data["audio"].astype(np.float32) / 2**15
+        waves = np.split(audio, data["offsets"][1:-1])
+        return Recordings(waves, data["label"], data["is_test"], int(data["sample_rate"]))
 
 
 def find_urbansound(data_dir: str | None) -> Path:
@@ -76,12 +74,10 @@ def load_urbansound(folder: Path, test_fold: int = 10, rate: int = 16_000) -> Re
     import pandas
 
     index = folder / "metadata" / "UrbanSound8K.csv"
-    try:
+    with one_line(KeyError, ValueError, TypeError, of=f"{index}: lacks or garbles "):
         table = pandas.read_csv(index).astype({"fold": int, "classID": int})
         places = zip(table["fold"], table["slice_file_name"], strict=True)
         paths = [folder / "audio" / f"fold{fold}" / name for fold, name in places]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{index}: lacks or garbles {error}") from error
     held_out = (table["fold"] == test_fold).to_numpy()
     if held_out.all() or not held_out.any():
         raise UsageError(f"{folder}: fold {test_fold} must hold some recordings, and not all")

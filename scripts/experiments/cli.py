@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # noqa: F401 - without the extra, --help says what to install
+from environment import ROOT
 from glue.errors import UsageError, UsageParser
 
 from experiments.runner import Failure
 
-ROOT = Path(__file__).parents[2]
 _OPTIONS: dict[str, dict[str, Any]] = {
     "data_dir": {"help": "the folder with the data"},
     "model_name_or_path": {"help": "the pretrained encoder, for glue-*"},
@@ -56,8 +56,8 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
 
     A file outside of the repository has no folder. `given` is argument: value, None: not given.
     """
-    path, root = Path(file).resolve(), ROOT.resolve()
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    path = Path(file).resolve()
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     words = ["python", f"scripts/{script}", name]
     for argument, value in given.items():
         if value is not None:

@@ -58,12 +58,9 @@ def comparison_record(
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
     new = len(final_of(plan)["seeds"])
-
-    def has_new(entry: Mapping[str, Any]) -> bool:
-        return len(entry["final"]) == (0 if entry["best_lr"] is None else new)  # all may diverge
-
     return is_swept(contenders, plan) and all(
-        has_new(contenders[name]) for name in plan["contenders"]
+        len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
+        for own in map(contenders.__getitem__, plan["contenders"])
     )
 
 
@@ -106,7 +103,8 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
             last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]
-            found.append({**old, "runs": first, "final": last})
+            if old["best_lr"] in rates or old["best_lr"] is None:  # else the plan has another best
+                found.append({**old, "runs": first, "final": last})
         if found:
             contenders[name] = max(found, key=lambda each: len(each["runs"] + each["final"]))
     return {
@@ -142,17 +140,13 @@ def experiment_record(
 
 def full_results(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """An experiment's record as label: results, as far as it has them."""
-
-    def history(run: Result) -> list[dict[str, float]]:
-        return [{"step": s, key: v} for name, key in CURVES.items() for s, v in run.get(name, ())]
-
-    return {
-        label: [
-            {**record, **run, "settings": entry["settings"], "history": history(run)}
-            for run in entry["runs"]
-        ]
-        for label, entry in record["results"].items()
-    }
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in record["results"]}
+    for label, entry in record["results"].items():
+        for run in entry["runs"]:
+            points = [{"step": s, key: v} for n, key in CURVES.items() for s, v in run.get(n, ())]
+            full = {**record, **run, "settings": entry["settings"], "history": points}
+            found[label].append(full)
+    return found
 
 
 def head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:

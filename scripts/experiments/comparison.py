@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from glue.errors import UsageError
+from glue.errors import UsageError, choose
 
 from experiments import config
 from experiments.config import REQUIRED, Keys, checked, load, workload_of
-from experiments.contenders import CONTENDERS, choose, get_contender
+from experiments.contenders import CONTENDERS, get_contender
 from experiments.runner import Run, made
 from experiments.workload import Workload
 

@@ -93,6 +93,8 @@ def _with_numbers(value: Any) -> Any:
 def workload_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Workload, dict]:
     """The workload that a file asks for, and its options without folders."""
     options = dict(values["options"])
+    for name in options.keys() & {"name", "data_dir"}:
+        raise UsageError(f"workload {values['workload']}: {name} is none of its options")
     if model := given.get("model_name_or_path", options.get("model_name_or_path")):
         options["model_name_or_path"] = model
     data_dir = given.get("data_dir", values.get("data_dir"))

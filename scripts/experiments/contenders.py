@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from glue.errors import UsageError
+from glue.errors import UsageError, choose
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -175,12 +174,3 @@ def get_contender(name: str) -> Contender:
     """The contender called `name`; a UsageError that lists them all if there is none."""
     choose("contender", name, CONTENDERS)
     return CONTENDERS[name]
-
-
-def choose(kind: str, name: str, names: Iterable[str]) -> None:
-    """Raise a UsageError, with a near one and a list of all, if `name` is not among `names`."""
-    names = list(names)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{kind} {name}: no such one.{hint} Choose from: {', '.join(names)}")

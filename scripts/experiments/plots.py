@@ -74,7 +74,6 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path, title: str, dpi: int) -> Path:
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     return path
 

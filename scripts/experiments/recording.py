@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from provenance import machine, versions
@@ -48,7 +49,7 @@ class Recorder:
         if skipped_by(optimizer) > len(self.skipped):
             self.skipped.append(len(self.losses))
         step, every = len(self.losses), max(1, self.steps // POINTS)
-        point: dict[str, Any] = {"step": step, "loss": _mean(self.losses[-every:])}
+        point: dict[str, Any] = {"step": step, "loss": fmean(self.losses[-every:])}
         if isinstance(optimizer, DWMGrad):
             self.positive.append(optimizer.param_groups[0]["increases"])
             self.signal = optimizer.param_groups[0]["window_signal"]
@@ -76,7 +77,7 @@ class Recorder:
         result: dict[str, Any] = {
             "score": None if failed else self.score,
             "diverged": self.diverged,
-            "train_loss": None if failed else _mean(self.losses[-tail:]),
+            "train_loss": None if failed else fmean(self.losses[-tail:]),
             "steps": len(self.losses),
             "seconds": seconds,
             "metrics": {} if failed else self.metrics,
@@ -112,7 +113,3 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
         trend = before - after if signal == "decrease" else after - before
         wrong += (positive[step] > positive[step - 1]) != (trend > 0)
     return wrong / len(steps)
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import ROOT
 
 from dwmgrad import DWMGrad
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Replayed(DWMGrad):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from glue.checkpoints import WholeCheckpointTrainer, checkpoints
@@ -131,11 +132,9 @@ class _Trainer(WholeCheckpointTrainer):
         return self.loss
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        self.data_collator = self.job.collate_evaluation or self.job.collate
-        try:
+        collate = self.job.collate_evaluation or self.job.collate
+        with patch.object(self, "data_collator", collate):
             return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = self.collate
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -204,8 +203,8 @@ class _Record(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if not self.trainer.recorder.step(self.trainer.loss.item(), kwargs["optimizer"]):
-            control.should_training_stop, control.should_evaluate = True, False
-        if control.should_training_stop:  # the result follows
-            control.should_save = False
+        goes_on = self.trainer.recorder.step(self.trainer.loss.item(), kwargs["optimizer"])
+        if control.should_training_stop or not goes_on:  # the result follows
+            control.should_training_stop, control.should_save = True, False
+            control.should_evaluate = goes_on  # which older Trainers leave out at the end
         return control

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 INSTALL = 'pip install "dwmgrad[{0}]" (in a checkout: pip install -e ".[{0}]")'
@@ -15,6 +16,15 @@ INSTALL = 'pip install "dwmgrad[{0}]" (in a checkout: pip install -e ".[{0}]")'
 
 class UsageError(ValueError):
     """Something the user gave is wrong; the message says what, its value and the remedy."""
+
+
+def choose(kind: str, name: str, names: Iterable[str]) -> None:
+    """Raise a UsageError, with a near one and a list of all, if `name` is not among `names`."""
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{kind} {name}: no such one.{hint} Choose from: {', '.join(names)}")
 
 
 @contextlib.contextmanager
@@ -38,8 +48,11 @@ def needs(extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Around a library's own checks of what the user gave: these errors are `UsageError`s."""
+def one_line(*kinds: type[Exception], of: str = "") -> Iterator[None]:
+    """Around a library's own checks of what the user gave: these errors are `UsageError`s.
+
+    Their messages begin with `of`.
+    """
     try:
         yield
     except UsageError:
@@ -47,7 +60,8 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         if str(getattr(error, "name", "")).startswith("dwmgrad"):  # our own mistake
             raise
-        raise UsageError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{of}{reason}") from error
 
 
 def run_cli(main: Callable[[], object], extra: str = "glue") -> None:

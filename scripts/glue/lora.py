@@ -14,7 +14,7 @@ from glue.errors import INSTALL, UsageError
 from glue.model import DAMAGED
 
 
-def check_lora(arguments: LoraArguments, given: frozenset[str] = frozenset()) -> None:
+def check_lora(arguments: LoraArguments, given: frozenset[str]) -> None:
     """Errors that need no model.
 
     Raises:

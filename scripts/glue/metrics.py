@@ -15,6 +15,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from glue.tasks import Task
 
+Order = tuple[int, ...] | None
+"""The model's number of each class of the task; None where they are the task's own."""
 _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,
@@ -37,17 +39,28 @@ def names_of(task: Task) -> tuple[str, ...]:
     return (*task.metrics, *(["combined_score"] if both else []))
 
 
-def score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics by their official names; GLUE's two also as a mean: `combined_score`."""
+def score(
+    task: Task, predictions: np.ndarray, labels: np.ndarray, order: Order = None
+) -> dict[str, float]:
+    """The task's metrics by their official names; GLUE's two also as a mean: `combined_score`.
+
+    With an `order` the numbers are the model's; F1 needs the task's, of which 1 is the positive.
+    """
+    predictions, labels = _of_task(predictions, order), _of_task(labels, order)
     values = {name: float(_METRICS[name](labels, predictions)) for name in task.metrics}
     if "combined_score" in names_of(task):
         values["combined_score"] = float(np.mean(list(values.values())))
     return values
 
 
-def compute_metrics(task: Task) -> Callable[[Any], dict[str, float]]:
-    """The Trainer's `compute_metrics` for a task."""
-    return lambda p: score(task, predictions_of(p.predictions, task), p.label_ids)
+def _of_task(numbers: np.ndarray, order: Order) -> np.ndarray:
+    """From the model's class numbers to the task's."""
+    return numbers if order is None else np.argsort(order)[numbers]
+
+
+def compute_metrics(task: Task, order: Order = None) -> Callable[[Any], dict[str, float]]:
+    """The Trainer's `compute_metrics` for a task, and a model with this order of the classes."""
+    return lambda p: score(task, predictions_of(p.predictions, task), p.label_ids, order)
 
 
 def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -64,9 +77,7 @@ def write_submissions(run: Any, outputs: Callable[[str], Any], writes: bool) -> 
     for split, task, name in run.predictions():
         predictions = predictions_of(outputs(split), task)
         if writes:
-            if run.order is not None:  # from the model's class numbers to the task's
-                predictions = np.argsort(run.order)[predictions]
-            _write_submission(folder / name, task, predictions)
+            _write_submission(folder / name, task, _of_task(predictions, run.order))
     return folder
 
 

@@ -33,20 +33,17 @@ DAMAGED = (
 
 def load_tokenizer(model: ModelArguments, data: DataArguments) -> PreTrainedTokenizerBase:
     """The fast tokenizer that belongs to the model (or --tokenizer_name)."""
-    for name in ("tokenizer_name", "model_name_or_path", "config_name"):
-        if source := getattr(model, name):
-            tokenizer = _load(name, source, AutoTokenizer.from_pretrained, model, use_fast=True)
-            return _checked(tokenizer, f"--{name} {source}")
-    return _load("use_sample", _sample_or_error(data), AutoTokenizer.from_pretrained, model)
-
-
-def _checked(tokenizer: PreTrainedTokenizerBase, given: str) -> PreTrainedTokenizerBase:
-    """Without its files transformers makes a tokenizer that knows no word."""
-    remedy = "give one that does by --tokenizer_name"
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UsageError(f"{given}: has no tokenizer's files, or empty ones; {remedy}")
-    if tokenizer.pad_token is None:
-        raise UsageError(f"{given}: its tokenizer cannot pad, as it has no pad_token; {remedy}")
+    names = ("tokenizer_name", "model_name_or_path", "config_name")
+    name = next((name for name in names if getattr(model, name)), "use_sample")
+    source = getattr(model, name, None) or _sample_or_error(data)
+    tokenizer = _load(name, source, AutoTokenizer.from_pretrained, model)
+    problem = None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers made it up
+        problem = "has no tokenizer's files, or empty ones"
+    elif tokenizer.pad_token is None:
+        problem = "its tokenizer cannot pad, as it has no pad_token"
+    if problem:
+        raise UsageError(f"--{name} {source}: {problem}; give one that does by --tokenizer_name")
     return tokenizer
 
 

@@ -46,7 +46,7 @@ def check_optimizer(training: TrainingArguments) -> None:
 
 
 def build_optimizer(
-    model: Any, training: TrainingArguments, loraplus_lr_ratio: float | None = None
+    model: Any, training: TrainingArguments, loraplus_lr_ratio: float | None
 ) -> torch.optim.Optimizer:
     """The optimizer that the Trainer would build, or LoRA+'s with that ratio.
 

@@ -103,7 +103,7 @@ def _labels(values: Sequence[Any], where: str, regression: bool | None) -> tuple
         if value in (None, ""):
             raise UsageError(f"{where} in row {row} is missing: fill it in, or remove the row")
     names = set(map(str, values))
-    whole = all(re.fullmatch(r"[+-]?\d+", name) for name in names)
+    whole = all(re.fullmatch(r"[+-]?\d{1,300}", name) for name in names)
     if regression is None:
         regression = not whole and all(map(_is_number, names))
     if regression:

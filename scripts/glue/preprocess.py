@@ -27,8 +27,8 @@ def tokenize(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     arguments: DataArguments,
-    label_order: tuple[int, ...] | None = None,
-    cache_dir: str | None = None,
+    label_order: tuple[int, ...] | None,
+    cache_dir: str | None,
 ) -> dict[str, Dataset]:
     """Every split as `input_ids`, `attention_mask`, `labels`, cut to `max_seq_length` tokens.
 

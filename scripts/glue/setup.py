@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from glue.checkpoints import forget_later, steps_done
 from glue.data import ax_of, load_splits
-from glue.errors import UsageError
+from glue.errors import UsageError, one_line
 from glue.identity import fingerprint, identity
 from glue.leftovers import (
     check_evaluated,
@@ -47,10 +48,8 @@ from glue.tasks import Task, get_task
 
 
 @dataclass
-class PreparedRun(contextlib.AbstractContextManager):
+class PreparedRun:
     """A task with its tokenized splits, model and tokenizer, ready to train.
-
-    As a context it holds its folder for itself; no other run gets it before the end.
 
     `order` is the model's number of each class of the task, where they differ.
     `checkpoint` is where training goes on from, if anywhere; `folder` takes all results; `record`
@@ -70,10 +69,6 @@ class PreparedRun(contextlib.AbstractContextManager):
     writes: bool
     begun: bool = False
     complete: bool = False
-    holds: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def __exit__(self, *error: Any) -> None:
-        self.holds.close()
 
     def begin(self, total: int) -> bool:
         """Training is about to start: every rank calls it when all is loaded.
@@ -132,11 +127,12 @@ class PreparedRun(contextlib.AbstractContextManager):
         return files
 
 
-def prepare(args: Arguments, script: str) -> PreparedRun:
+@contextlib.contextmanager
+def prepare(args: Arguments, script: str) -> Iterator[PreparedRun]:
     """Check everything that needs no model, then load data, tokenizer and model.
 
     `script` is the name of the one that trains: the two do not read each other's checkpoints. The
-    run holds its folder until it is left as a context.
+    folder is the run's own inside the context: no other run gets it before the end.
 
     Raises:
         UsageError: the first thing that is wrong.
@@ -147,9 +143,8 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
     training.process_index  # noqa: B018 - reading it is what starts the process group
     if training.use_cpu and distributed.is_initialized():  # transformers drops the timeout there
         distributed_c10d._set_pg_timeout(training.ddp_timeout_delta)
-    with contextlib.ExitStack() as holds:
-        check_machines(training, folder)
-        holds.enter_context(exclusive(folder))
+    check_machines(training, folder)
+    with exclusive(folder):
         record = identity(args, script, task)
         check_source(args, folder)
         check_evaluated(args, folder, task)
@@ -166,8 +161,7 @@ def prepare(args: Arguments, script: str) -> PreparedRun:
             remove_figures(folder)
         if checkpoint is not None and training.process_index == 0:
             print(f"Resuming from {checkpoint}; --overwrite_output_dir starts afresh")
-        run.holds = holds.pop_all()
-    return run
+        yield run
 
 
 def _checked_task(args: Arguments) -> Task:
@@ -180,12 +174,10 @@ def _checked_task(args: Arguments) -> Task:
         raise UsageError("--use_sample and --data_dir exclude each other")
     if training.do_eval and not task.validation and not training.do_train:
         raise UsageError(f"--do_eval: {task.name} has no labelled data; use --do_predict")
-    try:
+    asked = " ".join(training.report_to or [])
+    with one_line(ValueError, RuntimeError, ImportError, of=f"--report_to {asked}: "):
         for tracker in get_reporting_integration_callbacks(training.report_to):
             tracker()  # tells whether its package is there
-    except (ValueError, RuntimeError, ImportError) as error:
-        asked = " ".join([*training.report_to] if training.report_to else [])
-        raise UsageError(f"--report_to {asked}: {error}") from error
     if training.eval_on_start and not training.do_eval:
         raise UsageError("--eval_on_start needs --do_eval")
     for name in ("batch_eval_metrics", "prediction_loss_only"):
@@ -228,17 +220,8 @@ def _load(
         if task.own:
             print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
         print_trainable(model)
-    return PreparedRun(
-        task=task,
-        splits=splits,
-        tokenizer=tokenizer,
-        model=model,
-        order=order,
-        checkpoint=checkpoint,
-        folder=folder,
-        record=record,
-        writes=training.should_save,
-    )
+    writes = training.should_save
+    return PreparedRun(task, splits, tokenizer, model, order, checkpoint, folder, record, writes)
 
 
 def _check_batch(training: TrainingArguments, examples: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
-from glue.errors import UsageError
+from glue.errors import UsageError, choose
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,5 @@ def get_task(name: str | None) -> Task:
             "for one's own data, --train_file or --dataset_name"
         )
     key = name.lower().replace("-", "").replace("_", "")
-    if key in TASKS:
-        return TASKS[key]
-    near = difflib.get_close_matches(key, TASKS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f"--task_name {name}: no such task.{hint} Choose from: {', '.join(TASKS)}")
+    choose("--task_name", key, TASKS)
+    return TASKS[key]

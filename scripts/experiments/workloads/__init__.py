@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from glue.errors import UsageError
+from glue.errors import UsageError, choose, one_line
 
-from experiments.contenders import choose
 from experiments.workload import Workload
 
 _COSINE = {"schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4}
@@ -75,10 +74,11 @@ def make_workload(name: str, data_dir: str | None = None, **options: Any) -> Wor
     maker, values = _FORMS.get(name, ("glue.pretrained", {}))
     module, _, attribute = maker.partition(".")
     make = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    steps = options.get("steps", 1)
-    if type(steps) is not int or steps < 1:
-        raise UsageError(f"workload {name}: steps {steps!r}: must be a whole number, at least 1")
-    try:
+    for field in ("steps", "batch_size"):
+        value = options.get(field, 1)
+        if type(value) is not int or value < 1:
+            raise UsageError(
+                f"workload {name}: {field} {value!r}: must be a whole number, at least 1"
+            )
+    with one_line(TypeError, of=f"workload {name}: "):
         return make(**{"name": name, "data_dir": data_dir, **values, **options})
-    except TypeError as error:
-        raise UsageError(f"workload {name}: {error}") from error

@@ -106,7 +106,7 @@ def load_images(data_dir: str | None, split: str, limit: int | None) -> list[tup
                 image = np.array(Image(mode="RGB").decode_example({"bytes": data, "path": None}))
             except (OSError, ValueError, TypeError, KeyError) as error:
                 raise UsageError(f"{path}: row {row} is no image: {error}") from error
-            if image.shape != (32, 32, 3) or not 0 <= label < 10:
+            if image.shape != (32, 32, 3) or label not in range(10):
                 raise UsageError(f"{path}: row {row} is {image.shape}, label {label}")
             rows.append((torch.from_numpy(image).permute(2, 0, 1), int(label)))
     return rows

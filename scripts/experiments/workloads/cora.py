@@ -19,7 +19,6 @@ Geometric for instance:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from glue.errors import UsageError
+from glue.errors import UsageError, one_line
 from torch import Tensor, nn
 
 from experiments.loop import run_loop
@@ -83,9 +82,10 @@ class GCN(nn.Module):
 
     def __init__(self, features: int, hidden: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.first = nn.Parameter(_glorot(features, hidden))
+        glorot = nn.init.xavier_uniform_
+        self.first = nn.Parameter(glorot(torch.empty(features, hidden)))
         self.first_bias = nn.Parameter(torch.zeros(hidden))
-        self.second = nn.Parameter(_glorot(hidden, classes))
+        self.second = nn.Parameter(glorot(torch.empty(hidden, classes)))
         self.second_bias = nn.Parameter(torch.zeros(classes))
         self.dropout = dropout
 
@@ -100,11 +100,6 @@ class GCN(nn.Module):
 
 
 _sparse = functools.partial(torch.sparse_coo_tensor, check_invariants=False)
-
-
-def _glorot(rows: int, columns: int) -> Tensor:
-    bound = math.sqrt(6 / (rows + columns))
-    return torch.empty(rows, columns).uniform_(-bound, bound)
 
 
 class Graph(NamedTuple):
@@ -134,7 +129,8 @@ def find_graph(data_dir: str | None) -> Path:
 
 def load_graph(path: Path) -> Graph:
     """The file of `find_graph`; a UsageError if its parts cannot be read or do not fit together."""
-    try:
+    # NumPy, zipfile, zlib and SciPy raise a dozen kinds
+    with one_line(Exception, of=f"--data_dir: cannot read {path}: "):
         with np.load(path, allow_pickle=False) as data:
             matrix = (data["x_data"].astype(np.float32), data["x_indices"], data["x_indptr"])
             features = sp.csr_matrix(matrix, shape=tuple(data["x_shape"]))
@@ -147,9 +143,6 @@ def load_graph(path: Path) -> Graph:
         if edges.ndim != 2 or len(edges) != 2 or edges.min() < 0 or edges.max() >= nodes:
             raise ValueError(f"edge_index needs two rows of node numbers below {nodes}")
         return graph
-    except Exception as error:  # NumPy, zipfile, zlib and SciPy raise a dozen kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"--data_dir: cannot read {path}: {reason}") from error
 
 
 @functools.lru_cache(maxsize=2)

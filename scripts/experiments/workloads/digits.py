@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from glue.errors import choose
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from experiments import audio
-from experiments.contenders import choose
 from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
 
 

@@ -84,10 +84,10 @@ class Glue(TrainerWorkload):
         from experiments.training import train
 
         settings = self.settings(contender, settings)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
-            run = prepare(parse(self._arguments(seed, folder)), "experiment")
-        with run:
-            run.model.accepts_loss_kwargs = False  # heads ignore num_items_in_batch
+        arguments = parse(self._arguments(seed, folder))
+        with contextlib.ExitStack() as holds:
+            with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
+                run = holds.enter_context(prepare(arguments, "experiment"))
             examples, evaluation = run.train, run.splits[run.task.validation[0]]
             if self.holdout:
                 examples, evaluation = examples.train_test_split(self.holdout, seed=0).values()
@@ -96,7 +96,7 @@ class Glue(TrainerWorkload):
                 train=examples,
                 evaluation=evaluation,
                 collate=collator(run.tokenizer, False, False),
-                compute_metrics=compute_metrics(run.task),
+                compute_metrics=compute_metrics(run.task, run.order),
                 score=lambda metrics: metrics[run.task.main_metric],
                 classes=run.model.config.num_labels,
             )

@@ -87,13 +87,13 @@ def blocks(size: int, least: int = 5) -> tuple[torch.Tensor, torch.Tensor, int]:
     The vocabulary: 0 for what is unknown, and the tokens that come `least` times in training.
     """
     from glue.data import SAMPLE
-    from glue.files import find_split, read_columns
+    from glue.files import read_columns
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE)
     streams = []
     for split in ("train", "validation"):
-        sentences = read_columns(find_split(SAMPLE, split)[0])["sentence"]
+        sentences = read_columns(SAMPLE / f"{split}.parquet")["sentence"]
         rows = tokenizer(whole_sentences(sentences), return_attention_mask=False)["input_ids"]
         streams.append(torch.tensor([token for row in rows for token in row]))
     known = torch.bincount(streams[0], minlength=len(tokenizer)) >= least

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from glue.errors import choose
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from experiments.contenders import choose
 from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
 from experiments.workloads.language import whole_sentences
 
@@ -74,9 +74,9 @@ def _factors() -> Task:
 
 def _characters() -> Task:
     from glue.data import SAMPLE
-    from glue.files import find_split, read_columns
+    from glue.files import read_columns
 
-    sentences = read_columns(find_split(SAMPLE, "train")[0])["sentence"]
+    sentences = read_columns(SAMPLE / "train.parquet")["sentence"]
     text = " ".join(whole_sentences(sentences))[: 65 * 5000]
     known = sorted(set(text))
     number = {character: place for place, character in enumerate(known)}

@@ -209,6 +209,18 @@ def test_more_seeds_or_rates_are_the_same_plan(tmp_path):
         assert {(run["lr"], run["seed"]) for run in own["runs"]} == {(1e-2, 0), (1e-1, 0)}
 
 
+def test_new_seeds_at_a_rate_that_the_plan_no_longer_has_are_not_its_own(tmp_path):
+    comparison = a_comparison(tmp_path)
+    finish(comparison)
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    assert {own["best_lr"] for own in kept["contenders"].values()} == {1e-2}
+    fewer = replace(
+        comparison, values={**comparison.values, "rates": [1e-4]}, output_dir=tmp_path / "none"
+    )
+    record = joined(comparison_record(fewer, [], "x"), kept)
+    assert not record["complete"] and not record["contenders"]
+
+
 def test_runs_of_another_preset_are_not_those_of_the_plan(tmp_path):
     comparison = a_comparison(tmp_path)
     finish(comparison)
@@ -323,6 +335,8 @@ def test_no_folder_is_told(tmp_path):
         ("seeds: [0, 1]", "", "seeds is missing"),
         ("seeds: [2, 3, 4]", "seeds: [1, 2]", r"final: seeds \[1\] are among those that choose"),
         ("options: {steps: 20}", "options: {stepz: 20}", "stepz"),
+        ("options: {steps: 20}", "options: {name: x}", "name is none of its options"),
+        ("options: {steps: 20}", "options: {batch_size: 0}", "batch_size 0: must be a whole"),
         ("final: {seeds: [2, 3, 4], options: {steps: 20}}", "final: {}x", "final"),
         ("title: The valley", "titel: x", "unknown 'titel'"),
     ],

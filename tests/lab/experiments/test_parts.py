@@ -65,6 +65,19 @@ def test_a_file_without_images_is_told(tmp_path):
         load_images(str(tmp_path), "train", None)
 
 
+def test_an_image_without_a_label_is_told(images_dir, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (source,) = images_dir.glob("train*.parquet")
+    table = pq.read_table(source).slice(0, 1)
+    place = table.column_names.index("label")
+    table = table.set_column(place, "label", pa.array([None], pa.int64()))
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match="row 0 is .*label None"):
+        load_images(str(tmp_path), "train", None)
+
+
 def test_a_tone_lights_the_band_of_its_pitch():
     rate, filters = 8000, mel_filters(8000, 256, 40)
     assert filters.shape == (40, 129) and (filters >= 0).all() and filters.max() <= 1

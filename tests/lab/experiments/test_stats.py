@@ -53,7 +53,9 @@ def test_a_difference_is_welchs_test():
     assert found.chance_below(-2) == pytest.approx(above.pvalue)
     assert welch([], ONE) is None and welch(ONE, ONE[:2]).interval is None
     assert welch(ONE, ONE[:2]).chance_below(0) is None
-    assert welch([1.0] * 3, [1.0] * 3).chance_below(-1) == 0
+    equal = welch([1.0] * 3, [1.0] * 3)
+    assert equal.chance_below(-1) == 0 and equal.chance_equal() == 1
+    assert welch([2.0] * 3, [1.0] * 3).chance_equal() == 0
 
 
 def test_holms_correction():

@@ -80,6 +80,15 @@ def test_other_contenders_train_too(name, contender, small, tmp_path):
     assert not any("window" in point for point in result["history"])
 
 
+def test_the_last_score_is_that_of_the_end(tmp_path):
+    """Also where the evaluations before it do not divide the steps."""
+    workload = make_workload("small-regression", steps=10)
+    result = workload.run("adamw", {"lr": 1e-3}, 0, tmp_path)
+    scores = [point for point in result["history"] if "score" in point]
+    assert [point["step"] for point in scores] == [4, 8, 10]
+    assert result["score"] == scores[-1]["score"]
+
+
 @pytest.mark.parametrize("name", ["rosenbrock", "language"])
 def test_divergence_is_a_result(name, small, tmp_path):
     result = small(name).run("sgd", {"lr": 1e30}, 0, tmp_path)

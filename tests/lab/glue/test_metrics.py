@@ -35,6 +35,14 @@ def test_values_and_names(name):
         assert got["combined_score"] == pytest.approx(np.mean([got[m] for m in task.metrics]))
 
 
+def test_f1_is_that_of_the_tasks_positive_class_whatever_the_models_order():
+    """A model may know MRPC's classes by the other numbers: equivalent is 0 there."""
+    labels, always = np.array([0, 0, 1, 0]), np.zeros(4, dtype=int)
+    got = score(TASKS["mrpc"], always, labels, order=(1, 0))
+    assert got["f1"] == sklearn.f1_score([1, 1, 0, 1], [1, 1, 1, 1])
+    assert got["accuracy"] == 0.75 and score(TASKS["mrpc"], always, labels)["f1"] == 0
+
+
 def test_two_metrics_at_once_do_not_meet():
     wrong, right = np.array([0, 1]), np.array([1, 0])
     for _ in range(2):
