@@ -408,3 +408,18 @@ def test_500_steps_leave_no_more_behind_than_one() -> None:
     for _ in range(500):
         step()
     assert tensors() == before
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_on_two_devices_moves_on_both() -> None:
+    """What each device says of skipped elements is added up on one of them."""
+    params = [torch.ones(9, device=f"cuda:{index}", requires_grad=True) for index in range(2)]
+    optimizer = DWMGrad(params, lr=0.1)
+    for step in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+            param.grad[0] = math.nan
+        optimizer.step(loss=1.0 - step / 10)
+    for param in params:
+        assert param[0] == 1 and bool((param[1:] < 1).all())

@@ -128,3 +128,29 @@ def test_two_by_two_ranks_equal_one_process_whatever_the_loss_group(
         for group, found in rank.items():
             assert found["windows"] == alone["windows"], group
             assert furthest(found, alone) < ROUNDING, group
+
+
+def loaded_in_8_bits(rank: int) -> tuple[str, list[Any], list[Any]]:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+
+    def made(**options: Any) -> DWMGrad:
+        whole = torch.ones(128, 64)  # too small, and the state would stay in float32
+        param = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+        param.grad = distribute_tensor(whole, mesh, [Shard(0)])
+        return DWMGrad([param], **options)
+
+    saved, loading = made(), made(state_dtype="int8")
+    saved.step(loss=1.0)
+    before = [loading.window, loading.param_groups[0]["steps"], len(loading.state)]
+    with pytest.raises(ValueError) as error:
+        loading.load_state_dict(saved.state_dict())
+    after = [loading.window, loading.param_groups[0]["steps"], len(loading.state)]
+    return str(error.value), before, after
+
+
+def test_a_state_that_cannot_be_held_in_8_bits_changes_nothing(tmp_path: Path) -> None:
+    for message, before, after in run(loaded_in_8_bits, tmp_path):
+        assert message.startswith('state_dtype="int8" does not take parameters that are cut')
+        assert before == after

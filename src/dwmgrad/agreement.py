@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.amp.grad_scaler import OptState
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.optim import Optimizer
 
-from . import alone, capturable, checkpoint, distributed, progress, ranks, state
+from . import alone, capturable, distributed, progress, ranks, state
 from .losses import LossFeed, Observation
 from .plan import Plan
 from .ranks import Agreed, Share
@@ -21,6 +22,8 @@ from .ranks import Agreed, Share
 class Agreeing(Optimizer, Joinable):
     """An optimizer whose ranks have one loss, and make or skip a step together."""
 
+    live: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+    """All that there are, for hosts that do not tell whose backward pass they make."""
     loss_group: Any
     _device_window: capturable.DeviceWindow | None
     _plan: Plan | None
@@ -35,6 +38,7 @@ class Agreeing(Optimizer, Joinable):
         self.loss_group = loss_group
         self._same_setup = self._has_stepped_alone = False
         Joinable.__init__(self)
+        self.live.add(self)
         alone.watch()
 
     def _agreed_on(self, observation: Observation | None) -> Agreed:
@@ -86,8 +90,8 @@ class Agreeing(Optimizer, Joinable):
         if steps_alone:
             self._has_stepped_alone = True
         elif not self._same_setup:
-            ignored = checkpoint.PROGRESS if self._has_stepped_alone else ()
-            distributed.check_setup(self, self.loss_group, ignored)
+            ignored = progress.PROGRESS if self._has_stepped_alone else ()
+            distributed.check_setup(self, ignored)
             self._same_setup = True
         device = ranks.home_of(self.param_groups)
         if not self.param_groups[0]["capturable"]:

@@ -7,8 +7,8 @@ for the device, and a CUDA graph can contain it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -20,24 +20,12 @@ from . import kernels, rule
 from .decision import Call, calls_of
 from .kernels import one_launch
 from .plan import Moves
-from .progress import GUARD_COUNTS, PROGRESS, advanced
-from .ranks import Agreed, widest
+from .progress import COUNTS, LOSSES, PROGRESS, advanced
+from .ranks import Agreed
+from .rule import widest
 from .state import ZERO_SHARE, share_of, zero_share_of
 
-_LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")  # NaN for None
-_COUNTS = ("window", "observations", "increases", "steps", *GUARD_COUNTS)
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
-
-
-@dataclass(eq=False)
-class _Share:
-    """The share of the zeros in the mean squares of `members` parameters, one number on the device.
-
-    On the host it is a number in each parameter's state.
-    """
-
-    number: Tensor
-    members: int
 
 
 class DeviceWindow:
@@ -58,52 +46,47 @@ class DeviceWindow:
         self._marks = torch.zeros(3, dtype=torch.int32, device=device)
         self._skipped_elements, self._skipped_steps, self._at_floor = self._marks.unbind()
         self._addresses = one_launch.Addresses()
-        self._shares: dict[int, tuple[dict[str, Any], _Share]] = {}  # by the id of a state
-        self._fresh: dict[float, _Share] = {}  # made for the step to come
+        # `state.ZERO_SHARE` on the device, one number for all that began together; by a state's id
+        self._shares: dict[int, tuple[dict[str, Any], Tensor]] = {}
+        self._fresh: dict[float, Tensor] = {}  # made for the step to come
         self.begins = groups[0]["steps"] == 0  # no step has been tried yet
 
-    def age(self, own: dict[str, Any]) -> _Share:
+    def age(self, own: dict[str, Any]) -> Tensor:
         """What a parameter has in common with those that began with it; `own` is its state."""
         kept = self._shares.get(id(own))
-        if kept is not None and kept[0] is own:
-            return kept[1]
-        _refuse_capture(self.device)
-        value = zero_share_of(own)
-        share = self._fresh.get(value)
-        if share is None:
-            number = torch.full((), value, dtype=self._dtype, device=self.device)
-            share = self._fresh[value] = _Share(number, 0)
-        share.members += 1
-        self._shares[id(own)] = own, share
-        return share
+        if kept is None:
+            _refuse_capture(self.device)
+            value = zero_share_of(own)
+            if value not in self._fresh:
+                self._fresh[value] = self._number(value)
+            kept = self._shares[id(own)] = own, self._fresh[value]
+        return kept[1]
 
     def keep_only(self, states: Iterable[dict[str, Any]]) -> None:
         """Lets go of the states that the optimizer has no more, as after `state.clear()`."""
         present = set(map(id, states))
-        for own, (_, share) in list(self._shares.items()):
-            if own not in present:
-                share.members -= 1
-                del self._shares[own]
+        self._shares = {own: kept for own, kept in self._shares.items() if own in present}
 
     def _after_step(
         self, cohorts: Moves, decay: Tensor | float, happens: Tensor
-    ) -> dict[_Share, Tensor]:
+    ) -> dict[Tensor, Tensor]:
         """Moves the shares on; returns, for each cohort's age, its share now."""
         self._fresh.clear()
         self.begins = False
-        together: dict[_Share, list[dict[str, Any]]] = {}
+        together: dict[Tensor, list[dict[str, Any]]] = {}
         for cohort in chain.from_iterable(cohorts):
             together.setdefault(cohort.age, []).extend(cohort.states)
+        all_move = sum(map(len, together.values())) == len(self._shares)
+        every = () if all_move else self._shares.values()
+        members = Counter(id(share) for _, share in every)
         moved = {}
         for age, owns in together.items():
             share = age
-            if len(owns) < age.members:  # some of them have no gradient: they part
-                age.members -= len(owns)
-                share = _Share(age.number.clone(), len(owns))
+            if len(owns) < members[id(age)]:  # some of them have no gradient: they part
+                share = age.clone()
                 self._shares.update((id(own), (own, share)) for own in owns)
-            after = rule.share_after(share.number, decay)
-            share.number.copy_(torch.where(happens, after, share.number))
-            moved[age] = share.number
+            share.copy_(torch.where(happens, rule.share_after(share, decay), share))
+            moved[age] = share
         return moved
 
     def check(self, params: Iterable[Tensor]) -> None:
@@ -135,13 +118,7 @@ class DeviceWindow:
         now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
         present = [{**group, **now, "lr": self._lr_of(group)} for group in groups]
         common = present[0]
-        new, window, happens, counts = advanced(
-            common,
-            agreed.loss,
-            agreed.micro_batches,
-            happens=agreed.loss < math.inf,
-            counts=agreed.loss.isfinite(),
-        )
+        new, window, happens, counts = advanced(common, agreed)
         shares = self._after_step(moves, window.decay(common["second_moment_window"]), happens)
         inverse = self._number(1.0 if grad_scale is None else grad_scale).reciprocal()
         rates = rule.learning_rates(present)
@@ -186,16 +163,15 @@ class DeviceWindow:
             loss at `loss_floor` or below it.
         """
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
-        numbers |= {name: int(numbers[name]) for name in _COUNTS}
-        numbers |= {name: None for name in _LOSSES if math.isnan(numbers[name])}
+        numbers |= {name: int(numbers[name]) for name in COUNTS}
+        numbers |= {name: None for name in LOSSES if math.isnan(numbers[name])}
         if numbers["micro_batches"].is_integer():
             numbers["micro_batches"] = int(numbers["micro_batches"])
         for group in groups:
             group.update(numbers)
-        shares = {share for _, share in self._shares.values()}
+        shares = list({share for _, share in self._shares.values()})
         if shares:
-            values = torch.stack([share.number for share in shares]).tolist()
-            now = dict(zip(shares, map(share_of, values), strict=True))
+            now = dict(zip(shares, map(share_of, torch.stack(shares).tolist()), strict=True))
             for own, share in self._shares.values():
                 if ZERO_SHARE in own:
                     own[ZERO_SHARE] = now[share]

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from . import arguments
 from .kernels.fit import Form, forms_of, misfit
-from .progress import GUARD_COUNTS, PROGRESS, SCHEMA, guard_numbers
+from .progress import COUNTS, LOSSES, PROGRESS, SCHEMA, group_numbers
 from .rule import PAPER, Guard
-from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, zero_share_of
+from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, stored, zero_share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
 _SINCE_5 = {
@@ -26,7 +26,7 @@ _SINCE_5 = {
     "peak_lr": None,
     "effective_lr": 0.0,
     "clipped_to": 1.0,
-    **guard_numbers(Guard(0.0)),
+    **group_numbers(Guard(0.0)),
     "limit_growth": 0.0,
     "limit_slope": 0.0,
     "loss_left": 1.0,
@@ -71,6 +71,7 @@ def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
     ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
     shared: dict[Any, float | None] = {}
+    dtypes: dict[Any, str | None] = {}
     for index, (group, current) in enumerate(zip(groups, own_groups, strict=True)):
         where = f"state_dict['param_groups'][{index}]"
         _check_group(where, group, len(current["params"]), groups[0], ours)
@@ -80,10 +81,13 @@ def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
                     f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
                 )
             shared[key] = adopted[index][1]
+            dtypes[key] = group["state_dtype"]
     state = dict(state_dict["state"])
     for key, own in state.items():
         if key in params:
             state[key] = _checked_own(key, own, params[key], shared[key])
+            if BUFFERS[0] in state[key]:
+                stored(params[key], dtypes[key])  # `convert` is to raise nothing later
         elif isinstance(own, dict) and set(BUFFERS) & set(own):
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
     _refuse_shared({key: state[key] for key in params if key in state})
@@ -194,7 +198,7 @@ def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours:
 
 def _check_progress(group: dict[str, Any]) -> None:
     most = {"window": group["max_window"], "increases": group["observations"]}
-    for name in ("observations", "window", "increases", "steps", *GUARD_COUNTS):
+    for name in COUNTS:
         least = 1 if name == "window" else 0
         _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)
     for name in ("micro_batches", "effective_lr", "guard_deviation"):
@@ -202,7 +206,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)
     _check_number("guard_mean", group["guard_mean"])
-    for name in ("last_loss", "mean_loss", "quarter_loss", "slow_loss", "peak_lr"):
+    for name in (*LOSSES, "peak_lr"):
         if group[name] is not None:
             _check_number(name, group[name], kind="a number or None")
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from . import kernels, rule
 from .plan import Moves
 from .rule import Number
-from .state import stochastic_state
 
 
 class Call(NamedTuple):
@@ -46,7 +45,8 @@ def calls_of(
     """
     calls = []
     for group, own, lr in zip(groups, moves, rates, strict=True):
-        rounding = stochastic_state(group), group["stochastic_rounding"]
+        rounds = group["stochastic_rounding"]
+        rounding = rounds or group["state_dtype"] == "bfloat16", rounds
         preferences = group["foreach"], group["fused"]
         for age, _, buckets in own:
             five = rule.coefficients(group, window, lr, share_of(age))

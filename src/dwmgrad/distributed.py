@@ -13,9 +13,10 @@ from torch import Tensor
 
 from . import arguments, kernels
 from ._version import __version__
-from .checkpoint import COMMON, PROGRESS
-from .ranks import gathered, home_of, is_flat_piece, size
-from .state import local_part
+from .checkpoint import COMMON
+from .progress import PROGRESS
+from .ranks import gathered, home_of, size
+from .state import is_flat_piece, local_part
 from .wrappers import dwmgrad_in, innermost, is_partitioned
 
 __all__ = ["assert_ranks_agree"]
@@ -112,14 +113,13 @@ def _checksum(param: Tensor) -> Tensor:
 # ---- the set-up ----
 
 
-def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None:
+def check_setup(optimizer: Any, ignored: Iterable[str]) -> None:
     """Raises RuntimeError on every rank if versions, kernels, settings or windows differ.
 
     Ranks that differ in these drift apart with each step. One collective.
 
     Args:
         optimizer: the DWMGrad.
-        group: the process group; None is the default one.
         ignored: settings that may differ.
     """
     groups = optimizer.param_groups
@@ -128,7 +128,7 @@ def check_setup(optimizer: Any, group: Any, ignored: Iterable[str] = ()) -> None
         setup["what loss_limit predicts from"] = _size_of_copies(groups)
     own = {name: str(value)[:80] for name, value in setup.items()}
     text = json.dumps(own).encode().ljust(_SETUP_BYTES)
-    rows = gathered(list(text), home_of(groups), group, torch.uint8)
+    rows = gathered(list(text), home_of(groups), optimizer.loss_group, torch.uint8)
     setups = [json.loads(bytes(each)) for each in rows]
     found = []
     for name in setups[0]:

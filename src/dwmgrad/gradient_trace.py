@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .state import local_part
+from .state import is_flat_piece, local_part
 
 _SMALL = 2**16  # elements, which are looked through in microseconds
 
@@ -69,10 +69,7 @@ class Trace:
 
 def may_be_elsewhere(groups: list[dict[str, Any]]) -> bool:
     """Whether a backward pass may leave its gradients out of `.grad`, as FSDP's does."""
-    return any(
-        hasattr(param, "placements") or hasattr(param, "_fsdp_flattened")
-        for param in _last_first(groups)
-    )
+    return any(hasattr(p, "placements") or is_flat_piece(p) for p in _last_first(groups))
 
 
 def marks(groups: list[dict[str, Any]]) -> list[Mark]:
@@ -113,7 +110,7 @@ def _small_first(groups: list[dict[str, Any]], before: list[Mark]) -> Iterator[T
         grad = param.grad
         if grad is None or grad.layout is not torch.strided or not _is_changed(param, mark):
             continue
-        if getattr(param, "_fsdp_flattened", False):  # FSDP1 moves the gradients about
+        if is_flat_piece(param):  # FSDP1 moves the gradients about
             continue
         size = local_part(grad).numel()
         if 0 < size <= _SMALL:

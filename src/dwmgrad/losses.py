@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .alone import is_local
 from .gradient_trace import Trace, are_changed, marks
+from .rule import where
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -35,22 +36,14 @@ class Observation:
 
     A used observation stays for further `step()` calls of the same logical step: DeepSpeed makes
     one per parameter group or per sub-group.
-
-    Attributes:
-        route: who brings the losses.
-        loss: their sum, on this rank.
-        micro_batches: how many they are.
-        agreed: what the ranks have made of it, once they have.
-        used: whether a step has taken it.
-        limited: the groups' numbers that the first `step()` of several made of its `loss_limit`.
     """
 
-    route: str
-    loss: Tensor | float
-    micro_batches: int = 1
-    agreed: Any = None
-    used: bool = False
-    limited: dict[str, float] | None = None
+    route: str  # who brings the losses
+    loss: Tensor | float  # their sum, on this rank
+    micro_batches: int = 1  # how many they are
+    agreed: Any = None  # what the ranks have made of it, once they have
+    used: bool = False  # whether a step has taken it
+    limited: dict[str, float] | None = None  # what the first of several steps made of `loss_limit`
     _stepped: set[int] = field(default_factory=set)
     _moved: set[int] = field(default_factory=set)
 
@@ -83,33 +76,21 @@ def _keys(groups: list[dict[str, Any]]) -> list[int]:
 
 
 class LossFeed:
-    """Holds the observation of the step to come, and of the step just made.
-
-    Attributes:
-        observation: the latest one, used or still open; None without one.
-        ahead: what the ranks agreed on before a step without an observation, while it is made.
-        trace: of the gradients that belong to the losses that wait, where a backward pass left any.
-        local: whether the gradients of the last backward pass stayed on this rank.
-        step_tried: whether a gradient scaler has asked for a step that has not come since.
-        refused: whether the last step raised; the next loss to be observed belongs to another one.
-        clipped_to: what clipping has left of the gradients of the step to come; see
-            `rule.share_left`.
-    """
+    """Holds the observation of the step to come, and of the step just made."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Begins anew. Lightning's and Fabric's wrappers hold the same feed as the optimizer."""
-        self.observation: Observation | None = None
-        self.ahead: Any = None
-        self.local = False
-        self.step_tried = False
-        self.refused = False
-        self.trace: Trace | None = None
-        self.clipped_to: Tensor | float
-        self._put_aside: Tensor | float | None
-        self.drop_clipping()
+        self.observation: Observation | None = None  # the latest one, used or still open
+        self.ahead: Any = None  # what ranks agreed on before a step without one, while it is made
+        self.local = False  # whether the last backward pass left its gradients on this rank
+        self.step_tried = False  # a gradient scaler has asked for a step that has not come since
+        self.refused = False  # the last step raised: the next loss belongs to another one
+        self.trace: Trace | None = None  # of the gradients of the losses that wait
+        self.clipped_to: Tensor | float = 1.0  # of the step to come; see `rule.share_left`
+        self._put_aside: Tensor | float | None = None
         self._said_coarse = False
 
     @property
@@ -129,25 +110,18 @@ class LossFeed:
         Raises:
             RuntimeError: if this step's loss comes on another route already.
         """
-        if self.step_tried:  # skipped by a gradient scaler
-            self.discard()
-        elif self.refused:  # raised; what was differentiated is still in the gradients
-            self.discard([OBSERVE])
         if self.step_tried or self.refused:
+            # skipped by a gradient scaler; else raised: what was differentiated is still in .grad
+            self.discard(None if self.step_tried else [OBSERVE])
             self._put_aside = None
-        self.step_tried = self.refused = False
+            self.step_tried = self.refused = False
         if self.waiting is not None and self.waiting.route != route:
             raise RuntimeError(_two_routes(self.waiting.route, route))
 
-    def observe(self, loss: Tensor | float, route: str) -> None:
-        """Adds one micro-batch's loss to the open observation, or opens one.
-
-        Raises:
-            TypeError, ValueError: if it is not one real number.
-            RuntimeError: if this step's loss comes on another route already.
-        """
-        self.expect(route)
-        self.add(self._checked(loss), route)
+    def observe(self, loss: Tensor | float) -> None:
+        """Adds one micro-batch's loss to the open observation, or opens one."""
+        self.expect(OBSERVE)
+        self.add(self._checked(loss), OBSERVE)
 
     def add(self, loss: Tensor | float, route: str) -> None:
         """As `observe`, for a loss in memory of its own, on a route that was expected."""
@@ -214,18 +188,10 @@ class LossFeed:
         scaled: bool,
         groups: list[dict[str, Any]],
     ) -> Any:
-        """Observes the loss of `step(closure)` or `step(loss=loss)`, where there is one.
+        """Observes, and returns, the loss of `step(closure)` or `step(loss=loss)`, if there is one.
 
         A closure may bring no loss, and return None; or bring it by a backward pass that is seen
-        here. What it returns is then for the caller alone.
-
-        Args:
-            closure, loss: what `step` got.
-            scaled: whether a gradient scaler makes this step.
-            groups: the optimizer's parameter groups, to see what becomes of their gradients.
-
-        Returns:
-            What the closure returned, or `loss`.
+        here. What it returns is then for the caller alone. `scaled`: by a gradient scaler.
         """
         self.discard_dropped(groups)
         if closure is None:
@@ -379,13 +345,9 @@ def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor 
 
 def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:
     """Of two numbers on the host or on devices; without waiting for one."""
-    if not isinstance(one, Tensor):
-        one, other = other, one
-    if not isinstance(one, Tensor):
-        return min(one, other)
-    if isinstance(other, Tensor):
-        return torch.minimum(one, other.to(one.device))
-    return one.clamp(max=other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        other = other.to(one.device)
+    return where(other < one, other, one)
 
 
 def copied(loss: Tensor) -> Tensor:

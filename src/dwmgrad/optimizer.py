@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Number
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
-from .losses import OBSERVE, WITH_GRADIENTS, LossFeed, copied
+from .losses import WITH_GRADIENTS, LossFeed, copied
 from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
 from .wrappers import wrapped
 
@@ -126,8 +125,6 @@ class DWMGrad(Stepping):
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
-    live: ClassVar[weakref.WeakSet[DWMGrad]] = weakref.WeakSet()
-    """All that there are, for hosts that do not tell whose backward pass they make."""
     _follows_length: bool  # whether `expect_steps` may set the window
 
     def __init__(
@@ -168,14 +165,14 @@ class DWMGrad(Stepping):
         defaults = arguments.plain(defaults)
         defaults |= progress.initial_progress(defaults["initial_window"])
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
-        if defaults["auto_lr"] and defaults["loss_limit"] is not None:
+        if defaults["auto_lr"]:
             defaults["step_limit"] = 0.0  # until a loss says how far a step may go
         grows = preset is not None and rule.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None and initial_window is None
         group = ranks.group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
-        self._be_known(group)
+        self._begin_alone(group)
 
     def expect_steps(self, steps: int) -> None:
         """Lets the window of `auto` or `capped` grow over a fifth of a run, not over 95 steps.
@@ -270,7 +267,7 @@ class DWMGrad(Stepping):
             RuntimeError: if this step's loss comes on another route already.
         """
         self._feed.discard_dropped(self.param_groups)
-        self._feed.observe(loss, route=OBSERVE)
+        self._feed.observe(loss)
 
     def observe_clipping(self, total_norm: Tensor | float, max_norm: float) -> None:
         """Tells `loss_limit` that the gradients of the step to come were clipped to a norm.
@@ -369,6 +366,7 @@ class DWMGrad(Stepping):
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
             if observation is not None:
                 observation.use(groups)
+                feed.trace = None  # its weak reference would keep `model.to()` from swapping tensors
         if make_step is not None:
             make_step()
         feed.drop_clipping()
@@ -500,15 +498,11 @@ class DWMGrad(Stepping):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
-            self._be_known(None)
+            self._begin_alone(None)
         self.__dict__.setdefault("_follows_length", False)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()
-
-    def _be_known(self, loss_group: Any) -> None:
-        self._begin_alone(loss_group)
-        DWMGrad.live.add(self)
 
     def _forget_losses(self) -> None:
         self._device_window = None

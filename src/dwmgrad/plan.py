@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -84,7 +84,8 @@ class Plan:
         # where a tensor is not plain and dense, every step asks everything
         self._simple = None not in cohorts
         moving = {id(row.param) for each in cohorts if each for row in chain(*each.buckets)}
-        self._idle = [(p, p.requires_grad) for p in _params_of(groups) if id(p) not in moving]
+        every = (p for group in groups for p in group["params"])
+        self._idle = [(p, p.requires_grad) for p in every if id(p) not in moving]
 
     def renew(self, groups: list[dict[str, Any]], states: States, age: Age) -> Moves | None:
         """As `moves_of`, or None if anything but the gradients may have changed since."""
@@ -173,7 +174,3 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
 
 def _ids_of(groups: list[dict[str, Any]]) -> list[list[int]]:
     return [list(map(id, group["params"])) for group in groups]
-
-
-def _params_of(groups: list[dict[str, Any]]) -> Iterator[Tensor]:
-    return chain.from_iterable(group["params"] for group in groups)

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .ranks import Agreed
 from .rule import Guard, Number, Window, where
 
 SCHEMA = 8
-_WINDOW = {
-    "window": "size",
-    "last_loss": "last_loss",
-    "mean_loss": "mean_loss",
-    "loss_left": "loss_left",
-    "quarter_loss": "quarter_loss",
-    "slow_loss": "slow_loss",
-    "observations": "observations",
-    "increases": "increases",
+LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")
+"""The numbers that are None before the first loss, on a device NaN."""
+_WINDOW = {"window": "size"} | {
+    name: name for name in (*LOSSES, "loss_left", "observations", "increases")
 }
 """A group's name of each number of `rule.Window`."""
 _GUARD = {
@@ -29,8 +25,11 @@ _GUARD = {
     "guarded_steps": "refused",
 }
 """The same of `rule.Guard`."""
-GUARD_COUNTS = ("guard_seen", "guard_in_row", "guarded_steps")
-"""Those of them that are whole."""
+COUNTS = (
+    *("observations", "window", "increases", "steps"),
+    *("guard_seen", "guard_in_row", "guarded_steps"),
+)
+"""The numbers that are whole."""
 _OTHERS: dict[str, Any] = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
 PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
@@ -40,12 +39,14 @@ one), and those of `rule.Guard`. Plain int, float or None, equal in every parame
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
     """The numbers of a group that has seen no loss yet."""
-    return {**progress_of(Window(size=initial_window)), **_OTHERS, **guard_numbers(Guard(0.0))}
+    window = group_numbers(Window(size=initial_window))
+    return {**window, **_OTHERS, **group_numbers(Guard(0.0)), "schema": SCHEMA}
 
 
-def progress_of(window: Window) -> dict[str, Any]:
-    """The window as the plain numbers that a group holds."""
-    return {name: getattr(window, field) for name, field in _WINDOW.items()} | {"schema": SCHEMA}
+def group_numbers(of: Window | Guard) -> dict[str, Any]:
+    """The window, or the guard, as the plain numbers that a group holds."""
+    names = _WINDOW if isinstance(of, Window) else _GUARD
+    return {name: getattr(of, field) for name, field in names.items()}
 
 
 def window_of(group: dict[str, Any]) -> Window:
@@ -60,11 +61,6 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def guard_numbers(guard: Guard) -> dict[str, Any]:
-    """The guard as the plain numbers that a group holds."""
-    return {name: getattr(guard, field) for name, field in _GUARD.items()}
-
-
 def guard_of(group: dict[str, Any]) -> Guard:
     """The guard that a group's numbers, on the host or on a device, and settings describe."""
     return Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
@@ -76,35 +72,28 @@ def stands_out(group: dict[str, Any], loss: float | None) -> bool:
 
 
 def advanced(
-    group: dict[str, Any],
-    loss: Number,
-    micro_batches: Number,
-    happens: Number = True,
-    counts: Number = True,
+    group: dict[str, Any], agreed: Agreed
 ) -> tuple[dict[str, Any], Window, Number, Number]:
-    """What becomes of a group's numbers in one more step, on the host or on a device.
+    """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
     A loss that stands out makes no step: only the guard sees it. Losses of steps with unlike
     numbers of micro-batches are not compared: where each is divided by the full number, the loss of
     a short step is lower for that alone.
 
-    Args:
-        group: its numbers and settings.
-        loss, micro_batches: of the step, the means over the ranks.
-        happens, counts: whether there is a step, and whether it has a loss; else the window holds.
-
     Returns:
         The numbers; the window; and `happens` and `counts` after the guard has seen the loss.
     """
+    happens, counts = agreed.happens, agreed.counts
+    loss = 0.0 if agreed.loss is None else agreed.loss
     seen: dict[str, Any] = {}
     if group["loss_guard"] is not None:
         guard = guard_of(group)
         refused = counts & guard.refuses(loss)
         guard.observe(loss, counts)
-        seen = guard_numbers(guard)
+        seen = group_numbers(guard)
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window, before = window_of(group), group["micro_batches"]
-    window.observe(loss, (before == 0) | (before == micro_batches), counts)
-    count = where(counts, micro_batches, before)
+    window.observe(loss, (before == 0) | (before == agreed.micro_batches), counts)
+    count = where(counts, agreed.micro_batches, before)
     numbers = {"micro_batches": count, "steps": group["steps"] + happens}
-    return {**progress_of(window), **numbers, **seen}, window, happens, counts
+    return {**group_numbers(window), **numbers, **seen}, window, happens, counts

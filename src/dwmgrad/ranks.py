@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .rule import Number
+from .rule import Number, widest
+from .state import is_flat_piece
 
 
 def group_of(loss_group: Any) -> Any:
@@ -122,6 +123,16 @@ class Agreed(NamedTuple):
         return isinstance(self.loss, Tensor)
 
     @property
+    def happens(self) -> Number:
+        """Whether there is a step; on the host it is asked for nothing else."""
+        return self.loss < math.inf if self.on_device else True
+
+    @property
+    def counts(self) -> Number:
+        """Whether that step has a loss."""
+        return self.loss.isfinite() if self.on_device else self.loss is not None
+
+    @property
     def is_refused(self) -> bool:
         """Whether the step is skipped because a loss is not finite."""
         return isinstance(self.loss, float) and math.isnan(self.loss)
@@ -172,11 +183,6 @@ def agree_on_device(
     return Agreed(torch.where(idle, torch.inf, mean), micro_batches / ranks, overflows)
 
 
-def widest(device: torch.device) -> torch.dtype:
-    """Float64, which holds every whole number up to 2**53, on devices that have it."""
-    return torch.float32 if device.type in ("mps", "xpu") else torch.float64
-
-
 def total_of(number: Tensor | float | None, device: torch.device, group: Any = None) -> Tensor:
     """The sum over the ranks of a group, on the device, the same bits on each of them.
 
@@ -209,11 +215,6 @@ def weight_of(param: Any, group: Any = None) -> float:
         return 1 / ranks
     sizes = zip(param.device_mesh.shape, param.placements, strict=True)
     return math.prod(count for count, place in sizes if not place.is_replicate()) / ranks
-
-
-def is_flat_piece(param: Any) -> bool:
-    """Whether it is of FSDP1: each rank has a piece."""
-    return getattr(param, "_fsdp_flattened", False)
 
 
 def check_parts(params: Iterable[Any], group: Any) -> None:

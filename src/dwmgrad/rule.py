@@ -286,8 +286,8 @@ def share_of_peak(groups: list[dict[str, Any]]) -> Number:
         peak = peak_of(group)
         if peak is not None:
             lr, own = group["lr"], _within(0.0, group["lr"] / _within(LEAST_EPS, peak), 1.0)
-            found = own if most is None else where(lr > most, own, found)
-            most = lr if most is None else _larger(most, lr)
+            above = most is None or lr > most
+            most, found = where(above, lr, most), where(above, own, found)
     return found
 
 
@@ -299,9 +299,8 @@ def learning_rates(groups: list[dict[str, Any]]) -> list[Number]:
     rates = [group["lr"] for group in groups]
     if not groups[0]["auto_lr"]:
         return rates
-    peaks = [peak_of(group) for group in groups]
-    known = [rate if peak is None else peak for rate, peak in zip(rates, peaks, strict=True)]
-    most = _within(LEAST_EPS, largest(known))
+    peaks = [group["lr"] if (peak := peak_of(group)) is None else peak for group in groups]
+    most = _within(LEAST_EPS, largest(peaks))
     return [AUTO_LR * _within(0.0, rate / most, 1.0) for rate in rates]
 
 
@@ -426,6 +425,11 @@ def where(condition: Number, yes: Number, no: Number) -> Number:
     return yes if condition else no
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Float64, which holds every whole number up to 2**53, on devices that have it."""
+    return torch.float32 if device.type in ("mps", "xpu") else torch.float64
+
+
 def _is_known(loss: Number | None) -> Number:
     return ~loss.isnan() if isinstance(loss, Tensor) else loss is not None
 
@@ -438,15 +442,7 @@ def _within(least: float, number: Number, most: float = math.inf) -> Number:
 
 def largest(numbers: list[Number]) -> Number:
     """Of numbers on the host, on a device, or both."""
-    return functools.reduce(_larger, numbers)
-
-
-def _larger(one: Number, other: Number) -> Number:
-    if not isinstance(one, Tensor):
-        one, other = other, one
-    if not isinstance(one, Tensor):
-        return max(one, other)
-    return torch.maximum(one, other) if isinstance(other, Tensor) else one.clamp(min=other)
+    return functools.reduce(lambda one, other: where(other > one, other, one), numbers)
 
 
 def _root(number: Number) -> Number:

@@ -47,17 +47,11 @@ def create(param: Tensor, state_dtype: str | None, corrected: bool = False) -> d
     Raises:
         ValueError: for 8-bit state of a parameter that is cut into shards.
     """
-    kind = _kind(param, state_dtype)
+    kind = stored(param, state_dtype)
     share = {ZERO_SHARE: share_of(1.0 if corrected else 0.0)}
     if kind != "int8":
         dtype = getattr(torch, kind)
         return {name: torch.zeros_like(param, dtype=dtype) for name in BUFFERS} | share
-    if hasattr(param, "to_local") or getattr(param, "_fsdp_flattened", False):
-        raise ValueError(
-            'state_dtype="int8" does not take parameters that are cut into shards (FSDP, tensor '
-            "parallelism), as its blocks would not be those of the whole tensor: use "
-            "state_dtype=torch.bfloat16"
-        )
     return state_of(*low_bit.zeros(param)) | share
 
 
@@ -86,6 +80,11 @@ def local_part(tensor: Any) -> Tensor:
     return tensor.to_local()
 
 
+def is_flat_piece(param: Any) -> bool:
+    """Whether it is of FSDP1: each rank has a piece."""
+    return getattr(param, "_fsdp_flattened", False)
+
+
 def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> dict[str, Any]:
     """The same state in another precision; None leaves it as it is, but for float16.
 
@@ -95,7 +94,7 @@ def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> di
     if state_dtype is None:
         kind = "float32" if present == "float16" else present
     else:
-        kind = _kind(param, state_dtype)
+        kind = stored(param, state_dtype)
     if kind == present:
         return state
     rest = {name: value for name, value in state.items() if name not in BUFFERS + SCALES}
@@ -111,15 +110,18 @@ def convert(state: dict[str, Any], param: Tensor, state_dtype: str | None) -> di
     return new
 
 
-def stochastic_state(group: dict[str, Any]) -> bool:
-    """Whether a parameter group's bfloat16 buffers are rounded stochastically."""
-    return group["stochastic_rounding"] or group["state_dtype"] == "bfloat16"
-
-
-def _kind(param: Tensor, state_dtype: str | None) -> str:
+def stored(param: Tensor, state_dtype: str | None) -> str:
+    """In which precision a parameter's state is kept; raises as `create`."""
     if state_dtype == "int8":
-        marked = getattr(param, _MARK, None)
-        return marked or ("float32" if param.numel() < low_bit.SMALLEST else "int8")
+        if hasattr(param, _MARK) or param.numel() < low_bit.SMALLEST:
+            return "float32"
+        if hasattr(param, "to_local") or is_flat_piece(param):
+            raise ValueError(
+                'state_dtype="int8" does not take parameters that are cut into shards (FSDP, '
+                "tensor parallelism), as its blocks would not be those of the whole tensor: use "
+                "state_dtype=torch.bfloat16"
+            )
+        return "int8"
     if state_dtype is None and param.dtype == torch.float16:
         return "float32"  # in float16 the square of a gradient below 1.7e-4 is 0
     return state_dtype or _name_of(param.dtype)

@@ -56,14 +56,18 @@ class Stepping(Agreeing):
         numbers: dict[str, Any] = {}
         now = progress.window_of(common)
         if moving:
-            numbers, now = _advanced(moving[0], agreed)
+            numbers, now, *_ = progress.advanced(moving[0], agreed)
         aged: Changes = []
         calls: list[Call] = []
         if not agreed.stands_out:
             noise = numbers.get("steps", common["steps"])
             aged, calls = self._on_host(moves, now, noise)
             if common["loss_limit"] is not None:
-                limited = self._limited_once(calls, now, agreed.loss, observation)
+                # of several step() calls for one loss the first answers for all
+                limited = observation and observation.limited
+                limited = limited or self._limits(calls, now, agreed.loss)
+                if observation is not None:
+                    observation.limited = limited
                 calls = [call.limited(limited["step_limit"]) for call in calls]
                 numbers |= limited
         changes = [(group, numbers) for group in moving] + aged
@@ -97,19 +101,6 @@ class Stepping(Agreeing):
                 aged += [(kept, new) for kept in states]
         own = [rates[id(group)] for group in self.param_groups]
         return aged, calls_of(self.param_groups, moves, window, own, share_of, noise)
-
-    def _limited_once(
-        self,
-        calls: list[Call],
-        window: rule.Window,
-        loss: float | None,
-        observation: Observation | None,
-    ) -> dict[str, float]:
-        """As `_limits`, which the first of several `step()` calls for one loss answers for all."""
-        if observation is None:
-            return self._limits(calls, window, loss)
-        observation.limited = observation.limited or self._limits(calls, window, loss)
-        return observation.limited
 
     def _limits(
         self, calls: Iterable[Call] | None, window: rule.Window, loss: float | None
@@ -183,7 +174,7 @@ class Stepping(Agreeing):
         deque(starmap(dict.update, changes), maxlen=0)
         for buckets, numbers, _ in calls:
             self._skipped += kernels.run(buckets, numbers)
-        if self._skipped and all(isinstance(each, bool) for each in self._skipped):
+        if all(isinstance(each, bool) for each in self._skipped):
             self._warn_of_skipped_elements()
 
     @torch.no_grad()
@@ -199,7 +190,7 @@ class Stepping(Agreeing):
                 groups, nothing, agreed, lambda _, *given: self._predicted(None, *given)
             )
         elif not (agreed.idle or agreed.is_refused or agreed.overflow):
-            numbers, window = _advanced(groups[0], agreed)
+            numbers, window, *_ = progress.advanced(groups[0], agreed)
             if groups[0]["loss_limit"] is not None and not agreed.stands_out:
                 numbers |= self._limits(None, window, agreed.loss)
             for group in groups:
@@ -209,32 +200,23 @@ class Stepping(Agreeing):
 
     def _warn_of_skipped_elements(self) -> None:
         """Warns once if elements were skipped; an accelerator is asked with the next loss."""
-        if self._skipped and ELEMENTS_SKIPPED not in self._said:
-            if bool(sum(self._skipped)):  # one host sync
-                self._say_once(ELEMENTS_SKIPPED)
+        home = ranks.home_of(self.param_groups)  # a model may be on several devices
+        found = (each.to(home) if isinstance(each, Tensor) else each for each in self._skipped)
+        if ELEMENTS_SKIPPED not in self._said and bool(sum(found)):  # one host sync
+            self._say_once(ELEMENTS_SKIPPED)
         self._skipped.clear()
 
     def _say_at_floor(self) -> None:
         self._say_once(_AT_FLOOR.format(self.param_groups[0]["loss_floor"]))
 
 
-def share_kept(total_norm: Tensor | float, max_norm: float) -> Tensor | float:
+def share_kept(total_norm: rule.Number, max_norm: float) -> rule.Number:
     """What clipping to a norm leaves of the gradients: 1 or more where it leaves them alone.
 
     0 for a norm that is infinite or NaN, with which the gradients are gone.
     """
     share = max_norm / (total_norm + 1e-6)  # torch's formula
-    if isinstance(total_norm, Tensor):
-        return torch.where(total_norm.isfinite(), share, 0.0)
-    return share if math.isfinite(total_norm) else 0.0
-
-
-def _advanced(group: dict[str, Any], agreed: Agreed) -> tuple[dict[str, Any], rule.Window]:
-    """The group's numbers, and the window, after a step."""
-    counts = agreed.loss is not None
-    loss = agreed.loss if counts else 0.0
-    numbers, window, *_ = progress.advanced(group, loss, agreed.micro_batches, counts=counts)
-    return numbers, window
+    return rule.where(abs(total_norm) < math.inf, share, 0.0)
 
 
 STEP_SKIPPED = "the loss is not finite: this step is skipped, nothing has changed"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import ranks
-from .wrappers import inside, layers
+from .wrappers import dwmgrad_in, layers
 
 _ZERO = ("clip_grad", "dp_process_group", "_global_grad_norm", "averaged_gradients", "loss_scale")
 _OF_STAGE_3 = ("fp32_partitioned_groups_flat", "sub_group_to_group_id")
@@ -114,6 +114,6 @@ def show_pieces(optimizers: Iterable[Any]) -> None:
         RuntimeError: as `Pieces`.
     """
     for outer in optimizers:
-        for optimizer in inside([outer]):
-            if optimizer.param_groups[0]["loss_limit"] is not None:
-                optimizer._pieces = Pieces(layers(outer)[-2], optimizer)
+        optimizer = dwmgrad_in(outer)
+        if optimizer is not None and optimizer.param_groups[0]["loss_limit"] is not None:
+            optimizer._pieces = Pieces(layers(outer)[-2], optimizer)

@@ -512,6 +512,22 @@ def test_gradients_that_clipping_has_made_zero_keep_their_loss(broken: int, form
         assert numbers[broken] == held and 0 < numbers[-1][1] < 0.1
 
 
+def test_a_model_can_be_moved_by_swapping_its_tensors() -> None:
+    """As torch moves DTensors: a weak reference to a gradient would forbid it."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, _ = prepared(accelerator)
+    for batch in DATA[:2]:
+        optimizer.zero_grad()
+        accelerator.backward(loss_of(model, batch))
+        optimizer.step()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.bfloat16)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert next(model.parameters()).grad.dtype == torch.bfloat16
+
+
 def test_a_batch_that_is_given_up_after_clipping_goes_with_its_loss() -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer, inner = prepared(accelerator, preset="auto")

@@ -209,6 +209,8 @@ def test_optim_args_are_typed() -> None:
         "fused": None,
         "foreach": True,
     }
+    block = "state_dtype=int8,\n  loss_guard=3\n"  # as YAML's | and > give it
+    assert parse_optim_args(block) == {"state_dtype": "int8", "loss_guard": 3.0}
 
 
 def test_every_argument_can_be_named_in_optim_args() -> None:

@@ -83,12 +83,10 @@ def _telling(
 ) -> Any:
     if not inside(self._optimizers):
         return clip(self, parameters, max_norm, *args, **kwargs)
-    every = list({id(innermost(o)): innermost(o) for o in self._optimizers}.values())
-    if len(every) > 1:
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     norm = clip(self, parameters, max_norm, *args, **kwargs)
     if norm is not None:
-        for optimizer in inside(_owners(every, parameters) if len(every) > 1 else every):
+        for optimizer in inside(_owners(self._optimizers, parameters)):
             optimizer.observe_clipping(norm, max_norm)
     return norm
 
@@ -96,12 +94,11 @@ def _telling(
 def _owners(optimizers: list[Any], parameters: list[Any]) -> list[Any]:
     """Those of the optimizers that have one of the parameters; all, where none has."""
     wanted = set(map(id, parameters))
-    found = []
-    for optimizer in optimizers:
-        own = (param for group in optimizer.param_groups for param in group["params"])
-        if not wanted.isdisjoint(map(id, own)):
-            found.append(optimizer)
-    return found or optimizers
+    return [
+        each
+        for each in optimizers
+        if any(id(param) in wanted for group in each.param_groups for param in group["params"])
+    ] or optimizers
 
 
 def _forget(accelerator: Any) -> None:

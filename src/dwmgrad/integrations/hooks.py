@@ -70,7 +70,9 @@ class _Finder:
             return None
         self._asks.now = True
         try:
-            found = (each.find_spec(fullname, path, target) for each in self._others())
+            others = [each for each in sys.meta_path if type(each) is not _Finder]
+            others = [each for each in others if hasattr(each, "find_spec")]
+            found = (each.find_spec(fullname, path, target) for each in others)
             spec = next((spec for spec in found if spec is not None), None)
         finally:
             self._asks.now = False
@@ -78,10 +80,6 @@ class _Finder:
             spec = copy.copy(spec)  # the finder may keep its own
             spec.loader = self._calling(spec.loader)
         return spec
-
-    def _others(self) -> list[Any]:
-        found = [each for each in sys.meta_path if type(each) is not _Finder]
-        return [each for each in found if hasattr(each, "find_spec")]
 
     def _calling(self, loader: Any) -> Any:
         """A copy of the loader, which may serve other modules; the copy calls `attach` once."""

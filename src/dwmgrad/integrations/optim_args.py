@@ -37,7 +37,7 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
             f"optim_args: write key=value, separated by commas, in one text, got {text!r}"
         )
     parsed: dict[str, Any] = {}
-    for item in filter(None, (text or "").replace(" ", "").split(",")):
+    for item in filter(None, "".join((text or "").split()).split(",")):
         key, equals, value = item.partition("=")
         if key in _HAS_ITS_OWN:
             raise ValueError(f"optim_args: {key!r} has an argument of its own, {_HAS_ITS_OWN[key]}")

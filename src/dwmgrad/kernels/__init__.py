@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import foreach, fused, native, one_launch, reference
-from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors
+from .coefficients import Blockwise, Buffer, Coefficients, Row, Tensors, storage_of
 from .fit import fitting
 from .overlaps import Overlaps
 
@@ -65,8 +65,7 @@ def _buckets(rows: list[tuple[Row, bool]]) -> list[Bucket]:
     found: dict[tuple, list[Row]] = {}
     for row, is_flat in rows:
         param, _, v, *_ = row
-        kind = v.dtype if isinstance(v, Tensor) else Blockwise
-        found.setdefault((param.device, param.dtype, kind, is_flat), []).append(row)
+        found.setdefault((param.device, param.dtype, storage_of(v), is_flat), []).append(row)
     buckets = [Bucket(Tensors.of(own), is_flat) for (*_, is_flat), own in found.items()]
     for tensors, is_flat in buckets:
         if is_flat:  # loaded, or compiled, while a failure still changes nothing

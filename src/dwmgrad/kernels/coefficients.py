@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,11 @@ class Blockwise(NamedTuple):
 
 
 Buffer = Tensor | Blockwise
+
+
+def storage_of(buffer: Buffer) -> torch.dtype:
+    """A buffer's dtype; int8 stands for `Blockwise`."""
+    return buffer.dtype if isinstance(buffer, Tensor) else torch.int8
 
 
 def parts_of(buffer: Buffer) -> tuple[Tensor, ...]:

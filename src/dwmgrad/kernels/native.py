@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficients import Buffer, Coefficients, Tensors
+from .coefficients import Buffer, Coefficients, Tensors, storage_of
 
 _SOURCE = Path(__file__).with_name("native.c")  # in a checkout
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_INT8 = 2
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # native.c's
 _PIECE = 16 * 1024  # native.c's PIECE
 
 
@@ -36,11 +35,8 @@ class _Numbers(ctypes.Structure):  # native.c's `numbers`
 
 def accepts(param: Tensor, buffer: Buffer) -> bool:
     """Whether this kernel is there, and takes this parameter with a buffer of this kind."""
-    if param.device.type != "cpu" or param.dtype not in _TYPES:
-        return False
-    if isinstance(buffer, Tensor) and buffer.dtype not in _TYPES:
-        return False
-    return library() is not None
+    takes = param.dtype in (torch.float32, torch.bfloat16) and storage_of(buffer) in _TYPES
+    return takes and param.device.type == "cpu" and library() is not None
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
@@ -83,7 +79,7 @@ def _call(
         len(grads),
         pieces,
         _TYPES[param.dtype],
-        _TYPES[buffer.dtype] if isinstance(buffer, Tensor) else _INT8,
+        _TYPES[storage_of(buffer)],
         ctypes.byref(numbers),
         1 if loaded.is_forked else torch.get_num_threads(),
         *more,

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rule import widest
 from . import low_bit, reference
-from .coefficients import Buffer, Coefficients, Tensors
+from .coefficients import Buffer, Coefficients, Tensors, storage_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_STATES = (*_FLOATS, torch.int8)  # int8 stands for `Blockwise`
+_STATES = (*_FLOATS, torch.int8)
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}  # the same numbers as on the CPU
 _PIECE = 8192  # elements of one program instance: one_launch_triton's BLOCKS · ROWS · SCALED
 
@@ -33,7 +34,7 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
     `DWMGRAD_TRITON=0` turns it off. On the CPU it runs in Triton's interpreter, for tests: with
     `DWMGRAD_TRITON=1` and `TRITON_INTERPRET=1`.
     """
-    kind, asked = _kind(buffer), os.environ.get("DWMGRAD_TRITON")
+    kind, asked = storage_of(buffer), os.environ.get("DWMGRAD_TRITON")
     runs = param.device.type in ("cuda", "xpu") and asked != "0"
     if param.device.type == "cpu":
         runs = asked == "1" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -44,7 +45,7 @@ def accepts(param: Tensor, buffer: Buffer) -> bool:
 
 def accepts_norms(param: Tensor, buffer: Buffer) -> bool:
     """Whether `squared_norms` takes this parameter with a buffer of this kind."""
-    return accepts(param, buffer) and norms_are_right(param.device, param.dtype, _kind(buffer))
+    return accepts(param, buffer) and norms_are_right(param.device, param.dtype, storage_of(buffer))
 
 
 def update(tensors: Tensors, c: Coefficients) -> Tensor:
@@ -80,7 +81,7 @@ def launch(
         addresses: where the table of addresses is kept.
     """
     params = tensors.params
-    dtype, kind = params[0].dtype, _kind(tensors.momentum_buffers[0])
+    dtype, kind = params[0].dtype, storage_of(tensors.momentum_buffers[0])
     table, grad_row, pieces = _placed(tensors, addresses)
     if pieces == 0:
         return
@@ -110,9 +111,9 @@ def squared_norms(
     `c` is on the host or on the device; without `addresses` the table is kept with all others.
     """
     device, dtype = tensors.params[0].device, tensors.params[0].dtype
-    kind = _kind(tensors.momentum_buffers[0])
+    kind = storage_of(tensors.momentum_buffers[0])
     table, grad_row, pieces = _placed(tensors, addresses or _addresses)
-    wide = torch.float32 if device.type == "xpu" else torch.float64
+    wide = widest(device)
     found = torch.zeros(len(tensors.params), dtype=wide, device=device)
     if pieces == 0:
         return found
@@ -199,10 +200,6 @@ def _vector(numbers: list[Any], device: torch.device) -> Tensor:
 def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     row = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return row.to(device, non_blocking=True)
-
-
-def _kind(buffer: Buffer) -> torch.dtype:
-    return buffer.dtype if isinstance(buffer, Tensor) else torch.int8
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rule import move
+from ..rule import move, widest
 from . import low_bit
 from .coefficients import Blockwise, Buffer, Coefficients, Tensors, parts_of
 
@@ -57,8 +57,7 @@ def squared_norms(tensors: Tensors, c: Coefficients, inverse: Any = 1.0) -> list
         mean = (low_bit.decode(s) if isinstance(s, Blockwise) else s).to(dtype)
         mean = mean * c.decay + (1 - c.decay) * square
         norm = torch.where(square.isfinite(), square / (mean.sqrt() + c.eps), 0.0)
-        wide = torch.float32 if norm.device.type in ("mps", "xpu") else torch.float64
-        found.append(norm.sum(dtype=wide))
+        found.append(norm.sum(dtype=widest(norm.device)))
     return found
 
 
