@@ -58,12 +58,9 @@ class Contender:
     needs_loss: bool = False
 
     @property
-    def rule(self) -> str | int | None:
+    def rule(self) -> int | None:
         """Which version of DWMGrad's rule its runs have; None: they have another rule."""
-        if not self.name.startswith("dwmgrad"):
-            return None
-        limited = self.defaults.get("loss_limit") is not None
-        return f"{rule.RULE_VERSION}, limit {rule.LIMIT_VERSION}" if limited else rule.RULE_VERSION
+        return rule.RULE_VERSION if self.name.startswith("dwmgrad") else None
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed.
