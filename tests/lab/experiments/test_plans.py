@@ -111,6 +111,60 @@ def test_the_tables_of_the_eleventh_round_are_those_of_its_results() -> None:
     assert f"The least score of a run of CoLA was {100 * least:.1f} %." in text
 
 
+def test_the_tables_of_the_last_two_rounds_are_those_of_their_results() -> None:
+    for study, old in (("12", 1), ("13", 0)):
+        heading = {"12": "twelfth", "13": "thirteenth"}[study]
+        table = rows(f"### What the {heading} round gave")
+        assert len(table) == {"12": 5, "13": 6}[study]
+        for place, (arm, *told) in enumerate(table):
+            is_old = place < old  # auto's of then
+            ran, share = ("11", "0.2 + 0.4 + 2") if is_old else (study, arm)
+            each = [shown_and_regret(name, scores(ran, name, share, SEEDS)) for name in SIX]
+            shown, regrets = zip(*each, strict=True)
+            assert told == [f"{number:.2f}" for number in (*shown, fmean(regrets))]
+
+
+def test_the_table_of_the_controls_is_that_of_its_results() -> None:
+    from experiments import stats
+    from experiments.evidence import controls
+    from experiments.evidence.page import read_results
+    from experiments.table import lead
+
+    text = (ROOT / "docs" / "plans" / "controls.md").read_text("utf-8")
+    results = read_results(RESULTS)
+    comparisons = [compared(name) for name in NEW.values()]
+    found = controls.gains(comparisons, [each for each in results if each.kind == "ablation"])
+    for name, own in zip(NEW, zip(*found.values(), strict=True), strict=True):
+        if any(own):
+            assert f"| {name} | {' | '.join(map(lead, own))} |" in text
+    means = [stats.equal_weights([each for each in own if each]) for own in found.values()]
+    assert f"| mean | {' | '.join(map(lead, means))} |" in text
+    control, deaf = found.values()
+    chances = stats.holm([each.chance_equal() if each else None for each in control])
+    assert min(chance for chance in chances if chance is not None) > 0.05
+    pairs = zip(comparisons, control, strict=True)
+    unit = stats.equal_weights(
+        [
+            each.in_deviations(controls.FINETUNE, gain)
+            for each, gain in pairs
+            if gain and controls.FINETUNE not in each.chosen_on
+        ]
+    )
+    assert f"is {lead(unit)} standard deviations" in " ".join(text.split())
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    told = "{:.2f} points [{:+.2f}, {:+.2f}]".format(means[0].mean, *means[0].interval)
+    assert means[0].count == 160 and f"over ten workloads it is {told} ahead of AdamW" in readme
+    for name in ("small-characters", "cifar10-brief"):
+        points = [
+            [100 * run["score"] for run in json.loads(file.read_text())["results"][label]["runs"]]
+            for file, label in (
+                (RESULTS / f"replay-{name}.json", "replayed"),
+                (RESULTS / f"deaf-{name}.json", "finetune"),
+            )
+        ]
+        assert lead(stats.welch(*points)) in " ".join(text.split())
+
+
 NEW = {
     "cifar10-brief": "cifar10-brief",
     "ResNet-20": "cifar10-short",
