@@ -366,7 +366,7 @@ class DWMGrad(Stepping):
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
             if observation is not None:
                 observation.use(groups)
-                feed.trace = None  # its weak reference would keep `model.to()` from swapping tensors
+                feed.trace = None  # weak references keep `model.to()` from swapping tensors
         if make_step is not None:
             make_step()
         feed.drop_clipping()
