@@ -77,6 +77,21 @@ def test_a_broken_batch_moves_the_guard_alone(capturable: bool, limit: float | N
 
 
 @HOMES
+def test_a_step_of_two_losses_is_not_compared_with_those_of_one(capturable: bool) -> None:
+    """As where every tenth step has a second loss, which is large."""
+    optimizer = optimizer_of(capturable=capturable)
+    (param,) = optimizer.param_groups[0]["params"]
+    for step in range(60):
+        param.grad = torch.randn(SIZE, generator=torch.Generator().manual_seed(step))
+        optimizer.observe_loss(clean(step))
+        if step % 10 == 9:
+            optimizer.observe_loss(10.0)
+        optimizer.step()
+    assert optimizer.state_dict()["param_groups"][0]["guarded_steps"] == 0
+    assert optimizer.param_groups[0]["guard_seen"] == 60 - 6 - 5
+
+
+@HOMES
 def test_clean_losses_train_as_without_it(capturable: bool) -> None:
     with_it, without = (
         optimizer_of(capturable=capturable, loss_guard=guard) for guard in (3.0, None)

@@ -96,7 +96,7 @@ class Agreeing(Optimizer, Joinable):
         device = ranks.home_of(self.param_groups)
         if not self.param_groups[0]["capturable"]:
             agreed = ranks.agree(share, device, self.loss_group, steps_alone)
-            stands_out = progress.stands_out(self.param_groups[0], agreed.loss)
+            stands_out = progress.stands_out(self.param_groups[0], agreed)
             return agreed._replace(stands_out=stands_out and not agreed.overflow)
         if self._device_window is None:
             self._device_window = capturable.DeviceWindow(self.param_groups, device)

@@ -66,9 +66,17 @@ def guard_of(group: dict[str, Any]) -> Guard:
     return Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
 
 
-def stands_out(group: dict[str, Any], loss: float | None) -> bool:
-    """Whether the group's guard, where it has one, refuses the loss."""
-    return group["loss_guard"] is not None and loss is not None and guard_of(group).refuses(loss)
+def stands_out(group: dict[str, Any], agreed: Agreed) -> bool:
+    """Whether the group's guard, where it has one, refuses the step's loss."""
+    if group["loss_guard"] is None or agreed.loss is None:
+        return False
+    return bool(_are_alike(group, agreed) and guard_of(group).refuses(agreed.loss))
+
+
+def _are_alike(group: dict[str, Any], agreed: Agreed) -> Number:
+    """Whether a step has as many micro-batches as the one before, so that the two compare."""
+    before = group["micro_batches"]
+    return (before == 0) | (before == agreed.micro_batches)
 
 
 def advanced(
@@ -76,24 +84,25 @@ def advanced(
 ) -> tuple[dict[str, Any], Window, Number, Number]:
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
-    A loss that stands out makes no step: only the guard sees it. Losses of steps with unlike
-    numbers of micro-batches are not compared: where each is divided by the full number, the loss of
-    a short step is lower for that alone.
+    A loss that stands out makes no step: only the guard sees it. Neither the window nor the guard
+    compares losses of steps with unlike numbers of micro-batches: where each is divided by the full
+    number, the loss of a short step is lower for that alone.
 
     Returns:
         The numbers; the window; and `happens` and `counts` after the guard has seen the loss.
     """
     happens, counts = agreed.happens, agreed.counts
     loss = 0.0 if agreed.loss is None else agreed.loss
+    alike = _are_alike(group, agreed)
     seen: dict[str, Any] = {}
     if group["loss_guard"] is not None:
-        guard = guard_of(group)
-        refused = counts & guard.refuses(loss)
-        guard.observe(loss, counts)
+        guard, judged = guard_of(group), counts & alike
+        refused = judged & guard.refuses(loss)
+        guard.observe(loss, judged)
         seen = group_numbers(guard)
         happens, counts = (where(refused, False, each) for each in (happens, counts))
-    window, before = window_of(group), group["micro_batches"]
-    window.observe(loss, (before == 0) | (before == agreed.micro_batches), counts)
-    count = where(counts, agreed.micro_batches, before)
+    window = window_of(group)
+    window.observe(loss, alike, counts)
+    count = where(counts, agreed.micro_batches, group["micro_batches"])
     numbers = {"micro_batches": count, "steps": group["steps"] + happens}
     return {**group_numbers(window), **numbers, **seen}, window, happens, counts
