@@ -124,6 +124,21 @@ def test_the_tables_of_the_last_two_rounds_are_those_of_their_results() -> None:
             assert told == [f"{number:.2f}" for number in (*shown, fmean(regrets))]
 
 
+def test_the_table_of_the_fourteenth_round_is_that_of_its_results() -> None:
+    table = rows("### What the fourteenth round gave")
+    assert len(table) == 3
+    for share, *told in table:
+        arm = f"{share}, 0.6"
+        each = [shown_and_regret(name, scores("14", name, arm, SEEDS)) for name in SIX]
+        shown, regrets = zip(*each, strict=True)
+        cola = [100 * score for score in scores("14", "glue-cola", arm, [0, 1])]
+        alone = ", ".join(f"{score:.2f}" for score in cola)
+        assert told == [*(f"{number:.2f}" for number in shown), alone, f"{fmean(regrets):.2f}"]
+    taken = 100 * fmean(scores("14", "glue-cola", "0.2 + 0.6 + 2, 0.6", [0, 1]))
+    auto = 100 * compared("glue-cola").rates("dwmgrad-auto").score.mean()
+    assert f"it has {taken:.2f} in place of auto's {auto:.2f}." in " ".join(PLAN.split())
+
+
 def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     from experiments import stats
     from experiments.evidence import controls
