@@ -18,13 +18,18 @@ class UsageError(ValueError):
     """Something the user gave is wrong; the message says what, its value and the remedy."""
 
 
-def choose(kind: str, name: str, names: Iterable[str]) -> None:
-    """Raise a UsageError, with a near one and a list of all, if `name` is not among `names`."""
+def choose(kind: str, name: str, names: Iterable[str], given: str = "") -> None:
+    """Raise a UsageError, with a near one and a list of all, if `name` is not among `names`.
+
+    `given` is the name as the user wrote it, where that is another.
+    """
     names = list(names)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{kind} {name}: no such one.{hint} Choose from: {', '.join(names)}")
+        raise UsageError(
+            f"{kind} {given or name}: no such one.{hint} Choose from: {', '.join(names)}"
+        )
 
 
 @contextlib.contextmanager

@@ -106,5 +106,5 @@ def get_task(name: str | None) -> Task:
             "for one's own data, --train_file or --dataset_name"
         )
     key = name.lower().replace("-", "").replace("_", "")
-    choose("--task_name", key, TASKS)
+    choose("--task_name", key, TASKS, given=name)
     return TASKS[key]

@@ -109,6 +109,7 @@ def test_empty_files(run, tmp_path, name):
     ("words", "message"),
     [
         (["--task_name", "sts2", "--use_sample", "--do_eval"], "mean stsb.*from: cola, sst2"),
+        (["--task_name", "STS-2", "--use_sample", "--do_eval"], "--task_name STS-2: no such one"),
         (["--use_sample", "--do_eval"], "--task_name is missing"),
         (["--task_name", "sst2", "--use_sample"], "nothing to do"),
         (["--task_name", "rte", "--use_sample", "--do_eval"], "the sample is sst2, not rte"),
