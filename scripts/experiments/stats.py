@@ -42,7 +42,9 @@ class Estimate:
     def chance_equal(self) -> float | None:
         """The two-sided p-value of the mean's being 0; None without a variance."""
         below = self.chance_below(0)
-        return None if below is None else 2 * min(below, 1 - below) if self.mean else 1.0
+        if below is None:
+            return None
+        return 2 * min(below, 1 - below) if self.mean else 1.0
 
 
 def estimate(values: Collection[float]) -> Estimate | None:

@@ -70,8 +70,7 @@ def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
     groups = _repaired([group for group, _ in adopted])
     ours = {*optimizer.defaults, "params"} - {"differentiable"}  # which torch adds
     params: dict[Any, Tensor] = {}
-    shared: dict[Any, float | None] = {}
-    dtypes: dict[Any, str | None] = {}
+    group_of: dict[Any, int] = {}
     for index, (group, current) in enumerate(zip(groups, own_groups, strict=True)):
         where = f"state_dict['param_groups'][{index}]"
         _check_group(where, group, len(current["params"]), groups[0], ours)
@@ -80,14 +79,14 @@ def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
                 raise ValueError(
                     f"state_dict['param_groups'] has one key, {key!r}, for two parameters"
                 )
-            shared[key] = adopted[index][1]
-            dtypes[key] = group["state_dtype"]
+            group_of[key] = index
     state = dict(state_dict["state"])
     for key, own in state.items():
         if key in params:
-            state[key] = _checked_own(key, own, params[key], shared[key])
+            index, param = group_of[key], params[key]
+            state[key] = _checked_own(key, own, param, adopted[index][1])
             if BUFFERS[0] in state[key]:
-                stored(params[key], dtypes[key])  # `convert` is to raise nothing later
+                stored(param, groups[index]["state_dtype"])  # `convert` is to raise nothing later
         elif isinstance(own, dict) and set(BUFFERS) & set(own):
             raise ValueError(f"state_dict['state'] has the key {key!r}, which no group names")
     _refuse_shared({key: state[key] for key in params if key in state})

@@ -200,10 +200,11 @@ class Stepping(Agreeing):
 
     def _warn_of_skipped_elements(self) -> None:
         """Warns once if elements were skipped; an accelerator is asked with the next loss."""
-        home = ranks.home_of(self.param_groups)  # a model may be on several devices
-        found = (each.to(home) if isinstance(each, Tensor) else each for each in self._skipped)
-        if ELEMENTS_SKIPPED not in self._said and bool(sum(found)):  # one host sync
-            self._say_once(ELEMENTS_SKIPPED)
+        if self._skipped and ELEMENTS_SKIPPED not in self._said:
+            home = ranks.home_of(self.param_groups)  # a model may be on several devices
+            found = (each.to(home) if isinstance(each, Tensor) else each for each in self._skipped)
+            if bool(sum(found)):  # one host sync
+                self._say_once(ELEMENTS_SKIPPED)
         self._skipped.clear()
 
     def _say_at_floor(self) -> None:

@@ -100,11 +100,13 @@ class Compared(Result):
         found = self.difference(name) if self.renewed else None
         return float("nan") if found is None else found.mean
 
-    def in_deviations(
-        self, name: str, found: stats.Estimate | None = None
-    ) -> stats.Estimate | None:
-        """The second stage's difference, or `found`, in standard deviations of AdamW's seeds."""
-        found, unit = found or self.difference(name), float(self.runs(ADAMW, "final").points.std())
+    def in_deviations(self, name: str) -> stats.Estimate | None:
+        """The difference of the second stage, in standard deviations of AdamW's seeds."""
+        return self.deviations(self.difference(name))
+
+    def deviations(self, found: stats.Estimate | None) -> stats.Estimate | None:
+        """Points of the second stage in these deviations; None without it, or an interval."""
+        unit = float(self.runs(ADAMW, "final").points.std())
         if not self.renewed or found is None or found.interval is None or unit == 0:
             return None
         return stats.Estimate(found.mean / unit, found.variance / unit**2, found.freedom, 1)

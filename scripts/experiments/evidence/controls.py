@@ -12,13 +12,17 @@ from experiments.table import lead, table
 FINETUNE = "dwmgrad-finetune"
 CONTROL = "adamw-control"
 DEAF = "deaf"
+"""In its studies, beside a label `finetune`."""
 
 
 def gains(
-    comparisons: Sequence[Compared], studies: Sequence[Result]
+    comparisons: Sequence[Compared], results: Sequence[Result]
 ) -> dict[str, list[stats.Estimate | None]]:
-    """By how many points finetune is ahead of each control, workload by workload; None: not run."""
-    deaf = {each.data["workload"]: each for each in studies if DEAF in each.entries}
+    """By how many points finetune is ahead of each control, workload by workload; None: not run.
+
+    `results` has the studies of a deaf window, whatever else.
+    """
+    deaf = {each.data["workload"]: each for each in results if DEAF in each.entries}
 
     def over_control(each: Compared) -> stats.Estimate | None:
         has_new = len(each.runs(CONTROL, "final"))
@@ -26,8 +30,7 @@ def gains(
 
     def over_deaf(each: Compared) -> stats.Estimate | None:
         study = deaf.get(each.data["workload"])
-        found = study.better(DEAF) if study else None
-        return found and stats.Estimate(-found.mean, found.variance, found.freedom, found.count)
+        return study.better("finetune", DEAF) if study else None
 
     return {
         "AdamW, betas 0.6 and 0.998": [over_control(each) for each in comparisons],
@@ -35,46 +38,36 @@ def gains(
     }
 
 
-def controls(comparisons: Sequence[Compared], studies: Sequence[Result]) -> str:
+def controls(comparisons: Sequence[Compared], results: Sequence[Result]) -> str:
     """A row a workload: finetune's lead over each control, and p corrected over the workloads.
 
     Then the means in points, and in standard deviations of AdamW's seeds over those workloads that
     had no part in choosing finetune. Nothing without a control.
     """
-    found = gains(comparisons, studies)
-    chances = {
-        name: stats.holm([each.chance_equal() if each else None for each in own])
-        for name, own in found.items()
-    }
-    rows = []
-    for place, each in enumerate(comparisons):
-        cells = {
-            name: lead(own[place])
-            + (f", p = {chances[name][place]:.2g}" if chances[name][place] is not None else "")
-            for name, own in found.items()
-        }
-        apart = own_machine(each) * bool(next(iter(found.values()))[place])
-        rows.append({"workload": each.title + apart, **cells})
-    for head, of in (("mean (workloads)", _points), ("in deviations, not chosen on", _deviations)):
-        row = {"workload": f"**{head}**"}
-        for name, own in found.items():
-            pairs = zip(comparisons, own, strict=True)
-            known = [each for each in (of(*pair) for pair in pairs) if each is not None]
-            row[name] = f"{lead(stats.equal_weights(known))} ({len(known)})"
-        rows.append(row)
-    return table(rows) if any(map(any, found.values())) else ""
+    found = gains(comparisons, results)
+    if not any(map(any, found.values())):
+        return ""
+    rows = [{"workload": each.title + _machines(each)} for each in comparisons]
+    points = {"workload": "**mean (workloads)**"}
+    deviations = {"workload": "**in deviations, not chosen on**"}
+    for name, own in found.items():
+        chances = stats.holm([each.chance_equal() if each else None for each in own])
+        for row, each, p in zip(rows, own, chances, strict=True):
+            row[name] = lead(each) if p is None else f"{lead(each)}, p = {p:.2g}"
+        pairs = zip(comparisons, own, strict=True)
+        points[name] = _mean(own)
+        deviations[name] = _mean(
+            [each.deviations(gain) for each, gain in pairs if FINETUNE not in each.chosen_on]
+        )
+    return table([*rows, points, deviations])
 
 
-def _points(_: Compared, found: stats.Estimate | None) -> stats.Estimate | None:
-    return found
+def _mean(found: Sequence[stats.Estimate | None]) -> str:
+    known = [each for each in found if each is not None]
+    return f"{lead(stats.equal_weights(known))} ({len(known)})"
 
 
-def _deviations(compared: Compared, found: stats.Estimate | None) -> stats.Estimate | None:
-    if found is None or FINETUNE in compared.chosen_on:
-        return None
-    return compared.in_deviations(FINETUNE, found)
-
-
-def own_machine(compared: Compared) -> str:
-    """A mark where finetune and AdamW with its betas did not run on one machine."""
-    return " (two machines)" if compared.apart(FINETUNE, CONTROL) else ""
+def _machines(compared: Compared) -> str:
+    """A mark where finetune and AdamW with its betas have not run on one machine."""
+    has_both = len(compared.runs(CONTROL, "final"))
+    return " (two machines)" if has_both and compared.apart(FINETUNE, CONTROL) else ""

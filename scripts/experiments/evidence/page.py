@@ -62,9 +62,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         comparisons=comparisons,
         confirming=[each for each in comparisons if not each.chosen_on],
         compared=compared,
-        controls=controls.controls(
-            comparisons, [each for each in results if each.kind == "ablation"]
-        ),
+        controls=controls.controls(comparisons, results),
         found=found,
         others=[each for each in results if of[each.file] not in files],
         pictures={each.file: draw(each, output) for each in results},

@@ -68,14 +68,14 @@ class Result:
         """Those of a contender or label."""
         return self.all_runs[(self.all_runs["of"] == name) & (self.all_runs.part == part)]
 
-    def better(self, label: str) -> stats.Estimate | None:
-        """What a label's mean score is better by than the first one's.
+    def better(self, label: str, than: str | None = None) -> stats.Estimate | None:
+        """What a label's mean score is better by than another's; by default than the first one's.
 
         In points where scores are shown in percent; else in the metric's unit.
         """
         factor = (100 if self.metric in SHARES else 1) * (1 if self.higher else -1)
-        first = next(iter(self.entries))
-        ours, theirs = (factor * self.runs(each).score.dropna() for each in (label, first))
+        other = than or next(iter(self.entries))
+        ours, theirs = (factor * self.runs(each).score.dropna() for each in (label, other))
         return stats.welch(ours, theirs)
 
 

@@ -41,11 +41,16 @@ def shown_and_regret(name: str, found: list[float]) -> tuple[float, float]:
     return mean, compared(name).means("adamw").max() - mean
 
 
+def cells(study: str, arm: str) -> list[str]:
+    """An arm's row: its scores on the six workloads that choose, and its mean regret."""
+    each = [shown_and_regret(name, scores(study, name, arm, SEEDS)) for name in SIX]
+    shown, regrets = zip(*each, strict=True)
+    return [f"{number:.2f}" for number in (*shown, fmean(regrets))]
+
+
 def test_the_table_of_the_ninth_round_is_that_of_its_results() -> None:
     for share, *told in rows("### What the ninth round gave"):
-        each = [shown_and_regret(name, scores("9", name, share, SEEDS)) for name in SIX]
-        shown, regrets = zip(*each, strict=True)
-        assert told == [f"{number:.2f}" for number in (*shown, fmean(regrets))]
+        assert told == cells("9", share)
 
 
 def test_the_table_of_the_tenth_round_is_that_of_its_results() -> None:
@@ -112,16 +117,13 @@ def test_the_tables_of_the_eleventh_round_are_those_of_its_results() -> None:
 
 
 def test_the_tables_of_the_last_two_rounds_are_those_of_their_results() -> None:
-    for study, old in (("12", 1), ("13", 0)):
-        heading = {"12": "twelfth", "13": "thirteenth"}[study]
-        table = rows(f"### What the {heading} round gave")
-        assert len(table) == {"12": 5, "13": 6}[study]
-        for place, (arm, *told) in enumerate(table):
-            is_old = place < old  # auto's of then
-            ran, share = ("11", "0.2 + 0.4 + 2") if is_old else (study, arm)
-            each = [shown_and_regret(name, scores(ran, name, share, SEEDS)) for name in SIX]
-            shown, regrets = zip(*each, strict=True)
-            assert told == [f"{number:.2f}" for number in (*shown, fmean(regrets))]
+    (momentum, *auto), *twelfth = rows("### What the twelfth round gave")
+    assert momentum == "0.9" and auto == cells("11", "0.2 + 0.4 + 2")
+    thirteenth = rows("### What the thirteenth round gave")
+    assert (len(twelfth), len(thirteenth)) == (4, 6)
+    for study, table in (("12", twelfth), ("13", thirteenth)):
+        for arm, *told in table:
+            assert told == cells(study, arm)
 
 
 def test_the_table_of_the_fourteenth_round_is_that_of_its_results() -> None:
@@ -129,11 +131,9 @@ def test_the_table_of_the_fourteenth_round_is_that_of_its_results() -> None:
     assert len(table) == 3
     for share, *told in table:
         arm = f"{share}, 0.6"
-        each = [shown_and_regret(name, scores("14", name, arm, SEEDS)) for name in SIX]
-        shown, regrets = zip(*each, strict=True)
+        *shown, regret = cells("14", arm)
         cola = [100 * score for score in scores("14", "glue-cola", arm, [0, 1])]
-        alone = ", ".join(f"{score:.2f}" for score in cola)
-        assert told == [*(f"{number:.2f}" for number in shown), alone, f"{fmean(regrets):.2f}"]
+        assert told == [*shown, ", ".join(f"{score:.2f}" for score in cola), regret]
     taken = 100 * fmean(scores("14", "glue-cola", "0.2 + 0.6 + 2, 0.6", [0, 1]))
     auto = 100 * compared("glue-cola").rates("dwmgrad-auto").score.mean()
     text = " ".join(PLAN.split())
@@ -157,7 +157,7 @@ def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     text = (ROOT / "docs" / "plans" / "controls.md").read_text("utf-8")
     results = read_results(RESULTS)
     comparisons = [compared(name) for name in NEW.values()]
-    found = controls.gains(comparisons, [each for each in results if each.kind == "ablation"])
+    found = controls.gains(comparisons, results)
     for name, own in zip(NEW, zip(*found.values(), strict=True), strict=True):
         if any(own):
             assert f"| {name} | {' | '.join(map(lead, own))} |" in text
@@ -169,7 +169,7 @@ def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     pairs = zip(comparisons, control, strict=True)
     unit = stats.equal_weights(
         [
-            each.in_deviations(controls.FINETUNE, gain)
+            each.deviations(gain)
             for each, gain in pairs
             if gain and controls.FINETUNE not in each.chosen_on
         ]
