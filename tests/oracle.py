@@ -67,12 +67,15 @@ class Window:
     observations: int = 0
     increases: int = 0
     micro_batches: int = 0  # of the last loss
+    mean_micro_batches: int = 0  # of those in the mean
     steps: int = 0
 
     def observe(self, loss: float, micro_batches: int) -> None:
         like_the_last = self.micro_batches in (0, micro_batches)
-        mean = loss
-        if like_the_last:
+        if self.mean_micro_batches not in (0, micro_batches) and like_the_last:
+            self.mean_loss, self.mean_micro_batches = self.last_loss, micro_batches
+        if self.mean_micro_batches in (0, micro_batches):
+            mean = loss
             if self.smoothing and self.mean_loss is not None:
                 mean = self.smoothing * self.mean_loss + (1 - self.smoothing) * loss
             beta = {
@@ -83,7 +86,8 @@ class Window:
             grows = beta > 0
             self.size = min(self.size + 1, self.most) if grows else max(self.size - 1, 1)
             self.increases += grows
-        self.last_loss, self.mean_loss, self.micro_batches = loss, mean, micro_batches
+            self.mean_loss, self.mean_micro_batches = mean, micro_batches
+        self.last_loss, self.micro_batches = loss, micro_batches
         self.observations += 1
 
 

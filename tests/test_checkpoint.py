@@ -214,7 +214,7 @@ REFUSED = {
         lambda sd: sd["param_groups"][1]["params"].__setitem__(0, 0),
         "one key, 0, for two parameters",
     ),
-    "newer schema": (in_group(0, schema=9), "'schema'] is 9.*reads 1 to 8: update dwmgrad"),
+    "newer schema": (in_group(0, schema=10), "'schema'] is 10.*reads 1 to 9: update dwmgrad"),
     "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
     "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),
     "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),

@@ -193,6 +193,7 @@ GROUP_KEYS = [
     "increases",
     "mean_loss",
     "micro_batches",
+    "mean_micro_batches",
     "loss_smoothing",
     "bias_correction",
     "normalize_momentum",

@@ -198,9 +198,28 @@ def test_a_step_of_another_number_of_losses_is_not_compared() -> None:
         group = optimizer.param_groups[0]
         seen.append((group["window"], group["mean_loss"], group["micro_batches"]))
         assert optimizer.last_loss == sum(losses)
-    # 2 losses: held, and begun anew; 2 again: worse; 1: held; 1 again: better
-    assert seen == [(5, 1.5, 1), (5, 1.0, 2), (4, 1.25, 2), (4, 0.25, 1), (5, 0.1875, 1)]
+    # 2 losses: held; 2 again: worse than the first 2; 1: held; 1 again: better
+    assert seen == [(5, 1.5, 1), (5, 1.5, 2), (4, 1.25, 2), (4, 1.25, 1), (5, 0.1875, 1)]
     assert (group["observations"], group["increases"]) == (6, 2)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_short_last_step_of_an_epoch_is_passed_over(capturable: bool) -> None:
+    settings = {"loss_smoothing": 0.5, "capturable": capturable}
+    (_, full), (_, short) = make(**settings), make(**settings)
+    for epoch in range(3):
+        for losses in ([1.0, 1.5], [1.0, 0.5], [0.75]):
+            for loss in losses:
+                short.observe_loss(loss / (1 + epoch))
+                if len(losses) == 2:
+                    full.observe_loss(loss / (1 + epoch))
+            short.step()
+            if len(losses) == 2:
+                full.step()
+    short, full = (each.state_dict()["param_groups"][0] for each in (short, full))
+    for name in ("window", "mean_loss", "loss_left", "increases", "mean_micro_batches"):
+        assert short[name] == full[name], name
+    assert (short["micro_batches"], short["observations"]) == (1, full["observations"] + 3)
 
 
 def test_without_a_loss_the_window_holds_and_says_so_once() -> None:

@@ -655,7 +655,8 @@ class Histories(RuleBasedStateMachine):
             assert group["window"] == window.size
             for name in ("last_loss", "mean_loss", "observations", "increases", "steps"):
                 assert group[name] == getattr(window, name), name
-            assert group["micro_batches"] == window.micro_batches
+            for name in ("micro_batches", "mean_micro_batches"):
+                assert group[name] == getattr(window, name), name
 
     def compare(self) -> None:
         if not self.oracle.on_device:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,15 +45,16 @@ def test_smoothing_puts_an_exponential_mean_before_the_signal() -> None:
 
 
 @pytest.mark.parametrize("signal", ["decrease", "increase", "loss"])
-def test_a_loss_of_another_kind_is_not_compared_and_begins_anew(signal: str) -> None:
+def test_a_loss_of_another_kind_is_not_compared_and_two_begin_anew(signal: str) -> None:
     window = Window(signal=signal, smoothing=0.5)
     window.observe(4.0)
     before = window.size, window.increases
     window.observe(1.0, alike=False)
     assert (window.size, window.increases) == before
-    assert (window.last_loss, window.mean_loss, window.observations) == (1.0, 1.0, 2)
-    window.observe(0.5)
+    assert (window.last_loss, window.mean_loss, window.observations) == (1.0, 4.0, 2)
+    window.observe(0.5, anew=True)
     assert window.mean_loss == 0.75
+    assert window.size == before[0] + (-1 if signal == "increase" else 1)
 
 
 def test_smoothing_rides_over_noise_that_would_toss_the_window() -> None:
@@ -113,9 +115,12 @@ def test_tensors_get_the_numbers_that_floats_get(signal: str) -> None:
         device.observations, device.increases = tensor(0), tensor(0)
         share, share_there = 1.0, tensor(1)
         for _ in range(40):
-            loss, alike = draw.choice([draw.gauss(0, 1), 1.0, 0.0, -1.0]), draw.random() < 0.8
-            host.observe(loss, alike)
-            device.observe(tensor(loss), torch.tensor(alike), torch.tensor(True))
+            loss = draw.choice([draw.gauss(0, 1), 1.0, 0.0, -1.0])
+            alike = host.mean_loss is None or draw.random() < 0.8  # the first one always is
+            anew = alike and host.mean_loss is not None and draw.random() < 0.2
+            host.observe(loss, alike, anew=anew)
+            given = (torch.tensor(each) for each in (alike, True, anew))
+            device.observe(tensor(loss), *given)
             device.observe(tensor(None), torch.tensor(True), torch.tensor(False))  # holds
             for name in (
                 "size",
@@ -148,17 +153,27 @@ def test_what_is_left_of_the_loss_is_its_mean_over_its_highest():
         assert window.loss_left == pytest.approx((mean - 1) / (max(means) - 1), rel=1e-12)
 
 
-def test_what_is_left_holds_where_losses_are_not_alike():
+def test_a_loss_that_is_not_alike_is_passed_over() -> None:
+    window = Window(size=3, max_size=4, signal="loss", smoothing=0.9, follows_fall=True)
+    for loss in (4.0, 2.0, 2.0):
+        window.observe(loss)
+    before = replace(window)
+    window.observe(0.5, alike=False)  # of fewer micro-batches
+    assert window == replace(before, last_loss=0.5, observations=4)
+    window.observe(1.0)
+    before.observe(1.0)
+    assert window == replace(before, observations=5)
+
+
+def test_what_is_left_goes_on_from_losses_that_are_alike_again() -> None:
     window = Window(signal="loss", smoothing=0.9)
     for loss in (4.0, 2.0, 2.0):
         window.observe(loss)
     left = window.loss_left
     assert 0.9 < left < 1
-    window.observe(0.5, alike=False)  # of fewer micro-batches
-    assert window.loss_left == left
-    window.observe(2.0, alike=False)
-    assert window.loss_left == left
-    window.observe(1.0)
+    window.observe(0.5, alike=False)
+    window.observe(0.25, anew=True)  # as many micro-batches as the one before
+    assert window.mean_loss == pytest.approx(0.475)
     assert window.loss_left == pytest.approx(left * 0.95)
 
 
@@ -202,10 +217,13 @@ def test_a_loss_that_jumps_and_comes_back_has_not_fallen() -> None:
     assert window.slow_loss == 2
 
 
-def test_losses_that_are_not_alike_begin_the_slow_mean_anew() -> None:
+def test_losses_that_begin_anew_begin_the_slow_mean_anew() -> None:
     window = Window(size=4, max_size=4, signal="loss", follows_fall=True)
     for loss in (4.0, 2.0):
         window.observe(loss)
-    assert window.falling() > 0
-    window.observe(0.5, alike=False)  # of fewer micro-batches
+    falling = window.falling()
+    assert falling > 0
+    window.observe(0.5, alike=False)
+    assert window.falling() == falling
+    window.observe(0.5, anew=True)
     assert (window.slow_loss, window.falling()) == (0.5, 0.0)

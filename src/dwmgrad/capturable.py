@@ -165,8 +165,9 @@ class DeviceWindow:
         numbers: dict[str, Any] = dict(zip(_NUMBERS, self._numbers.tolist(), strict=True))
         numbers |= {name: int(numbers[name]) for name in COUNTS}
         numbers |= {name: None for name in LOSSES if math.isnan(numbers[name])}
-        if numbers["micro_batches"].is_integer():
-            numbers["micro_batches"] = int(numbers["micro_batches"])
+        for name in ("micro_batches", "mean_micro_batches"):  # whole where ranks are alike
+            if numbers[name].is_integer():
+                numbers[name] = int(numbers[name])
         for group in groups:
             group.update(numbers)
         shares = list({share for _, share in self._shares.values()})

@@ -104,7 +104,9 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
-    if written in (4, 5, 6, 7):
+    if written in range(1, SCHEMA):
+        group = {"mean_micro_batches": group.get("micro_batches", 0), **group}
+    if written in range(4, SCHEMA):
         return {**_SINCE_5, **group, "schema": SCHEMA}, None
     if written not in (1, 2, 3):
         return group, None
@@ -200,7 +202,7 @@ def _check_progress(group: dict[str, Any]) -> None:
     for name in COUNTS:
         least = 1 if name == "window" else 0
         _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)
-    for name in ("micro_batches", "effective_lr", "guard_deviation"):
+    for name in ("micro_batches", "mean_micro_batches", "effective_lr", "guard_deviation"):
         _check_number(name, group[name], 0)
     for name in ("step_limit", "clipped_to", "loss_left"):
         _check_number(name, group[name], 0, 1)

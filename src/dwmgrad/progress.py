@@ -10,7 +10,7 @@ from typing import Any
 from .ranks import Agreed
 from .rule import Guard, Number, Window, where
 
-SCHEMA = 8
+SCHEMA = 9
 LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")
 """The numbers that are None before the first loss, on a device NaN."""
 _WINDOW = {"window": "size"} | {
@@ -30,11 +30,15 @@ COUNTS = (
     *("guard_seen", "guard_in_row", "guarded_steps"),
 )
 """The numbers that are whole."""
-_OTHERS: dict[str, Any] = {"micro_batches": 0, "steps": 0, "step_limit": 1.0, "effective_lr": 0.0}
+_OTHERS: dict[str, Any] = {
+    **{"micro_batches": 0, "mean_micro_batches": 0},
+    **{"steps": 0, "step_limit": 1.0, "effective_lr": 0.0},
+}
 PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
-"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), how
-many steps were made, the last `rule.step_limit` (1 without one) and `rule.effective_lr` (0 without
-one), and those of `rule.Guard`. Plain int, float or None, equal in every parameter group."""
+"""The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
+those of the mean, how many steps were made, the last `rule.step_limit` (1 without one) and
+`rule.effective_lr` (0 without one), and those of `rule.Guard`. Plain int, float or None, equal in
+every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
@@ -70,13 +74,19 @@ def stands_out(group: dict[str, Any], agreed: Agreed) -> bool:
     """Whether the group's guard, where it has one, refuses the step's loss."""
     if group["loss_guard"] is None or agreed.loss is None:
         return False
-    return bool(_are_alike(group, agreed) and guard_of(group).refuses(agreed.loss))
+    return bool(_comparable(group, agreed)[0] and guard_of(group).refuses(agreed.loss))
 
 
-def _are_alike(group: dict[str, Any], agreed: Agreed) -> Number:
-    """Whether a step has as many micro-batches as the one before, so that the two compare."""
-    before = group["micro_batches"]
-    return (before == 0) | (before == agreed.micro_batches)
+def _comparable(group: dict[str, Any], agreed: Agreed) -> tuple[Number, Number]:
+    """Whether the step's loss compares with earlier ones, and whether with the last one alone.
+
+    It does with those of as many micro-batches: where each is divided by the full number, the loss
+    of a short step is lower for that alone. Two in a row of another number begin a new comparison.
+    """
+    count, mean = agreed.micro_batches, group["mean_micro_batches"]
+    unlike = (mean != 0) & (mean != count)
+    anew = unlike & (group["micro_batches"] == count)
+    return anew | (mean == 0) | (mean == count), anew
 
 
 def advanced(
@@ -85,15 +95,14 @@ def advanced(
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
     A loss that stands out makes no step: only the guard sees it. Neither the window nor the guard
-    compares losses of steps with unlike numbers of micro-batches: where each is divided by the full
-    number, the loss of a short step is lower for that alone.
+    sees a loss that does not compare.
 
     Returns:
         The numbers; the window; and `happens` and `counts` after the guard has seen the loss.
     """
     happens, counts = agreed.happens, agreed.counts
     loss = 0.0 if agreed.loss is None else agreed.loss
-    alike = _are_alike(group, agreed)
+    alike, anew = _comparable(group, agreed)
     seen: dict[str, Any] = {}
     if group["loss_guard"] is not None:
         guard, judged = guard_of(group), counts & alike
@@ -102,7 +111,12 @@ def advanced(
         seen = group_numbers(guard)
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window = window_of(group)
-    window.observe(loss, alike, counts)
-    count = where(counts, agreed.micro_batches, group["micro_batches"])
-    numbers = {"micro_batches": count, "steps": group["steps"] + happens}
+    window.observe(loss, alike, counts, anew)
+    numbers = {
+        "micro_batches": where(counts, agreed.micro_batches, group["micro_batches"]),
+        "mean_micro_batches": where(
+            counts & alike, agreed.micro_batches, group["mean_micro_batches"]
+        ),
+        "steps": group["steps"] + happens,
+    }
     return {**group_numbers(window), **numbers, **seen}, window, happens, counts

@@ -127,17 +127,21 @@ class Window:
     floor: float = 0.0
     follows_fall: bool = False
 
-    def observe(self, loss: Number, alike: Number = True, counts: Number = True) -> None:
+    def observe(
+        self, loss: Number, alike: Number = True, counts: Number = True, anew: Number = False
+    ) -> None:
         """Moves the window by one step for one loss.
 
         Args:
             loss: the step's loss, finite where it counts.
-            alike: whether it was made as the one before was, so that the two can be compared. If
-                not, the window holds, and the comparison begins anew from this loss.
+            alike: whether it was made as those before were, so that they can be compared. If not,
+                it is passed over: the window and the means hold.
             counts: False changes nothing.
+            anew: of losses alike, whether the comparison begins anew from the last one, which was
+                passed over.
         """
         known = alike & _is_known(self.mean_loss)
-        past = where(known, self.mean_loss, loss)
+        past = where(known, where(anew, self.last_loss, self.mean_loss), loss)
         mean = loss
         if self.smoothing:
             mean = where(known, self.smoothing * past + (1 - self.smoothing) * loss, loss)
@@ -151,25 +155,26 @@ class Window:
         grows = moves & grows
         size = self.size + where(moves, where(grows, 1, -1), 0)
         self.size = _within(1, size, self.max_size)
+        if self.follows_fall:
+            self._follow(loss, moves, anew)
         self.last_loss = where(counts, loss, self.last_loss)
-        self.mean_loss = where(counts, mean, self.mean_loss)
-        height = past - self.floor  # where no two are compared, past and mean are both the loss
+        self.mean_loss = where(moves, mean, self.mean_loss)
+        height = past - self.floor
         left = self.loss_left * (mean - self.floor) / _within(LEAST_EPS, height)
         left = where(height > 0, _within(0.0, left, 1.0), 1.0)
-        self.loss_left = where(counts, left, self.loss_left)
-        if self.follows_fall:
-            self._follow(loss, alike, counts)
+        self.loss_left = where(moves, left, self.loss_left)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
 
-    def _follow(self, loss: Number, alike: Number, counts: Number) -> None:
-        known = alike & _is_known(self.quarter_loss) & _is_known(self.slow_loss)
-        quarter = where(known, self.quarter_loss, loss)
+    def _follow(self, loss: Number, moves: Number, anew: Number) -> None:
+        known = _is_known(self.quarter_loss) & _is_known(self.slow_loss)
+        quarter = where(known, where(anew, self.last_loss, self.quarter_loss), loss)
         quarter = quarter + (loss - quarter) / max(1.0, self.max_size / 4)
-        slow = where(known & (self.size >= self.max_size), self.slow_loss, quarter)
+        slow = where(anew, self.last_loss, self.slow_loss)
+        slow = where(known & (self.size >= self.max_size), slow, quarter)
         slow = slow + _within(-math.inf, quarter - slow, 0.0) / self.max_size
-        self.quarter_loss = where(counts, quarter, self.quarter_loss)
-        self.slow_loss = where(counts, slow, self.slow_loss)
+        self.quarter_loss = where(moves, quarter, self.quarter_loss)
+        self.slow_loss = where(moves, slow, self.slow_loss)
 
     def falling(self) -> Number:
         """By how much the mean of a quarter is below the slow one: a share, above the floor.

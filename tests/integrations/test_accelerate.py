@@ -50,7 +50,7 @@ def test_accumulate_gives_what_was_differentiated_in_the_short_last_step_too() -
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
     model, optimizer, inner = prepared(accelerator)
     loader = accelerator.prepare(torch.utils.data.DataLoader(DATA, batch_size=None))
-    pending, seen, windows = [], [], []
+    pending, seen, windows, losses = [], [], [], []
     for _ in range(2):
         for batch in loader:
             with accelerator.accumulate(model):
@@ -65,10 +65,12 @@ def test_accumulate_gives_what_was_differentiated_in_the_short_last_step_too() -
                 assert inner.param_groups[0]["micro_batches"] == len(pending)
                 seen.append(len(pending))
                 windows.append(inner.window)
+                losses.append(inner.last_loss)
                 pending = []
     assert seen == [4, 4, 2, 4, 4, 2]
-    # neither the short step, half as long, nor the one after it is an improvement or its opposite
-    assert windows[2] == windows[1] == windows[3] and windows[5] == windows[4]
+    # the short step, half as long, is no improvement; the one after it compares with that before
+    assert windows[2] == windows[1] and windows[5] == windows[4]
+    assert windows[3] - windows[2] == (1 if losses[3] < losses[1] else -1)
 
 
 def test_a_loss_per_token_is_right_in_the_short_last_step() -> None:
