@@ -294,7 +294,7 @@ def test_what_needs_a_limit_is_refused_without_one(name: str, value: Any) -> Non
     DWMGrad(params_of(), preset="capped", **{name: value})
 
 
-def scaled(factor: float, form: dict) -> list[float]:
+def scaled(factor: float, form: dict, clips: bool = False) -> list[float]:
     """The limits where losses and gradients are so many times as large."""
     params = params_of()
     optimizer = DWMGrad(params, lr=0.1, preset="finetune", loss_limit=0.5, **form)
@@ -302,6 +302,8 @@ def scaled(factor: float, form: dict) -> list[float]:
     for step in range(10):
         for param, grad in zip(params, gradients(step), strict=True):
             param.grad = grad * factor
+        if clips:
+            optimizer.observe_clipping(torch.nn.utils.clip_grad_norm_(params, 1e-3), 1e-3)
         optimizer.step(loss=loss_of(step) * factor)
         found.append(optimizer.state_dict()["param_groups"][0]["step_limit"])
     return found
@@ -310,6 +312,14 @@ def scaled(factor: float, form: dict) -> list[float]:
 @FORMS
 def test_sums_and_means_of_losses_have_one_limit(form: dict) -> None:
     assert scaled(1000.0, form) == pytest.approx(scaled(1.0, form), rel=1e-4)
+
+
+@FORMS
+def test_so_have_those_whose_gradients_are_always_clipped(form: dict) -> None:
+    """Where each is larger by the same factor, as the sums over batches of one size."""
+    limits = scaled(1.0, form, clips=True)
+    assert scaled(1000.0, form, clips=True) == pytest.approx(limits, rel=1e-4)
+    assert 0 < min(limits) < 1
 
 
 @pytest.mark.parametrize("loss", [1e30, 1e-30, 0.5])
