@@ -31,8 +31,11 @@ COUNTS = (
 )
 """The numbers that are whole."""
 _OTHERS: dict[str, Any] = {
-    **{"micro_batches": 0, "mean_micro_batches": 0},
-    **{"steps": 0, "step_limit": 1.0, "effective_lr": 0.0},
+    "micro_batches": 0,
+    "mean_micro_batches": 0,
+    "steps": 0,
+    "step_limit": 1.0,
+    "effective_lr": 0.0,
 }
 PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
@@ -112,11 +115,10 @@ def advanced(
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window = window_of(group)
     window.observe(loss, alike, counts, anew)
+    count = agreed.micro_batches
     numbers = {
-        "micro_batches": where(counts, agreed.micro_batches, group["micro_batches"]),
-        "mean_micro_batches": where(
-            counts & alike, agreed.micro_batches, group["mean_micro_batches"]
-        ),
+        "micro_batches": where(counts, count, group["micro_batches"]),
+        "mean_micro_batches": where(counts & alike, count, group["mean_micro_batches"]),
         "steps": group["steps"] + happens,
     }
     return {**group_numbers(window), **numbers, **seen}, window, happens, counts
