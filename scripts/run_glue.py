@@ -17,13 +17,11 @@ from glue.errors import UsageError, needs, one_line, run_cli
 
 with needs("glue"):
     import torch
-    from glue.bare import is_of_bare_loop
     from glue.card import report
     from glue.checkpoints import WholeCheckpointTrainer, unusable
     from glue.lora import save_merged
     from glue.metrics import compute_metrics, write_submissions
     from glue.optim import build_optimizer
-    from glue.output import clear_write_errors
     from glue.parsing import Arguments, parse
     from glue.preprocess import collator
     from glue.setup import PreparedRun, prepare
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Run what `argv` (default: the command line) asks for; return all_results.json's content."""
     dwmgrad.register()
     args = parse(argv, __doc__)
-    with prepare(args, "run_glue.py") as run, clear_write_errors(run.folder):
+    with prepare(args, "run_glue.py") as run:
         return work(args, run)
 
 
@@ -79,7 +77,8 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
     if training.push_to_hub:
-        trainer.push_to_hub()
+        with one_line(Exception, of=f"--push_to_hub: {run.folder} is whole, but not uploaded: "):
+            trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a rank that ends at once may abort: docs/backends.md
     return results
 
@@ -105,6 +104,10 @@ class GlueTrainer(WholeCheckpointTrainer):
             self.optimizer = build_optimizer(target, self.args, self.loraplus_lr_ratio)
         return super().create_optimizer(*model)
 
+    def init_hf_repo(self, *args: Any, **options: Any) -> None:
+        with one_line(Exception, of="--push_to_hub: "):  # the hub's client raises a dozen kinds
+            super().init_hf_repo(*args, **options)
+
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Each push would write another one."""
 
@@ -125,8 +128,6 @@ class Begin(TrainerCallback):
 
 
 def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
-    if run.checkpoint and is_of_bare_loop(run.checkpoint):
-        raise UsageError(f"{run.checkpoint} is a checkpoint of run_glue_no_trainer.py")
     try:
         checkpoint = str(run.checkpoint) if run.checkpoint else None
         with one_line(ImportError):  # of what an argument needs, as --use_liger_kernel
@@ -140,7 +141,7 @@ def train(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
             raise
         raise unusable(run.checkpoint, error) from error
     metrics["train_samples"] = len(run.train)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without an upload, which may fail
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
@@ -158,7 +159,7 @@ def at_its_end(trainer: Trainer, run: PreparedRun) -> dict[str, float]:
     if bar is not None:
         trainer.add_callback(bar)
     if not run.complete:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)
         trainer.save_state()
         run.end(trainer.state.global_step)
     return {}

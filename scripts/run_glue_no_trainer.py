@@ -21,6 +21,7 @@ from glue.errors import needs, run_cli
 with needs("glue"):
     import numpy as np
     import torch
+    import transformers
     from accelerate import Accelerator
     from glue.bare import State, check_honoured, loader, train_sampler
     from glue.card import report
@@ -28,7 +29,6 @@ with needs("glue"):
     from glue.lora import save_merged
     from glue.metrics import mean_loss, predictions_of, score, write_submissions
     from glue.optim import build_optimizer
-    from glue.output import clear_write_errors
     from glue.parsing import parse
     from glue.preprocess import collator
     from glue.record import write_json
@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     dwmgrad.register()
     args = parse(argv, __doc__)
     check_honoured(args.training, args.given)
+    transformers.logging.set_verbosity(args.training.get_process_log_level())
     if args.training.full_determinism:
         enable_full_determinism(args.training.seed)
-    with prepare(args, "run_glue_no_trainer.py") as run, clear_write_errors(run.folder):
+    with prepare(args, "run_glue_no_trainer.py") as run:
         return Loop(run, args).run()
 
 
@@ -123,8 +124,9 @@ class Loop:
         )
         accelerator.register_for_checkpointing(self.scheduler)
         if self.job.checkpoint is not None:
-            self.state = State.load(self.job.checkpoint)
             try:
+                path = self.job.checkpoint / "trainer_state.json"
+                self.state = State.load_from_json(str(path))
                 accelerator.load_state(str(self.job.checkpoint))
             except Exception as error:
                 raise unusable(self.job.checkpoint, error) from error
@@ -218,7 +220,7 @@ class Loop:
             begin(folder, accelerator.is_main_process)
             accelerator.save_state(str(folder))
             if accelerator.is_main_process:
-                state.save(folder)
+                state.save_to_json(str(folder / "trainer_state.json"))
             finish(folder, accelerator.is_main_process, training.save_total_limit)
 
     def outputs(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -243,14 +245,13 @@ class Loop:
         results: dict[str, float] = {}
         task = self.job.task
         for split, suffix in self.job.evaluations()[: 1 if first_only else None]:
-            start = time.perf_counter()
+            start = time.time()
             logits, labels = self.outputs(split)
             values = score(task, predictions_of(logits, task), labels, self.job.order)
-            values["loss"] = mean_loss(logits, labels)
-            seconds = time.perf_counter() - start
-            values.update(runtime=seconds, samples=len(labels))
-            values["samples_per_second"] = len(labels) / seconds
-            results.update({f"eval_{name}{suffix}": value for name, value in values.items()})
+            values |= {"loss": mean_loss(logits, labels), "samples": len(labels)}
+            values = {f"eval_{name}": value for name, value in values.items()}
+            values |= speed_metrics("eval", start, len(labels))
+            results |= {name + suffix: value for name, value in values.items()}
         return results
 
     def save_all(self) -> None:
@@ -264,7 +265,7 @@ class Loop:
         )
         if accelerator.is_main_process:
             self.job.tokenizer.save_pretrained(self.folder)
-            self.state.save(self.folder)
+            self.state.save_to_json(str(self.folder / "trainer_state.json"))
         self.job.end(self.state.global_step)
 
     def save_metrics(self, name: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -152,10 +152,8 @@ PortableArguments._argument_group_name = "training, for every transformers versi
 
 def apply_portable(args: Any, portable: Any) -> None:
     """Set on `args` what this transformers version has renamed (or, for one name, dropped)."""
-    ratio = getattr(portable, "warmup_ratio", None)
-    if ratio is not None and not args.warmup_steps:
-        args.warmup_steps = ratio  # below 1 it is a ratio there
+    vars(args).update(vars(portable))
+    if getattr(portable, "warmup_ratio", None) is not None and not args.warmup_steps:
+        args.warmup_steps = portable.warmup_ratio  # below 1 it is a ratio there
     if getattr(portable, "group_by_length", False):
         args.train_sampling_strategy = "group_by_length"
-    if hasattr(portable, "overwrite_output_dir"):
-        args.overwrite_output_dir = portable.overwrite_output_dir

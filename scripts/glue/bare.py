@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from glue.checkpoints import unusable
 from glue.errors import UsageError
-from glue.record import write_json
 
 HONOURED = frozenset(
     """
@@ -26,7 +23,7 @@ HONOURED = frozenset(
     logging_steps logging_first_step save_strategy save_steps save_total_limit seed data_seed bf16
     fp16 use_cpu no_cuda ddp_backend local_rank resume_from_checkpoint group_by_length
     train_sampling_strategy dataloader_num_workers dataloader_pin_memory dataloader_drop_last
-    disable_tqdm gradient_checkpointing full_determinism log_level
+    disable_tqdm gradient_checkpointing activation_checkpointing full_determinism log_level
     """.split()
 )
 """Every other name of TrainingArguments is refused when the user set it."""
@@ -46,9 +43,8 @@ def check_honoured(training: TrainingArguments, given: frozenset[str]) -> None:
         if getattr(training, name) != defaults[name]
         and not (name == "report_to" and training.report_to in ([], ["none"], "none"))
     ]
-    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if getattr(getattr(training, name), "value", None) == "best":
-            unable.append(f"{name} best")
+    if training.save_strategy == "best":
+        unable.append("save_strategy best")
     if training.lr_scheduler_type == "reduce_lr_on_plateau":  # it steps by metrics
         unable.append("lr_scheduler_type reduce_lr_on_plateau")
     if _sampling(training) == "batch_rebalance":
@@ -124,25 +120,3 @@ class State(TrainerState):
         entry = {**values, "epoch": round(self.epoch, 4), "step": self.global_step}
         self.log_history.append(entry)
         return entry
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / "trainer_state.json", dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> State:
-        """Raises UsageError where `folder` is not a checkpoint of this loop."""
-        if not is_of_bare_loop(folder):
-            raise unusable(
-                folder,
-                "not a checkpoint of run_glue_no_trainer.py; the two scripts do not read each "
-                "other's",
-            )
-        try:
-            return cls.load_from_json(str(folder / "trainer_state.json"))
-        except TypeError as error:  # of another version
-            raise unusable(folder, error) from error
-
-
-def is_of_bare_loop(checkpoint: Path) -> bool:
-    """Whether run_glue_no_trainer.py wrote it, not the Trainer."""
-    return "loss_since_log" in (checkpoint / "trainer_state.json").read_text(encoding="utf-8")

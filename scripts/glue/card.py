@@ -127,6 +127,8 @@ def _more(args: Any) -> dict[str, Any]:
     more["max_seq_length"] = args.data.max_seq_length
     if args.lora.enabled:
         more |= {name: value for name, value in vars(args.lora).items() if value}
+        if (adapter := args.lora.adapter_name_or_path) and os.path.exists(adapter):
+            more["adapter_name_or_path"] = f"{Path(adapter).resolve().name} (a local folder)"
     if training.optim in NAMES:
         _, options = Trainer.get_optimizer_cls_and_kwargs(training)
         settings = DWMGrad([torch.zeros(1)], **options).defaults

@@ -85,6 +85,20 @@ def steps_done(checkpoint: Path | None) -> int:
     return steps
 
 
+def check_script(checkpoint: Path | None, script: str) -> None:
+    """The two scripts do not read each other's: the bare loop's has the losses since a log.
+
+    Raises:
+        UsageError: it is a checkpoint of the other one.
+    """
+    if checkpoint is None:
+        return
+    bare = "loss_since_log" in (checkpoint / "trainer_state.json").read_text("utf-8")
+    wrote = "run_glue_no_trainer.py" if bare else "run_glue.py"
+    if wrote != script:
+        raise unusable(checkpoint, f"it is a checkpoint of {wrote}")
+
+
 def unusable(checkpoint: Path, error: Exception | str) -> UsageError:
     """For a checkpoint that cannot be loaded: the reason in one line, and the remedy."""
     reason = " ".join((str(error).strip() or repr(error)).splitlines()[0].split())

@@ -91,14 +91,11 @@ def task_folder(data_dir: str, task: Task) -> Path:
 
 def _load(task: Task, split: str, arguments: DataArguments, cache_dir: str | None) -> Split:
     """The split's columns and, for messages, where they came from."""
-    if arguments.use_sample:
-        if task.name != "sst2":
-            raise UsageError(
-                f"--use_sample: the sample is sst2, not {task.name}; use --task_name sst2, or "
-                "--data_dir"
-            )
-        if split not in ("train", "validation"):
-            raise UsageError(f"--use_sample: the sample has no {split} split; use --data_dir")
+    if arguments.use_sample and (task.name != "sst2" or split not in ("train", "validation")):
+        raise UsageError(
+            f"--use_sample: the sample is sst2's train and validation, not {task.name}'s {split}; "
+            "use --task_name sst2, or --data_dir"
+        )
     if arguments.use_sample or arguments.data_dir:
         folder = SAMPLE if arguments.use_sample else task_folder(arguments.data_dir or "", task)
         if task.name == "ax" and folder.name.lower() == "mnli":

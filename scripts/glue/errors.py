@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -65,7 +66,8 @@ def one_line(*kinds: type[Exception], of: str = "") -> Iterator[None]:
     except kinds as error:
         if str(getattr(error, "name", "")).startswith("dwmgrad"):  # our own mistake
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = repr(error) if isinstance(error, KeyError) else str(error)
+        reason = textwrap.shorten(text, 600, placeholder=" ...") or type(error).__name__
         raise UsageError(f"{of}{reason}") from error
 
 

@@ -21,7 +21,7 @@ from glue.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-_NAME = ".lock"
+_NAME = "_lock"  # the Trainer uploads nothing that begins with an underscore
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _CANNOT_LOCK = "%s: its file system cannot lock (%s): see that no other run writes there"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from glue.arguments import LoraArguments
-from glue.errors import INSTALL, UsageError
+from glue.errors import UsageError, one_line
 from glue.model import DAMAGED
 
 
@@ -18,25 +18,21 @@ def check_lora(arguments: LoraArguments, given: frozenset[str]) -> None:
     """Errors that need no model.
 
     Raises:
-        UsageError: a value is out of range, or an option that was `given` has no effect.
+        UsageError: an option that was `given` has no effect.
     """
     names = {n for n in given & vars(arguments).keys() if getattr(arguments, n) is not False}
     if not arguments.enabled:
         for name in sorted(names - {"lora_r", "adapter_name_or_path"}):
             raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
         return
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise UsageError(f"LoRA needs peft: {INSTALL.format('glue')}") from None
+    import peft  # noqa: F401 - without it, `needs` tells how to install it
+
     fixed = names - {"adapter_name_or_path", "merge_adapter", "loraplus_lr_ratio"}
     if arguments.adapter_name_or_path is not None and fixed:
         raise UsageError(
             "--adapter_name_or_path brings its own rank and the rest: leave out "
             f"--{', --'.join(sorted(fixed))}"
         )
-    if not 0 <= arguments.lora_dropout < 1:
-        raise UsageError(f"--lora_dropout {arguments.lora_dropout}: must be in [0, 1)")
 
 
 def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
@@ -48,7 +44,9 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
     source, targets = arguments.adapter_name_or_path, arguments.lora_target_modules
-    try:
+    words = f"--adapter_name_or_path {source}" if source else f"--lora_r {arguments.lora_r}"
+    words += f" --lora_target_modules {' '.join(targets)}" if targets else ""
+    with one_line(*DAMAGED, re.error, of=f"{words}: "):
         if source is not None:
             return PeftModel.from_pretrained(model, source, is_trainable=True)
         expression = None  # or all-linear: no plain name
@@ -71,14 +69,6 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
             use_dora=arguments.use_dora,
         )
         return get_peft_model(model, config)
-    except UsageError:
-        raise
-    except (*DAMAGED, re.error) as error:
-        name = "adapter_name_or_path" if source else "lora_r"
-        words = f"--{name} {getattr(arguments, name)}"
-        words += f" --lora_target_modules {' '.join(targets)}" if targets else ""
-        reason = f"{type(error).__name__}: " * isinstance(error, KeyError)
-        raise UsageError(f"{words}: {reason}{str(error).splitlines()[0]}") from error
 
 
 def _check_names(model: nn.Module, option: str, names: list[str] | None) -> None:
@@ -89,14 +79,6 @@ def _check_names(model: nn.Module, option: str, names: list[str] | None) -> None
             last = {path.rpartition(".")[2] for path in paths}
             known = ", ".join(sorted(each for each in last if not each.isdigit()))
             raise UsageError(f"--{option} {name}: the model has no such module; it has {known}")
-
-
-def print_trainable(model: nn.Module) -> None:
-    """One line: how many parameters are trained, of how many."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    every = sum(size for size, _ in sizes)  # ZeRO-3 leaves parameters of size 0 behind
-    trained = sum(size for size, trains in sizes if trains)
-    print(f"Trainable parameters: {trained:,} of {every:,} ({trained / every:.2%})")
 
 
 def save_merged(model: Any, tokenizer: Any, output_dir: Path) -> Path:

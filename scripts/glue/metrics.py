@@ -72,25 +72,23 @@ def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def write_submissions(run: Any, outputs: Callable[[str], Any], writes: bool) -> Path:
-    """Every test split's file; `outputs(SPLIT)` gives the model's, on every rank, one `writes`."""
+    """Every test split's file; `outputs(SPLIT)` gives the model's, on every rank, one `writes`.
+
+    A file has a line `index<TAB>prediction` for each example, in the order of the data: a class's
+    name or number, or a score, cut to the task's.
+    """
     folder = run.folder / ("predictions" if run.task.own else "submission")
     for split, task, name in run.predictions():
         predictions = predictions_of(outputs(split), task)
-        if writes:
-            _write_submission(folder / name, task, _of_task(predictions, run.order))
+        if not writes:
+            continue
+        if task.is_regression:
+            texts = [f"{value:.6g}" for value in np.clip(predictions, *task.scores)]
+        else:
+            numbers = map(int, _of_task(predictions, run.order))
+            texts = [task.labels[i] if task.write_names else str(i) for i in numbers]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+            lines.writerows([("index", "prediction"), *enumerate(texts)])
     return folder
-
-
-def _write_submission(path: Path, task: Task, predictions: np.ndarray) -> None:
-    """Write `index<TAB>prediction`, one line per example in the file's order.
-
-    `predictions` are the task's class numbers, or scores (cut to the task's) for regression.
-    """
-    if task.is_regression:
-        texts = [f"{value:.6g}" for value in np.clip(predictions, *task.scores)]
-    else:
-        texts = [task.labels[i] if task.write_names else str(i) for i in map(int, predictions)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
-        lines.writerows([("index", "prediction"), *enumerate(texts)])

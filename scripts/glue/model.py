@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import (
@@ -94,7 +95,8 @@ def load_model(model: ModelArguments, config: PretrainedConfig, task: Task) -> P
     """
     _set_labels(config, task, model)
     if model.model_name_or_path is None:
-        print(f"Building {config.model_type} with random weights from {config._name_or_path}")
+        if PartialState().is_main_process:
+            print(f"Building {config.model_type} with random weights from {config._name_or_path}")
         return AutoModelForSequenceClassification.from_config(
             config, trust_remote_code=model.trust_remote_code
         )
@@ -153,7 +155,7 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
     options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
     try:
         return load(source, **options)
-    except DAMAGED as error:
+    except (*DAMAGED, ImportError) as error:  # ImportError: of a package that this model needs
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from dwmgrad import param_groups
 from dwmgrad.integrations.names import preset_of
-from glue.errors import UsageError
+from glue.errors import UsageError, one_line
 
 _NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")
 
@@ -25,7 +25,9 @@ def check_optimizer(training: TrainingArguments) -> None:
     """
     if any(word in str(training.optim) for word in _NEEDS_MODEL):
         return
-    try:
+    name = getattr(training.optim, "value", training.optim)
+    args = f" --optim_args {training.optim_args!r}" if training.optim_args else ""
+    with one_line(ValueError, TypeError, ImportError, of=f"--optim {name}{args}: "):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
         if training.optim_args and preset_of(training.optim) is None:
             without = copy.copy(training)
@@ -39,10 +41,6 @@ def check_optimizer(training: TrainingArguments) -> None:
             number = nn.Parameter(torch.zeros(1))
             group = {"params": [number], "weight_decay": training.weight_decay}
             kind([group], **options)
-    except (ValueError, TypeError, ImportError) as error:
-        name = getattr(training.optim, "value", training.optim)
-        args = f" --optim_args {training.optim_args!r}" if training.optim_args else ""
-        raise UsageError(f"--optim {name}{args}: {error}") from error
 
 
 def build_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import sys
@@ -22,7 +23,6 @@ from glue.arguments import (
 )
 from glue.configs import read_with_base
 from glue.errors import UsageError, UsageParser, one_line
-from glue.ranges import check_warmup
 
 _FILES = (".yaml", ".yml", ".json")
 _ASKED = {"help", "version"}  # on the command line alone
@@ -46,22 +46,20 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 class _Parser(UsageParser, HfArgumentParser):
     """Takes files of arguments, too, and tells near matches of a typo."""
 
-    def names(self) -> dict[str, str]:
-        """What stands after `--`, and the argument that it sets: `no_plot` sets `plot`."""
-        words = ((word, action.dest) for action in self._actions for word in action.option_strings)
-        return {word[2:].replace("-", "_"): name for word, name in words if word[:2] == "--"}
-
-    def take_file(self, path: str) -> set[str]:
-        """Makes the values of a file the defaults, parsed as on the command line; their names."""
-        values = read_with_base(path)
+    def take_files(self, paths: Sequence[str]) -> set[str]:
+        """Makes the files' values the defaults, parsed as on the command line; their names."""
         actions = {a.dest: a for a in reversed(self._actions) if a.dest not in _ASKED}
-        for name, value in values.items():
-            if name not in actions:
-                raise UsageError(_unknown(str(name), sorted(actions), path))
-            if value is not None:
-                actions[name].required = False
-                self.set_defaults(**{name: _word(actions[name], value, path)})
-        return {name for name, value in values.items() if value is not None}
+        words: dict[str, Any] = {}
+        for path in paths:
+            for name, value in read_with_base(path).items():
+                if name not in actions:
+                    raise UsageError(_unknown(str(name), sorted(actions), path))
+                words[name] = None if value is None else _word(actions[name], value, path)
+        taken = {name: word for name, word in words.items() if word is not None}
+        for name in taken:
+            actions[name].required = False
+        self.set_defaults(**taken)
+        return set(taken)
 
 
 def _word(action: Action, value: Any, path: str) -> str | list[str]:
@@ -104,11 +102,11 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
         usage="%(prog)s [FILE.yaml | FILE.json ...] [--name value ...]",
     )
     words = list(sys.argv[1:] if argv is None else argv)
-    given: set[str] = set()
-    while words and words[0].lower().endswith(_FILES):
-        given |= parser.take_file(words.pop(0))
+    files = list(itertools.takewhile(lambda word: word.lower().endswith(_FILES), words))
+    given, words = parser.take_files(files), words[len(files) :]
     options = {word[2:].split("=")[0].replace("-", "_") for word in words if word[:2] == "--"}
-    names = parser.names()
+    actions = parser._option_string_actions.items()  # `no_plot` sets `plot`
+    names = {word[2:].replace("-", "_"): a.dest for word, a in actions if word[:2] == "--"}
     for name in sorted(options - names.keys()):
         raise UsageError(_unknown(name, sorted(names.keys() - _ASKED), "the command line"))
     with one_line(ValueError, ImportError, OSError, TypeError):  # TrainingArguments' own checks
@@ -120,7 +118,6 @@ def parse(argv: Sequence[str] | None = None, description: str = "") -> Arguments
             f"{rest[0]!r} belongs to no argument; a file of arguments stands first, as NAME.yaml"
         )
     model, data, lora, report, portable, training = parts
-    check_warmup(getattr(portable, "warmup_ratio", getattr(training, "warmup_ratio", None)))
     apply_portable(training, portable)
     for each in (model, data, lora, training):
         _settle_paths(each)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def tokenize(
             result["labels"] = [label_order[i] for i in labels] if label_order else labels
         return result
 
-    cache = _cache(cache_dir)
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "dwmgrad-glue"
     # as text, and once: a dictionary of tokens is slow to hash
     backend = getattr(tokenizer, "backend_tokenizer", None)
     kind = type(tokenizer).__name__
@@ -65,6 +64,8 @@ def tokenize(
     def encoded(name: str, data: Dataset, folder: Path | None) -> Dataset:
         file = folder and folder / f"{Hasher.hash([data._fingerprint, made_from])}.arrow"
         try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             return data.map(
                 encode,
                 batched=True,
@@ -72,32 +73,19 @@ def tokenize(
                 desc=f"Tokenizing {name}",
                 cache_file_name=file and str(file),
             )
-        except (OSError, pyarrow.ArrowInvalid) as error:  # a full disk; half a file
+        except (OSError, pyarrow.ArrowInvalid) as error:  # no such place; a full disk; half a file
             if file is None:
                 raise
-            logger.warning(_IN_MEMORY, file, error)
+            logger.warning(
+                "--cache_dir: %s cannot be used (%s), so that tokenized data is kept in memory, "
+                "for this run alone; make room, remove a damaged file, or give another folder",
+                file,
+                error,
+            )
             return encoded(name, data, None)
 
     with PartialState().local_main_process_first():
         return {name: encoded(name, data, cache) for name, data in splits.items()}
-
-
-_IN_MEMORY = (
-    "--cache_dir: %s cannot be used (%s), so that tokenized data is kept in memory, for this run "
-    "alone; make room, remove a damaged file, or give another folder"
-)
-
-
-def _cache(cache_dir: str | None) -> Path | None:
-    """Where tokenized data is kept; None, for in memory, where nothing can be written."""
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "dwmgrad-glue"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        logger.warning(_IN_MEMORY, folder, error.strerror)
-        return None
-    return folder
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool, fp16: bool) -> Any:

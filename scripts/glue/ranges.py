@@ -12,6 +12,7 @@ from glue.arguments import DataArguments, LoraArguments, ReportArguments
 from glue.errors import UsageError, one_line
 
 _RANGES = (
+    ("warmup_ratio lora_dropout", ("at least 0 and below 1", 0, 1)),
     (
         """
         max_train_samples max_eval_samples max_predict_samples max_seq_length check_ranks_steps
@@ -46,20 +47,9 @@ def check_numbers(
     if training.do_train and training.max_steps < 1 and not 0 < epochs < math.inf:
         raise UsageError(f"--num_train_epochs {epochs}: must be above 0")
     if training.do_train:
-        _check_schedule(training)
-
-
-def check_warmup(ratio: float | None) -> None:
-    """The same for --warmup_ratio, which not every transformers version keeps."""
-    if ratio is not None and not 0 <= ratio < 1:
-        raise UsageError(f"--warmup_ratio {ratio}: must be at least 0 and below 1")
-
-
-def _check_schedule(training: TrainingArguments) -> None:
-    kind, given = training.lr_scheduler_type, training.lr_scheduler_kwargs or {}
-    options: Any = given  # text where it is no JSON, which TrainingArguments refuses
-    parameters = [torch.nn.Parameter(torch.zeros(1))]
-    optimizer = torch.optim.SGD(parameters, lr=training.learning_rate)
-    of = f"--lr_scheduler_type {getattr(kind, 'value', kind)} --lr_scheduler_kwargs {given}: "
-    with one_line(TypeError, ValueError, of=of):
-        get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(options))
+        kind, options = training.lr_scheduler_type, training.lr_scheduler_kwargs or {}
+        given: Any = options  # text where it is no JSON
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=training.learning_rate)
+        of = f"--lr_scheduler_type {getattr(kind, 'value', kind)} --lr_scheduler_kwargs {options}: "
+        with one_line(TypeError, ValueError, of=of):
+            get_scheduler(kind, optimizer, 1, 10, scheduler_specific_kwargs=dict(given))

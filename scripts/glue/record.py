@@ -29,10 +29,9 @@ def write_record(folder: Path, record: dict[str, Any], ended_after: int | None =
 
 def is_complete(folder: Path, record: dict[str, Any], steps: int) -> bool:
     """Whether `folder` has all that this run's training leaves after so many steps."""
-    files = [folder / name for name in ("trainer_state.json", "train_results.json")]
     return (
         read_record(folder) == {**record, _ENDED: steps}
-        and all(path.is_file() for path in files)
+        and (folder / "trainer_state.json").is_file()
         and has(folder, "the weights")
     )
 
@@ -70,32 +69,34 @@ def checkpoint_to_resume(training: TrainingArguments, folder: Path) -> Path | No
     """
     given = training.resume_from_checkpoint
     if _is_path(given):
-        return _checkpoint_at(str(given), training)
+        path = Path(str(given))
+        if not training.do_train:
+            raise UsageError(
+                f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give "
+                "it as --model_name_or_path"
+            )
+        if not path.is_dir():
+            raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
+        if missing := lacks(path):
+            raise unusable(path, f"it lacks {', '.join(missing)}")
+        return path
     if not _goes_on_by_itself(training):
         return None
     if training.process_index == 0:
-        for path, missing in passed_over(folder).items():
-            print(f"Not gone on from: {path}, as it lacks {missing}")
+        for path, wanting in passed_over(folder).items():
+            print(f"Not gone on from: {path}, as it lacks {wanting}")
     if found := checkpoints(folder):
+        if given and not _wants_last(training):
+            raise UsageError(
+                f"--resume_from_checkpoint {given}: {found[-1]} would be lost; give "
+                "--overwrite_output_dir to train afresh, or leave it out to go on from there"
+            )
         return found[-1]
-    if given and str(given).lower() != "false":
+    if _wants_last(training):
         raise UsageError(f"--resume_from_checkpoint {given}: no whole checkpoint-* in {folder}")
     if training.process_index == 0:
         _refuse_what_would_be_lost(folder)
     return None
-
-
-def _checkpoint_at(given: str, training: TrainingArguments) -> Path:
-    if not training.do_train:
-        raise UsageError(
-            f"--resume_from_checkpoint {given}: needs --do_train; to evaluate its weights give it "
-            "as --model_name_or_path"
-        )
-    if not Path(given).is_dir():
-        raise UsageError(f"--resume_from_checkpoint {given}: no such folder")
-    if missing := lacks(Path(given)):
-        raise unusable(Path(given), f"it lacks {', '.join(missing)}")
-    return Path(given)
 
 
 def _refuse_what_would_be_lost(folder: Path) -> None:
@@ -103,8 +104,8 @@ def _refuse_what_would_be_lost(folder: Path) -> None:
     there = read_record(folder)
     if there is not None and not has_ended(folder):
         return
-    # files that begin with a dot may be another rank's write test
-    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    # another rank's write test begins with a dot, and the lock with an underscore
+    files = sorted(path.name for path in folder.iterdir() if path.name[0] not in "._")
     if files:
         holds = "its run has ended" if there else f"not empty ({', '.join(files[:3])} ...)"
         kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
@@ -135,11 +136,6 @@ def check_same_run(training: TrainingArguments, folder: Path, record: dict[str, 
         )
 
 
-def holds_another(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether the run in `folder`, if there is one, has another `identity`."""
-    return bool(differences(read_record(folder) or {}, record))
-
-
 def differences(there: dict[str, Any], record: dict[str, Any]) -> list[str]:
     return [f"{k} {there[k]} there, {v} here" for k, v in record.items() if there.get(k, v) != v]
 
@@ -149,10 +145,12 @@ def _is_path(given: Any) -> bool:
 
 
 def _goes_on_by_itself(training: TrainingArguments) -> bool:
-    given = training.resume_from_checkpoint
-    wants_last = str(given).lower() in ("true", "1")
-    afresh = getattr(training, "overwrite_output_dir", False) and not wants_last
-    return training.do_train and not afresh and not _is_path(given)
+    afresh = getattr(training, "overwrite_output_dir", False) and not _wants_last(training)
+    return training.do_train and not afresh and not _is_path(training.resume_from_checkpoint)
+
+
+def _wants_last(training: TrainingArguments) -> bool:
+    return str(training.resume_from_checkpoint).lower() in ("true", "1")
 
 
 def has_ended(folder: Path) -> bool:

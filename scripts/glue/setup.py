@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,13 @@ from datasets import Dataset
 from torch import distributed
 from torch.distributed import distributed_c10d
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import (
+    get_reporting_integration_callbacks,
+    is_deepspeed_zero3_enabled,
+)
+from transformers.trainer_pt_utils import get_model_param_count
 
-from glue.checkpoints import forget_later, steps_done
+from glue.checkpoints import check_script, forget_later, steps_done
 from glue.data import ax_of, load_splits
 from glue.errors import UsageError, one_line
 from glue.identity import fingerprint, identity
@@ -28,11 +33,11 @@ from glue.leftovers import (
     set_aside_damaged,
 )
 from glue.lock import exclusive
-from glue.lora import add_lora, check_lora, print_trainable
+from glue.lora import add_lora, check_lora
 from glue.metrics import names_of
 from glue.model import check_vocabulary, label_order, load_config, load_model, load_tokenizer
 from glue.optim import check_optimizer
-from glue.output import check_machines, check_output
+from glue.output import check_machines, check_output, clear_write_errors
 from glue.own import own_task
 from glue.parsing import Arguments
 from glue.preprocess import tokenize
@@ -40,8 +45,9 @@ from glue.ranges import check_numbers
 from glue.record import (
     check_same_run,
     checkpoint_to_resume,
-    holds_another,
+    differences,
     is_complete,
+    read_record,
     write_record,
 )
 from glue.tasks import Task, get_task
@@ -92,11 +98,12 @@ class PreparedRun:
             )
         self.begun, self.complete = True, found[0][1]
         if self.checkpoint is not None and done >= total:
-            print("The checkpoint is the run's end; --overwrite_output_dir trains it afresh")
+            if PartialState().is_main_process:
+                print("The checkpoint is the run's end; --overwrite_output_dir trains it afresh")
             return False
         if self.writes:
             forget_later(self.folder, done)
-            if self.checkpoint is None or holds_another(self.folder, self.record):
+            if self.checkpoint is None or differences(read_record(self.folder) or {}, self.record):
                 remove_results(self.folder)
             write_record(self.folder, self.record)
         return True
@@ -144,13 +151,14 @@ def prepare(args: Arguments, script: str) -> Iterator[PreparedRun]:
     if training.use_cpu and distributed.is_initialized():  # transformers drops the timeout there
         distributed_c10d._set_pg_timeout(training.ddp_timeout_delta)
     check_machines(training, folder)
-    with exclusive(folder):
+    with exclusive(folder), clear_write_errors(folder):
         record = identity(args, script, task)
         check_source(args, folder)
         check_evaluated(args, folder, task)
         check_same_run(training, folder, record)
         checkpoint = checkpoint_to_resume(training, folder)
         steps_done(checkpoint)  # raises, before data are loaded, where its state cannot be read
+        check_script(checkpoint, script)
         if training.should_save:
             set_aside_damaged(folder)
         run = _load(args, task, checkpoint, folder, record)
@@ -180,9 +188,16 @@ def _checked_task(args: Arguments) -> Task:
             tracker()  # tells whether its package is there
     if training.eval_on_start and not training.do_eval:
         raise UsageError("--eval_on_start needs --do_eval")
-    for name in ("batch_eval_metrics", "prediction_loss_only"):
-        if getattr(training, name):
+    concatenates = {"batch_eval_metrics": False, "eval_do_concat_batches": True}
+    for name, usual in {**concatenates, "prediction_loss_only": False}.items():
+        if getattr(training, name) != usual:
             raise UsageError(f"--{name}: metrics need the outputs of all batches; leave it out")
+    sharded = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if args.lora.merge_adapter and (sharded or is_deepspeed_zero3_enabled()):
+        raise UsageError(
+            "--merge_adapter: the weights are sharded; leave it out, and give it afterwards to one "
+            "process with --do_eval and --adapter_name_or_path OUTPUT_DIR"
+        )
     check_lora(args.lora, args.given)
     return task
 
@@ -219,7 +234,8 @@ def _load(
     if training.process_index == 0:
         if task.own:
             print("Labels:", ", ".join(task.labels) or "numbers (--do_regression false: classes)")
-        print_trainable(model)
+        trained, every = (get_model_param_count(model, only) for only in (True, False))
+        print(f"Trainable parameters: {trained:,} of {every:,} ({trained / every:.2%})")
     writes = training.should_save
     return PreparedRun(task, splits, tokenizer, model, order, checkpoint, folder, record, writes)
 

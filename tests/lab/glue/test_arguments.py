@@ -105,6 +105,14 @@ def test_every_config_parses():
             assert args.lora.enabled == (path.parent.name == "glue_lora")
 
 
+def test_null_in_a_later_file_is_the_default(tmp_path):
+    one = write(tmp_path / "one.yaml", "save_total_limit: 1\nseed: 3\noutput_dir: out\n")
+    two = write(tmp_path / "two.yaml", "save_total_limit: null\n")
+    args = parse([one, two])
+    assert args.training.save_total_limit is None and args.training.seed == 3
+    assert args.given == {"seed", "output_dir"}
+
+
 def test_a_file_wins_over_its_base(tmp_path):
     write(tmp_path / "base.yaml", "seed: 3\nlearning_rate: 1e-5\noutput_dir: out\n")
     (tmp_path / "more").mkdir()

@@ -112,8 +112,11 @@ def test_empty_files(run, tmp_path, name):
         (["--task_name", "STS-2", "--use_sample", "--do_eval"], "--task_name STS-2: no such one"),
         (["--use_sample", "--do_eval"], "--task_name is missing"),
         (["--task_name", "sst2", "--use_sample"], "nothing to do"),
-        (["--task_name", "rte", "--use_sample", "--do_eval"], "the sample is sst2, not rte"),
-        (["--task_name", "sst2", "--use_sample", "--do_predict"], "has no test split"),
+        (
+            ["--task_name", "rte", "--use_sample", "--do_eval"],
+            "the sample is sst2's .*, not rte's validation",
+        ),
+        (["--task_name", "sst2", "--use_sample", "--do_predict"], "not sst2's test; use"),
         (["--task_name", "sst2", "--data_dir", "/nowhere", "--do_eval"], "no such folder"),
         (["--task_name", "sst2", "--data_dir", "{tmp}", "--do_eval"], "no validation split"),
         (["--task_name", "ax", "--data_dir", "{tmp}", "--do_train"], "Train on mnli"),
@@ -296,6 +299,7 @@ def test_numbers_and_names_that_no_training_can_use(script, argv, tmp_path, word
         ("--report_to wandbb", "--report_to wandbb: wandbb is not supported"),
         ("--batch_eval_metrics true", "--batch_eval_metrics: .* leave it out"),
         ("--prediction_loss_only true", "--prediction_loss_only: .* leave it out"),
+        ("--eval_do_concat_batches false", "--eval_do_concat_batches: .* leave it out"),
         ("--metric_for_best_model acuracy", "--metric_for_best_model acuracy: .*loss, accuracy"),
     ],
 )
@@ -399,3 +403,22 @@ def test_a_correlation_needs_two_examples(script, argv, glue_dir):
     words = ["--task_name", "stsb", "--data_dir", str(glue_dir), "--do_eval"]
     with pytest.raises(UsageError, match="one example, and a correlation needs two"):
         script([*argv, *words, "--max_eval_samples", "1"])
+
+
+def test_sharded_weights_are_not_merged(run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    words = "--task_name sst2 --use_sample --do_eval --lora_r 2 --merge_adapter".split()
+    with pytest.raises(UsageError, match="--merge_adapter: the weights are sharded; leave it out"):
+        run(*words)
+
+
+def test_a_model_that_needs_a_package(run, argv, tmp_path):
+    source = Path(argv[argv.index("--config_name") + 1])
+    shutil.copytree(source if source.is_dir() else source.parent, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model" / "mine.py").write_text("import no_such_package\n")
+    words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--trust_remote_code"]
+    with pytest.raises(UsageError, match="--config_name .*cannot be loaded: .*no_such_package"):
+        run(*words, "--config_name", tmp_path / "model")

@@ -16,7 +16,7 @@ import yaml
 
 import dwmgrad
 
-from .conftest import ROOT
+from .conftest import ROOT, read_json
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ def test_of_an_adapter_on_ones_own_data(script, words, pretrained, tmp_path, sen
     assert str(tmp_path) not in text and "datasets" not in head
 
 
+def test_a_local_adapter_by_its_name_alone(script, words, tmp_path):
+    words = [*words, "--task_name", "sst2", "--use_sample", "--do_train"]
+    script([*words, "--lora_r", "2"])
+    again = ["--adapter_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "2")]
+    script([*words, *again])
+    _, text = read_card(tmp_path / "2")
+    assert "- adapter_name_or_path: out (a local folder)\n" in text and str(tmp_path) not in text
+
+
 class Hub(BaseHTTPRequestHandler):
     """The few answers of a hub that a push needs; keeps what it is sent."""
 
@@ -80,6 +89,9 @@ class Hub(BaseHTTPRequestHandler):
             files = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]
             answer = {"files": files}
         elif "/commit/" in self.path:
+            if seen.get("refuses"):
+                self.send_error(403, "no more room")
+                return
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":
                     seen[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
@@ -113,15 +125,23 @@ def hub():
     server.server_close()
 
 
-def test_push(words, hub, tmp_path):
-    """A real process and a real push, to a hub on this machine."""
+@pytest.fixture
+def push(words, hub):
+    """Runs the script in a process of its own, with a hub on this machine, or at an `address`."""
     words = [*words, "--task_name", "sst2", "--use_sample", "--do_train", "--do_eval"]
     words += ["--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_any"]
     words += ["--hub_private_repo", "true"]
-    address = f"http://127.0.0.1:{hub.server_port}"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
-    command = [sys.executable, str(ROOT / "scripts" / "run_glue.py"), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    def run(address: str = f"http://127.0.0.1:{hub.server_port}") -> subprocess.CompletedProcess:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+        command = [sys.executable, str(ROOT / "scripts" / "run_glue.py"), *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def test_push(push, hub, tmp_path):
+    done = push()
     assert done.returncode == 0, done.stderr[-3000:]
     repo = hub.seen["repo"]  # huggingface_hub wrote `private` once
     assert repo.get("private") is True or repo["visibility"] == "private"
@@ -129,6 +149,22 @@ def test_push(words, hub, tmp_path):
     assert hub.seen["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     assert re.search(rb"# mine\n", hub.seen["README.md"])
     assert {"model.safetensors", "window.png", "all_results.json", "config.json"} <= set(hub.seen)
+    assert "_lock" not in hub.seen, "it has the machine's name"
+
+
+def test_a_push_that_fails_costs_nothing(push, hub, tmp_path):
+    hub.seen["refuses"] = True
+    done = push()
+    assert done.returncode == 2 and "is whole, but not uploaded: " in done.stderr.splitlines()[-1]
+    out = tmp_path / "out"
+    assert {"train_results.json", "README.md"} <= {path.name for path in out.iterdir()}
+    assert "ended_after_steps" in read_json(out / ".run_arguments.json")
+
+
+def test_a_hub_that_does_not_answer(push, tmp_path):
+    done = push("http://127.0.0.1:9")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert not (tmp_path / "out" / "train_results.json").exists()
 
 
 def test_the_bare_loop_pushes_nothing(script, words):

@@ -108,7 +108,7 @@ def test_ctrl_c_while_training(name, argv, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in error, error
     assert error.endswith(f"\n{name}.py: interrupted\n")
-    assert checkpoints(tmp_path / "out") and not (tmp_path / "out" / ".lock").exists()
+    assert checkpoints(tmp_path / "out") and not (tmp_path / "out" / "_lock").exists()
 
 
 def test_version(script, capsys):

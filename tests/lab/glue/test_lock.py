@@ -53,20 +53,20 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(script, words, h
     for more in ([], ["--do_train", "--overwrite_output_dir"]):
         with pytest.raises(UsageError, match=f"a run is at work there .{who}.*another folder"):
             script([*words, *more])
-    assert [path.name for path in out.iterdir()] == [".lock"]
+    assert [path.name for path in out.iterdir()] == ["_lock"]
     holder.kill()
     holder.wait()  # its child is still there
     script(words)
-    assert not (out / ".lock").exists() and (out / "all_results.json").exists()
+    assert not (out / "_lock").exists() and (out / "all_results.json").exists()
 
 
 def test_the_lock_goes_with_the_run(script, words, tmp_path):
     script(words)
     with pytest.raises(UsageError, match="task"):
         script([*words, "--task_name", "rte"])  # fails while it holds the folder
-    assert not (tmp_path / "out" / ".lock").exists()
+    assert not (tmp_path / "out" / "_lock").exists()
     script(words)
-    (tmp_path / "out" / ".lock").write_text("left by a killed one")
+    (tmp_path / "out" / "_lock").write_text("left by a killed one")
     script(words)
 
 

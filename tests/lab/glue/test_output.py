@@ -210,6 +210,27 @@ def test_a_run_that_ended_inside_an_epoch_trains_nothing_more(
     assert again["eval_loss"] == results["eval_loss"]
 
 
+def test_a_run_killed_before_its_figures_ends_once(script, words, tmp_path):
+    """They are lost; what is left of the run's end is not done over and over."""
+    out, words = tmp_path / "out", [*words, "--max_steps", "4"]
+    script(words)
+    (out / "train_results.json").unlink()
+    record = read_json(out / ".run_arguments.json")
+    del record["ended_after_steps"]
+    (out / ".run_arguments.json").write_text(json.dumps(record))
+    script(words)
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    script(words)
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_no_resuming_does_not_lose_a_checkpoint(script, words, tmp_path):
+    words = [*words, "--resume_from_checkpoint", "false"]
+    script(words)
+    with pytest.raises(UsageError, match="false: .*checkpoint-6 would be lost; .*afresh"):
+        script(words)
+
+
 def test_a_run_killed_at_its_very_end_saves_what_is_missing(script, words, tmp_path, capsys):
     out, words = tmp_path / "out", [*words, "--max_steps", "4"]
     script(words)

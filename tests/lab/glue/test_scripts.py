@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 from glue.tasks import TASKS
@@ -172,7 +173,7 @@ def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
 def test_without_a_place_for_tokenized_data(script, argv, tmp_path, caplog):
     words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
     assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
-    assert "--cache_dir: /dev/null/x/dwmgrad-glue cannot be used (Not a directory)" in caplog.text
+    assert re.search("--cache_dir: /dev/null/x/dwmgrad-glue/.*Not a directory", caplog.text)
     words += ["--cache_dir", str(tmp_path / "cache")]
     script([*argv, *words])
     [kept] = (tmp_path / "cache" / "dwmgrad-glue").glob("*.arrow")
