@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bench import program
-from bench.optimizers import REFERENCE, STATES, TimedOptimizer, dwmgrad_with, kernels_of
+from bench.optimizers import DEFAULT, REFERENCE, STATES, TimedOptimizer, dwmgrad_with, kernels_of
 from bench.program import Row
 from bench.shapes import Shapes
 from bench.timing import milliseconds, pairs, spread
@@ -72,8 +72,7 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Measures all points; each is printed and written as it comes."""
     points = [("parameters", size, TENSORS_OF_A_SIZE) for size in options.parameters]
     points += [("tensors", options.total, number) for number in options.tensors]
-    # the kernel that it takes by itself
-    timed = dwmgrad_with("native" if options.device == "cpu" else "one_launch", options.state)
+    timed = dwmgrad_with(DEFAULT, options.state)
     results["kernels"] = sorted(kernels_of(timed, options.device))
     program.print_header(COLUMNS)
     for sweep, parameters, tensors in points:

@@ -22,7 +22,7 @@ from bench.shapes import Shapes, count
 SETTINGS: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.01}
 DWMGRAD = "dwmgrad:DWMGrad"
 DEFAULT = "default"
-"""The kernel that DWMGrad takes by itself: native on the CPU, one_launch on CUDA."""
+"""What DWMGrad takes by itself: native on the CPU, one_launch on CUDA, where they are."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ _LOOP_BYTES = {"float32": 12, "bfloat16": 64, "int8": 80}
 
 
 def dwmgrad_with(kernel: str, state: str) -> TimedOptimizer:
-    """DWMGrad with one of `KERNELS` and one of `STATES`."""
+    """DWMGrad with one of `KERNELS`, or `DEFAULT`, and one of `STATES`."""
     per_parameter = _STATE_BYTES[state] + (4 if kernel == "foreach" else 0)
     per_largest = _LOOP_BYTES[state] if kernel == "loop" else 0
-    form = {"state_dtype": STATES[state], **KERNELS[kernel]}
+    form = {"state_dtype": STATES[state], **KERNELS.get(kernel, {})}
     return TimedOptimizer("DWMGrad", kernel, state, DWMGRAD, (per_parameter, per_largest), form)
 
 

@@ -115,6 +115,15 @@ def test_growth_on_small_points(tmp_path):
     assert results["kernels"] and (tmp_path / "growth.png").stat().st_size > 1000
 
 
+def test_growth_without_a_compiled_kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("DWMGRAD_NATIVE", "0")
+    words = "--parameters 1000 --tensors --total 2000 --pairs 3".split()
+    done = run("bench_growth", *words, "--output", tmp_path / "growth.json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "growth.json").read_text())
+    assert results["kernels"] == ["fused"] and results["rows"][0]["why_not"] is None
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_leaves_the_rows_so_far(tmp_path):
     file = tmp_path / "bench.json"
