@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,31 +11,20 @@ from torch.nn.utils import clip_grad_norm_
 from dwmgrad.rule import Guard
 
 
-class Breaker:
-    """A collate function that gives a share of the batches wrong labels, each another class.
+def broken(batch: Any, number: int, share: float, classes: int, seed: int) -> Any:
+    """The batch; in a share of them all `labels`, below `classes`, are wrong, each another class.
 
-    Which batches, and which labels, follow from the seed and the batch's number alone. `collate`
-    makes a batch of examples, with whole `labels` below `classes`.
+    Which batches, and which labels, follow from the seed and the batch's number alone.
     """
 
-    def __init__(
-        self, collate: Callable[[Any], Any], share: float, classes: int, seed: int
-    ) -> None:
-        self.collate, self.share, self.classes, self.seed = collate, share, classes, seed
-        self.made = 0
+    def chance(which: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1_000_003 * seed + which)
 
-    def __call__(self, examples: Any) -> Any:
-        """The next batch."""
-        made, batch = self.collate(examples), self.made
-        self.made += 1
-        if torch.rand((), generator=self._random(batch)) < self.share:
-            labels: Tensor = made["labels"]
-            off = torch.randint(1, self.classes, labels.shape, generator=self._random(-1 - batch))
-            made["labels"] = (labels + off) % self.classes
-        return made
-
-    def _random(self, batch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(1_000_003 * self.seed + batch)
+    if torch.rand((), generator=chance(number)) < share:
+        labels: Tensor = batch["labels"]
+        off = torch.randint(1, classes, labels.shape, generator=chance(-1 - number))
+        batch["labels"] = (labels + off) % classes
+    return batch
 
 
 class GuardedAdamW(torch.optim.AdamW):

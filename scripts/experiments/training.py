@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dwmgrad.wrappers import innermost
-from experiments.broken import Breaker
+from experiments.broken import broken
 from experiments.contenders import Contender, get_contender
 from experiments.recording import Recorder
 from experiments.workload import Job, TrainerWorkload
@@ -66,10 +67,8 @@ def train(
     )
     own = rule.arguments(settings, steps)
     own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
-    if workload.broken:
-        job.collate_evaluation = job.collate_evaluation or job.collate
-        job.collate = Breaker(job.collate, workload.broken, job.classes, seed)
-    trainer = _Trainer(job, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
+    breaks = partial(broken, share=workload.broken, classes=job.classes, seed=seed)
+    trainer = _Trainer(job, breaks, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
     trainer.lr_scheduler = rule.scheduler(trainer.create_optimizer(), settings, steps)
     kept = checkpoints(folder)
     trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
@@ -77,23 +76,27 @@ def train(
 
 
 class _Collate:
-    """The training's collate, and the random state before the batch that it made last.
+    """The training's collate, with `breaks` after it: see `broken`.
+
+    It keeps how many batches it made, and the random state before the last of them.
 
     Accelerate makes each batch one step ahead. A run that goes on makes the batch after its
     checkpoint again, from the state before it, and all others from the state at the checkpoint:
     the two states in `again`.
     """
 
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self.collate, self.made, self.before = collate, 0, torch.get_rng_state()
+    def __init__(self, collate: Callable[[Any], Any], breaks: Callable[..., Any]) -> None:
+        self.collate, self.breaks = collate, breaks
+        self.made, self.before = 0, torch.get_rng_state()
         self.again: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, examples: Any) -> Any:
         again, self.again = self.again, None
         if again:
             torch.set_rng_state(again[0])
-        self.made, self.before = self.made + 1, torch.get_rng_state()
-        batch = self.collate(examples)
+        self.before = torch.get_rng_state()
+        batch = self.breaks(self.collate(examples), self.made)
+        self.made += 1
         if again:
             torch.set_rng_state(again[1])
         return batch
@@ -103,9 +106,14 @@ class _Trainer(WholeCheckpointTrainer):
     """The Trainer with a recorder of every step, which its checkpoints hold, too."""
 
     def __init__(
-        self, job: Job, arguments: TrainingArguments, rule: Contender, **options: Any
+        self,
+        job: Job,
+        breaks: Callable[..., Any],
+        arguments: TrainingArguments,
+        rule: Contender,
+        **options: Any,
     ) -> None:
-        self.job, self.rule, self.collate = job, rule, _Collate(job.collate)
+        self.job, self.rule, self.collate = job, rule, _Collate(job.collate, breaks)
         super().__init__(
             model=job.model,
             args=arguments,
@@ -184,8 +192,6 @@ class _Trainer(WholeCheckpointTrainer):
         values = torch.load(Path(checkpoint) / "record.pt", weights_only=True)
         vars(self.recorder).update(values["recorder"])
         self.collate.made, self.collate.again = values["step"], values["batches"]
-        if isinstance(self.collate.collate, Breaker):
-            self.collate.collate.made = values["step"]
         self.ahead = values["batches"] is not None
         self.started -= values["seconds"]
 

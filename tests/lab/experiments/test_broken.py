@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from experiments.broken import Breaker, GuardedAdamW, skipped_by
+from experiments.broken import GuardedAdamW, broken, skipped_by
+from experiments.workloads import digits, make_workload
 
 from dwmgrad import DWMGrad
 
 
 def batches(share: float, seed: int = 0, first: int = 0) -> list[torch.Tensor]:
-    breaker = Breaker(lambda labels: {"labels": labels.clone()}, share, classes=3, seed=seed)
-    breaker.made = first
-    return [breaker(torch.arange(64) % 3)["labels"] for _ in range(200 - first)]
+    right = torch.arange(64) % 3
+    numbers = range(first, 200)
+    return [broken({"labels": right.clone()}, n, share, 3, seed)["labels"] for n in numbers]
 
 
 def test_the_share_of_the_batches_is_wrong_in_every_label() -> None:
@@ -26,6 +27,25 @@ def test_the_share_of_the_batches_is_wrong_in_every_label() -> None:
 def test_a_run_that_goes_on_breaks_the_same_batches() -> None:
     assert all(map(torch.equal, batches(0.3)[50:], batches(0.3, first=50)))
     assert not all(map(torch.equal, batches(0.3), batches(0.3, seed=1)))
+
+
+def test_every_contender_gets_the_same_broken_batches(digits_dir, tmp_path, monkeypatch) -> None:
+    """Also one for whose evaluations batch statistics are measured in between."""
+    pytest.importorskip("schedulefree")
+    seen: list[torch.Tensor] = []
+    forward = digits.SoundClassifier.forward
+
+    def look(model, spectra, labels=None):
+        if torch.is_grad_enabled():
+            seen.append(labels)
+        return forward(model, spectra, labels)
+
+    monkeypatch.setattr(digits.SoundClassifier, "forward", look)
+    options = {"steps": 12, "batch_size": 8, "width": 4, "broken": 0.5}
+    workload = make_workload("digits", str(digits_dir), **options)
+    for contender in ("adamw", "schedule-free-adamw"):
+        workload.run(contender, {"lr": 1e-3}, 0, tmp_path)
+    assert len(seen) == 24 and all(map(torch.equal, seen[:12], seen[12:]))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "dwmgrad"])
