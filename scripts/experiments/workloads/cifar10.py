@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from glue.errors import UsageError
-from glue.files import find_split
 from torch import Tensor
 
 from experiments.workload import Job, TrainerWorkload, folder_of, standard
@@ -79,8 +78,10 @@ def _measure(outputs: Any) -> dict[str, float]:
 def find_images(data_dir: str | None, split: str) -> list[Path]:
     """The parquet files of a split, whose names begin with it; a UsageError if there are none."""
     folder = folder_of(data_dir, "train*.parquet and test*.parquet with CIFAR-10's images")
-    files = sorted(folder.glob(f"{split}*.parquet"))
-    return files or find_split(folder, split)  # which raises and lists what is there
+    if files := sorted(folder.glob(f"{split}*.parquet")):
+        return files
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise UsageError(f"--data_dir {data_dir}: there is no {split}*.parquet; found {found}")
 
 
 @functools.lru_cache(maxsize=4)

@@ -196,6 +196,13 @@ def test_missing_data_is_told_before_training(name, tmp_path):
             workload.check()
 
 
+def test_images_that_are_no_parquet_are_told_before_training(tmp_path):
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("img,label\nx,1\n")
+    with pytest.raises(UsageError, match=r"no train\*.parquet; found test.csv, train.csv"):
+        make_workload("cifar10", str(tmp_path)).check()
+
+
 def test_a_missing_encoder_is_told_before_training():
     with pytest.raises(UsageError, match="--model_name_or_path is missing"):
         make_workload("glue-sst2").check()
