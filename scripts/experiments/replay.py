@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from environment import ROOT
+from glue.errors import choose, one_line
 
 from dwmgrad import DWMGrad
 
@@ -36,7 +37,11 @@ def _replay(optimizer: Replayed, args: Any, kwargs: Any) -> None:
 
 def _path(file: str, label: str, seed: int) -> list[int]:
     """A run's windows, one a step; between those that its record has, in a straight line."""
-    record = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    (run,) = (each for each in record["results"][label]["runs"] if each["seed"] == seed)
+    with one_line(OSError, ValueError, LookupError, of=f"windows_of {file}: "):
+        results = json.loads((ROOT / file).read_text(encoding="utf-8"))["results"]
+    choose(f"windows_of {file}: label", label, results)
+    runs = {each["seed"]: each for each in results[label]["runs"] if each.get("windows")}
+    choose(f"windows_of {file}: {label}: seed", str(seed), map(str, runs))
+    run = runs[seed]
     steps, windows = zip(*run["windows"], strict=True)
     return np.interp(range(1, run["steps"] + 1), steps, windows).round().astype(int).tolist()

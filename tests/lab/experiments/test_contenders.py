@@ -74,6 +74,22 @@ def test_a_replayed_window_is_the_other_runs_whatever_the_loss():
     assert optimizer.param_groups[0]["second_moment_window"] == 500  # finetune's other settings
 
 
+@pytest.mark.parametrize(
+    ("windows_of", "message"),
+    [
+        (["docs/results/none.json", "finetune", 11], "none.json: .*No such file"),
+        (["docs/evidence.md", "finetune", 11], "evidence.md: "),
+        (["docs/results/machine-stsb.json", "fine", 11], "label fine: no such one. Did you mean"),
+        (["docs/results/machine-stsb.json", "finetune", 3], "finetune: seed 3: no such one.*11"),
+        (["docs/results/machine-stsb.json", "AdamW", 11], "AdamW: seed 11: no such one"),
+    ],
+)
+def test_a_window_that_is_not_there_to_replay_is_told(windows_of, message):
+    given = {"lr": 1e-3, "windows_of": windows_of}
+    with pytest.raises(UsageError, match=f"dwmgrad-replayed: windows_of .*{message}"):
+        make_workload("rosenbrock").settings("dwmgrad-replayed", given)
+
+
 def test_dwmgrad_is_there_with_each_signal():
     for signal in SIGNALS:
         optimizer = get_contender(f"dwmgrad-{signal}").build(
