@@ -41,10 +41,11 @@ class Estimate:
 
     def chance_equal(self) -> float | None:
         """The two-sided p-value of the mean's being 0; None without a variance."""
-        below = self.chance_below(0)
-        if below is None:
+        if math.isnan(self.variance):
             return None
-        return 2 * min(below, 1 - below) if self.mean else 1.0
+        if self.variance == 0:
+            return float(self.mean == 0)
+        return 2 * float(t.sf(abs(self.mean) / math.sqrt(self.variance), self.freedom))
 
 
 def estimate(values: Collection[float]) -> Estimate | None:

@@ -58,6 +58,14 @@ def test_a_difference_is_welchs_test():
     assert welch([2.0] * 3, [1.0] * 3).chance_equal() == 0
 
 
+def test_the_least_chances_are_more_than_none_on_both_sides():
+    far, near = [9.9, 10.0, 10.1] * 9, [0.0, 0.1, -0.1] * 9
+    known = stats.ttest_ind(far, near, equal_var=False).pvalue
+    assert 0 < known < 1e-50
+    for found in (welch(far, near), welch(near, far)):
+        assert found.chance_equal() == pytest.approx(known, rel=1e-6, abs=0)
+
+
 def test_holms_correction():
     known = [0.01, 0.04, 0.03, None]
     assert holm(known) == pytest.approx([0.03, 0.06, 0.06, None])
