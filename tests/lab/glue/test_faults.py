@@ -15,6 +15,7 @@ from glue.errors import UsageError
 from glue.output import clear_write_errors
 from safetensors.torch import load_file, save_file
 
+from ..conftest import load_script
 from .conftest import ROOT, read_json
 
 
@@ -26,6 +27,18 @@ def test_killed_runs_end_as_if_they_had_not_been(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     figures = read_json(tmp_path / "faults.json")
     assert figures["kills"] == figures["equal_ends"] == 4
+
+
+def test_fewer_kills_than_asked_for_are_no_success(tmp_path, monkeypatch):
+    script = load_script("fault_run")
+    for done, code in ((1, 0), (0, 1)):
+        counts = {"kills": done, "inside_checkpoint_writing": 0, "equal_ends": done}
+        monkeypatch.setattr(script._Case, "run", lambda *_, counts=counts: counts)
+        words = ["fault_run.py", "--kills", "1", "--folder", str(tmp_path / "runs")]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            script.check()
+        assert ended.value.code == code
 
 
 @pytest.fixture
