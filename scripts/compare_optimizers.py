@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         save(failures)
         raise
     record = save(failures)
-    end(failures, comparison.output_dir)
+    end(failures)
     return record
 
 

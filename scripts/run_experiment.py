@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> Results:
             check_output(Path(output.replace(PLACE, experiment.workload.name)))
     results: Results = {}
     failures: list[Failure] = []
-    folder = experiments[0].output_dir  # of the first run that failed
     for experiment, name in zip(experiments, names, strict=True):
         report = experiment.output_dir / (experiment.workload.name if len(names) > 1 else "")
         found, failed = run(experiment, processes, report)
@@ -65,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> Results:
             print(f"and as {path}")
         for label, each in found.items():
             results.setdefault(label, []).extend(each)
-        folder = experiment.output_dir if failed and not failures else folder
         failures += failed
-    end(failures, folder)
+    end(failures)
     return results
 
 
@@ -82,7 +80,7 @@ def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, 
     record = {
         "workload": experiment.workload.description(),
         "results": results,
-        "failures": [{**vars(failure), "run": str(failure.run)} for failure in failures],
+        "failures": [{"run": str(each.run), "error": each.error} for each in failures],
     }
     write_json(folder / "results.json", record)
     print(f"saved in {folder}: results.json, table.md{picture(results, folder)}")

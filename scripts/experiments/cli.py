@@ -67,11 +67,10 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def end(failures: Sequence[Failure], output_dir: Path) -> None:
+def end(failures: Sequence[Failure]) -> None:
     """Raise a UsageError if some runs failed: at a script's end, when all results are written."""
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
-            "the same command tries again, and what the processes printed is in "
-            f"{output_dir / 'workers.log'}"
+            f"the same command tries again, and its traceback is in {failures[0].log}"
         )

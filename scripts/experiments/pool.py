@@ -28,7 +28,7 @@ def work_through(
     function: Callable[..., Any],
     tasks: Sequence[tuple],
     processes: int,
-    done: Callable[[int, str | None, str], None],
+    done: Callable[[int, str | None], None],
     log: Path,
 ) -> None:
     """Call `function(*task)` for every task, each in a process with one thread.
@@ -40,9 +40,8 @@ def work_through(
         function: importable by its name; what it returns is dropped.
         tasks: the arguments of each call.
         processes: how many at a time.
-        done: called here after each call with the task's index, an error in one line or None, and
-            its traceback.
-        log: takes all that the processes print.
+        done: called here after each call with the task's index, and an error in one line or None.
+        log: takes all that the processes print, and the errors' tracebacks.
     """
     waiting = deque(enumerate(tasks))
     workers: dict[Any, _Worker] = {}
@@ -54,7 +53,7 @@ def work_through(
                 worker.give(*waiting.popleft())
             for pipe in wait(list(workers)):
                 worker = workers[pipe]
-                done(worker.task, *worker.answer())
+                done(worker.task, worker.answer())
                 if waiting and worker.process.is_alive():
                     worker.give(*waiting.popleft())
                 else:
@@ -82,15 +81,15 @@ class _Worker:
         with contextlib.suppress(OSError):  # it died: `answer` will tell
             self.pipe.send(task)
 
-    def answer(self) -> tuple[str | None, str]:
-        """(error or None, traceback) of the task that was given."""
+    def answer(self) -> str | None:
+        """The error of the task that was given, or None."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             why = f"signal {-code}" + (" (out of memory?)" if code == -9 else "")
-            return f"its process ended by {why if code < 0 else f'exit code {code}'}", ""
+            return f"its process ended by {why if code < 0 else f'exit code {code}'}"
 
     def end(self) -> None:
         self.pipe.close()
@@ -113,11 +112,12 @@ def _serve(pipe: Connection, function: Callable[..., Any], log: str) -> None:
             task = pipe.recv()
             try:
                 function(*task)
-                pipe.send((None, ""))
+                pipe.send(None)
             except BaseException as raised:
+                traceback.print_exc()
                 lines = str(raised).strip().splitlines() or [""]
                 kind = "" if isinstance(raised, UsageError) else f"{type(raised).__name__}: "
-                pipe.send((kind + lines[0], traceback.format_exc()))
+                pipe.send(kind + lines[0])
 
 
 def _end_with_parent() -> None:

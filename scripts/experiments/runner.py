@@ -55,12 +55,12 @@ class Run:
 class Failure:
     """A run that ended with an error; it has no result file, so the next sweep tries it again.
 
-    `error` is one line, `details` the traceback, or nothing if the process died.
+    `error` is one line; `log` has its traceback, unless the process died.
     """
 
     run: Run
     error: str
-    details: str
+    log: Path
 
 
 def run_once(run: Run, root: Path | str) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
 
     Args:
         runs: what to run; the same run twice is made once.
-        root: the folder of all results; `root`/workers.log takes what the processes print.
+        root: the folder of all results; `root`/workers.log takes what the processes print
+            and the tracebacks of those that fail.
         processes: how many at a time; 0: none is made. They are spawned, so a script that calls
             this must guard its main part with `if __name__ == "__main__":`.
 
@@ -125,9 +126,9 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
     failures: list[Failure] = []
     with tqdm(total=len(todo), unit="run") as bar:
 
-        def done(index: int, error: str | None, details: str) -> None:
+        def done(index: int, error: str | None) -> None:
             if error is not None:
-                failures.append(Failure(todo[index], error, details))
+                failures.append(Failure(todo[index], error, log))
                 bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
             bar.update()
 

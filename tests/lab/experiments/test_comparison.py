@@ -267,8 +267,11 @@ def test_a_contender_that_fails_costs_the_others_nothing(main, tmp_path, monkeyp
     comparison = a_comparison(tmp_path, workload=Peak(data_dir=str(tmp_path), failing="adam"))
     script = load_script("compare_optimizers")
     monkeypatch.setattr(script, "read_comparison", lambda *args, **values: comparison)
-    with pytest.raises(UsageError, match="8 runs failed, the first with: RuntimeError"):
+    with pytest.raises(UsageError, match="8 runs failed, the first with: RuntimeError") as caught:
         script.main(["peak.yaml"])
+    log = tmp_path / "root" / "workers.log"
+    assert str(caught.value).endswith(f"its traceback is in {log}")
+    assert "RuntimeError: cannot read" in log.read_text()
     record = json.loads((tmp_path / "root" / "peak" / "comparison.json").read_text())
     assert list(record["contenders"]) == ["adamw"] and not record["complete"]
     assert record["contenders"]["adamw"]["best_lr"] == 1e-2

@@ -160,7 +160,9 @@ def test_runs_that_fail_cost_the_others_nothing(tmp_path, capsys):
         assert failure.run.workload.name == name and failure.run.seed == 1
         assert error in failure.error and "\n" not in failure.error
         assert f"failed: {name}, adamw (lr 0.001), seed 1: {failure.error}" in shown
-    assert "in run\n" in failures[0].details and "7/7" in shown
+    log = (tmp_path / "root" / "workers.log").read_text()
+    assert failures[0].log.read_text() == log and "in run\n" in log and "SystemExit: 3" in log
+    assert "7/7" in shown
     sweep(runs[:2], tmp_path / "root", processes=1)
     assert counted(tmp_path) == ["0", "0", "0", "1", "1", "1", "1", "8"]  # one was tried again
 
