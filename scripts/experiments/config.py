@@ -61,7 +61,7 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
         value = values.get(name)
         if kind is SEEDS and _is_seed(value):
             value = [value]
-        if value in (None, "", {}):
+        if value in (None, "", {}, default):
             value = default
             if default is REQUIRED:
                 raise UsageError(f"{where}: {name} is missing")
