@@ -6,13 +6,14 @@
         --data_dir my/glue --model_name_or_path my/roberta --seeds 0 1 2
 
 Prints a Markdown table, and writes results.json, table.md and a picture beside the runs' own files;
-with --output FILE also one small JSON of all, for docs/results/ ({workload} in its name stands for
+with --output FILE also results.json as FILE, for docs/results/ ({workload} in its name stands for
 the workload's; with several workloads it has to be there).
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,24 @@ from typing import Any
 from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
-    from atomic import check_output, write_json, write_text
+    from atomic import check_output, write_text
     from experiments.cli import command, end, parse
     from experiments.compact import as_text, experiment_record
-    from experiments.config import Experiment, read_experiment
-    from experiments.plots import learning_curves, valley
-    from experiments.runner import Failure, made, sweep
-    from experiments.table import markdown
+    from experiments.config import read_experiment
+    from experiments.evidence.results import Result
+    from experiments.plots import draw_experiment
+    from experiments.runner import Failure, sweep
 
 PLACE = "{workload}"
 OPTIONS: dict[str, dict[str, Any]] = {
     "seeds": {"type": int, "nargs": "+", "help": "one run with each"},
     "workload": {"nargs": "+", "help": "other workloads with the same contenders"},
-    "output": {"help": "also one small JSON of all runs, with their curves"},
+    "output": {"help": "another file for results.json"},
 }
-Results = dict[str, list[dict[str, Any]]]
 
 
-def main(argv: Sequence[str] | None = None) -> Results:
-    """Run what `argv` (default: the command line) asks for; return label: results."""
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run what `argv` (default: the command line) asks for; return each workload's record."""
     file, values = parse(argv, __doc__, "configs/experiments/cora.yaml", **OPTIONS)
     processes, output = values.pop("processes"), values.pop("output") or ""
     names = values.pop("workload") or [None]
@@ -50,53 +50,37 @@ def main(argv: Sequence[str] | None = None) -> Results:
         check_output(experiment.output_dir / "results.json", "--output_dir")
         if output:
             check_output(Path(output.replace(PLACE, experiment.workload.name)))
-    results: Results = {}
+    records: list[dict[str, Any]] = []
     failures: list[Failure] = []
     for experiment, name in zip(experiments, names, strict=True):
-        report = experiment.output_dir / (experiment.workload.name if len(names) > 1 else "")
-        found, failed = run(experiment, processes, report)
+        workload = experiment.workload.name
+        line = command("run_experiment.py", file, {**values, "workload": name, "output_dir": None})
+        failed = sweep(sum(experiment.runs().values(), []), experiment.output_dir, processes)
+        text = as_text(experiment_record(experiment, failed, line))
+        records.append(json.loads(text))
+        report(records[-1], text, experiment.output_dir / (workload if len(names) > 1 else ""))
         if output:
-            line = command(
-                "run_experiment.py", file, {**values, "workload": name, "output_dir": None}
-            )
-            path = Path(output.replace(PLACE, experiment.workload.name))
-            write_text(path, as_text(experiment_record(experiment, found, failed, line)) + "\n")
+            path = Path(output.replace(PLACE, workload))
+            write_text(path, text + "\n")
             print(f"and as {path}")
-        for label, each in found.items():
-            results.setdefault(label, []).extend(each)
         failures += failed
     end(failures)
-    return results
+    return records
 
 
-def run(experiment: Experiment, processes: int, folder: Path) -> tuple[Results, list[Failure]]:
-    """Make what is not there yet, and report in `folder`; return label: results, and failures."""
-    runs = experiment.runs()
-    failures = sweep(sum(runs.values(), []), experiment.output_dir, processes)
-    results = {label: made(some, experiment.output_dir) for label, some in runs.items()}
-    table = markdown(results)
-    print(f"\n{experiment.workload.name}, {experiment.workload.steps} steps\n\n{table}\n")
+def report(record: dict[str, Any], text: str, folder: Path) -> None:
+    """Print a record's table, and save the table, the record's text and its pictures."""
+    result = Result("experiment", record["workload"], record)
+    table = result.markdown()
+    print(f"\n{record['workload']}, {record['steps']} steps\n\n{table}\n")
     write_text(folder / "table.md", table + "\n")
-    record = {
-        "workload": experiment.workload.description(),
-        "results": results,
-        "failures": [{"run": str(each.run), "error": each.error} for each in failures],
-    }
-    write_json(folder / "results.json", record)
-    print(f"saved in {folder}: results.json, table.md{picture(results, folder)}")
-    return results, failures
-
-
-def picture(results: Results, folder: Path) -> str:
-    """Draw what can be drawn and say its name."""
-    found = [result for each in results.values() for result in each]
+    write_text(folder / "results.json", text + "\n")
     try:
-        drawn = [learning_curves(results, folder / "curves.png")]
-        if found and all("path" in result for result in found):
-            drawn.append(valley(results, folder / "valley.png"))
+        drawn = draw_experiment(result, folder / "curves.png", folder / "valley.png")
+        pictures = "".join(f", {path.name}" for path in drawn)
     except ImportError as error:
-        return f"; no picture: {error}"
-    return "".join(f", {path.name}" for path in drawn if path)
+        pictures = f"; no picture: {error}"
+    print(f"saved in {folder}: results.json, table.md{pictures}")
 
 
 if __name__ == "__main__":

@@ -116,16 +116,14 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
 
 
 def experiment_record(
-    experiment: Experiment,
-    found: Mapping[str, Sequence[Result]],
-    failures: Sequence[Failure],
-    command: str,
+    experiment: Experiment, failures: Sequence[Failure], command: str
 ) -> dict[str, Any]:
-    """What there is of an experiment; `found` has each label's results."""
+    """What there is of an experiment."""
+    found = {label: made(runs, experiment.output_dir) for label, runs in experiment.runs().items()}
     return {
         "kind": experiment.kind,
         "title": experiment.title,
-        **head(experiment.workload, [each for some in found.values() for each in some], command),
+        **head(experiment.workload, sum(found.values(), []), command),
         "results": {
             label: {
                 "contender": experiment.contenders[label][0],
@@ -136,17 +134,6 @@ def experiment_record(
         },
         "failures": _told(failures),
     }
-
-
-def full_results(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """An experiment's record as label: results, as far as it has them."""
-    found: dict[str, list[dict[str, Any]]] = {label: [] for label in record["results"]}
-    for label, entry in record["results"].items():
-        for run in entry["runs"]:
-            points = [{"step": s, key: v} for n, key in CURVES.items() for s, v in run.get(n, ())]
-            full = {**record, **run, "settings": entry["settings"], "history": points}
-            found[label].append(full)
-    return found
 
 
 def head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.compact import CURVES
+from experiments.evidence.results import Result
 from experiments.table import SHARES, score_head
 from experiments.workloads.rosenbrock import rosenbrock
-
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Label: the results of its seeds."""
 
 # the same everywhere, whoever takes part: those that are judged stand out from the others
 _STRONG = {
@@ -26,27 +25,39 @@ _FAINT = {
 }
 
 
-def learning_curves(results: Results, path: Path) -> Path | None:
+def draw_experiment(result: Result, curves: Path, paths: Path) -> list[Path]:
+    """An experiment's curves, and its runs' paths over the valley where all have one; the files.
+
+    There are no curves without two points.
+    """
+    runs = result.all_runs
+    drawn = [learning_curves(result, curves)]
+    if len(runs) and runs.path.map(bool).all():
+        drawn.append(valley(result, paths))
+    return [path for path in drawn if path]
+
+
+def learning_curves(result: Result, path: Path) -> Path | None:
     """Training loss, score and DWMGrad's window over the steps; means over the seeds.
 
     A shade goes from the lowest to the highest seed. None, and no picture, without two points.
     """
-    found = [(label, run) for label, each in results.items() for run in each]
     rows = [
-        {"label": label, "run": number, **point}
-        for number, (label, run) in enumerate(found)
-        for point in run["history"]
+        {"label": run["of"], "run": number, "step": step, key: value}
+        for number, run in enumerate(result.all_runs.to_dict("records"))
+        for name, key in CURVES.items()
+        for step, value in run[name]
     ]
     points = pd.DataFrame(rows, columns=["label", "run", "step", "loss", "score", "window"])
     counts = points.groupby("run").count()
     if not (counts.loss > 1).any():
         return None
-    heads = {"loss": "training loss", "score": found[0][1]["metric"], "window": "window (steps)"}
+    heads = {"loss": "training loss", "score": result.metric, "window": "window (steps)"}
     present = [key for key in heads if (counts[key] > 1).any()]
     figure = _figure(8, 2.6 * len(present) + 1.2)
     axes = figure.subplots(len(present), sharex=True, squeeze=False)[:, 0]
     for axis, key in zip(axes, present, strict=True):
-        for number, label in enumerate(results):
+        for number, label in enumerate(result.entries):
             values = points[points.label == label].dropna(subset=key).groupby("step")[key]
             if not len(values):
                 continue
@@ -63,7 +74,7 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     axes[-1].set_xlabel("step")
-    return _save(figure, path, found[0][1]["workload"], 120)
+    return _save(figure, path, result.data["workload"], 120)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -78,7 +89,7 @@ def _save(figure: Any, path: Path, title: str, dpi: int) -> Path:
     return path
 
 
-def valley(results: Results, path: Path) -> Path:
+def valley(result: Result, path: Path) -> Path:
     """The contour of Rosenbrock's function and each optimizer's path over it."""
     from matplotlib.colors import LogNorm
 
@@ -87,13 +98,11 @@ def valley(results: Results, path: Path) -> Path:
     x, y = np.meshgrid(np.linspace(0.6, 1.6, 300), np.linspace(0.6, 2.3, 300))
     levels, style = np.logspace(-4, 3, 22), {"cmap": "Greys", "alpha": 0.6}
     axis.contourf(x, y, rosenbrock(x, y) + 1e-6, levels=levels, norm=LogNorm(), **style)
-    for label, found in results.items():
-        if found:
-            points = np.array(found[0]["path"])
-            score = found[0]["score"]
-            end = "diverged" if score is None else f"f = {score:.2g}"
-            (line,) = axis.plot(*points.T, linewidth=1.4, label=f"{label}: {end}")
-            axis.plot(*points[-1], "o", color=line.get_color(), markersize=4)
+    for label, run in result.all_runs.drop_duplicates("of").set_index("of").iterrows():
+        points = np.array(run.path)
+        end = "diverged" if np.isnan(run.score) else f"f = {run.score:.2g}"
+        (line,) = axis.plot(*points.T, linewidth=1.4, label=f"{label}: {end}")
+        axis.plot(*points[-1], "o", color=line.get_color(), markersize=4)
     axis.plot(1, 1, "k*", markersize=12)
     axis.set(xlim=(0.6, 1.6), ylim=(0.6, 2.3), xlabel="x", ylabel="y")
     axis.legend(frameon=True, loc="upper left")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -40,31 +40,6 @@ def spread(values: Iterable[float | None], metric: str = "") -> str:
         return "-"
     mean = format(found.mean(), form)
     return mean if len(found) == 1 else f"{mean} ± {format(found.std(), short)}"
-
-
-def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A row for each label: its settings, mean ± standard deviation over the seeds, and times.
-
-    A run that diverged has no score: it is counted in its row and is in no mean. A label without
-    results has no row.
-    """
-    rows = []
-    for label, found in results.items():
-        if not found:
-            continue
-        first, runs = found[0], pd.DataFrame(found)
-        head, diverged = score_head(first["metric"], first["higher_is_better"]), runs.diverged.sum()
-        rows.append(
-            {
-                "optimizer": label,
-                "lr": f"{first['settings']['lr']:g}",
-                head: spread(runs.score, first["metric"]),
-                "seeds": f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""),
-                "training loss": spread(runs.train_loss),
-                "s per run": f"{runs.seconds.median():.3g}",
-            }
-        )
-    return table(rows) or "no results"
 
 
 def several(count: int, thing: str) -> str:

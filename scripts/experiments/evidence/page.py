@@ -10,11 +10,10 @@ from glue.errors import UsageError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
-from experiments.compact import full_results
 from experiments.evidence import compared, controls
 from experiments.evidence.compared import Compared
 from experiments.evidence.results import Result, read_result
-from experiments.plots import learning_curves, rate_curves, valley
+from experiments.plots import draw_experiment, rate_curves
 from experiments.recording import REACH
 
 STUDIES = ("ablation", "deaf", "guard", "length", "machine", "replay")
@@ -56,7 +55,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = table.cell
-    environment.globals.update(vars(table), full_results=full_results)
+    environment.globals.update(vars(table))
     return environment.get_template("page.md.j2").render(
         results=results,
         comparisons=comparisons,
@@ -81,13 +80,11 @@ def config_of(result: Result, configs: Path) -> Path | None:
 
 def draw(result: Result, output: Path) -> list[str]:
     """Draw what there is to draw; the pictures' names."""
-    drawn: list[Path | None] = []
-    if isinstance(result, Compared):
+    drawn: list[Path] = []
+    if isinstance(result, Compared) and len(result.rates()):
         picture = output.parent / f"{output.stem}-{result.name}.png"
-        drawn = [rate_curves(result.rates(), result.data, picture)] if len(result.rates()) else []
+        drawn = [rate_curves(result.rates(), result.data, picture)]
     elif result.kind == "experiment":
-        runs, name = full_results(result.data), f"{output.stem}-experiment-{result.name}"
-        drawn = [learning_curves(runs, output.parent / f"{name}.png")]
-        if len(result.all_runs) and result.all_runs.path.map(bool).all():
-            drawn.append(valley(runs, output.parent / f"{name}-path.png"))
-    return [path.name for path in drawn if path]
+        first = output.parent / f"{output.stem}-experiment-{result.name}"
+        drawn = draw_experiment(result, Path(f"{first}.png"), Path(f"{first}-path.png"))
+    return [path.name for path in drawn]

@@ -16,7 +16,7 @@ from glue.errors import UsageError
 
 from experiments import stats
 from experiments.compact import CURVES
-from experiments.table import SHARES
+from experiments.table import SHARES, score_head, spread, table
 
 
 class Result:
@@ -77,6 +77,29 @@ class Result:
         other = than or next(iter(self.entries))
         ours, theirs = (factor * self.runs(each).score.dropna() for each in (label, other))
         return stats.welch(ours, theirs)
+
+    def markdown(self) -> str:
+        """A row for each label: its rate, mean ± standard deviation over the seeds, and times.
+
+        A run that diverged has no score: it is counted in its row and is in no mean. A label
+        without results has no row.
+        """
+        rows = []
+        for label, entry in self.entries.items():
+            runs = self.runs(label)
+            if len(runs):
+                lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
+                rows.append(
+                    {
+                        "optimizer": label,
+                        "lr": f"{entry['settings']['lr']:g}",
+                        score_head(self.metric, self.higher): spread(runs.score, self.metric),
+                        "seeds": f"{len(runs)}{lost}",
+                        "training loss": spread(runs.train_loss),
+                        "s per run": f"{runs.seconds.median():.3g}",
+                    }
+                )
+        return table(rows) or "no results"
 
 
 def number(value: Any) -> bool:

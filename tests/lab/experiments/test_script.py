@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from experiments.cli import parse
 from experiments.config import read_experiment
-from experiments.table import markdown, spread
+from experiments.evidence.results import Result
+from experiments.table import spread
 from experiments.workloads import make_workload
 from glue.errors import UsageError
 
@@ -55,16 +56,17 @@ def test_every_file_can_be_read(path):
 
 def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
     config, out = write(tmp_path, ROSENBROCK), tmp_path / "out"
-    results = main([config, "--output_dir", str(out)])
-    assert {label: len(each) for label, each in results.items()} == {"ours": 2, "sgd": 2, "adam": 2}
+    (whole,) = main([config, "--output_dir", str(out)])
+    runs = {label: each["runs"] for label, each in whole["results"].items()}
+    assert {label: len(each) for label, each in runs.items()} == {"ours": 2, "sgd": 2, "adam": 2}
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
     assert "| sgd | 1e+30 | - | 2, 2 diverged | - |" in table
-    assert json.loads((out / "results.json").read_text())["results"] == results
+    assert json.loads((out / "results.json").read_text()) == whole
     for name in ("curves.png", "valley.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
     small = tmp_path / "new" / "small.json"
-    again = main(
+    (again,) = main(
         [
             config,
             "--output_dir",
@@ -73,15 +75,18 @@ def test_a_run_ends_with_table_json_and_pictures(main, tmp_path, capsys):
             str(small),
         ]
     )
-    assert again == {"ours": results["ours"][1:]}
+    assert again["results"] == {"ours": {**whole["results"]["ours"], "runs": runs["ours"][1:]}}
     record = json.loads(small.read_text())
+    assert record == again
     assert (record["title"], record["kind"], record["steps"]) == ("The valley", "ablation", 30)
     assert record["command"] == (
         "python scripts/run_experiment.py experiment.yaml --seeds 1 --contenders ours"
     )
-    assert record["results"]["ours"]["settings"] == results["ours"][1]["settings"]
+    ours = read_experiment(config).contenders["ours"]
+    workload = make_workload("rosenbrock", steps=30)
+    assert record["results"]["ours"]["settings"] == workload.settings(*ours)
     (run,) = record["results"]["ours"]["runs"]
-    assert run["score"] == results["ours"][1]["score"] and run["seed"] == 1
+    assert run["score"] == runs["ours"][1]["score"] and run["seed"] == 1
     assert len(run["losses"]) == len(run["windows"]) == 30 and len(run["path"]) == 31
     assert run["scores"] == [[30, pytest.approx(run["score"], rel=1e-4)]]
     assert "/" not in small.read_text().replace("scripts/", "")
@@ -146,7 +151,7 @@ def test_shares_are_in_percent_and_other_numbers_are_not():
     assert spread([0.8, 0.82], "accuracy") == "81.00 ± 1.41"
     assert spread([66.01, 67.03], "perplexity") == "66.52 ± 0.72"
     assert spread([0.5]) == "0.5" and spread([]) == "-"
-    assert markdown({"a": []}) == "no results"
+    assert Result("experiment", "x", {"results": {"a": {}}}).markdown() == "no results"
 
 
 def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
@@ -163,7 +168,8 @@ def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
         main([*words, "--output", str(tmp_path / "all.json")])
     assert not (tmp_path / "out").exists()
     found = main([*words, "--output", str(tmp_path / "{workload}.json")])
-    assert [result["workload"] for result in found["adam"]] == ["cora", "rosenbrock"]
+    assert [record["workload"] for record in found] == ["cora", "rosenbrock"]
+    assert all(len(record["results"]["adam"]["runs"]) == 1 for record in found)
     for name in ("cora", "rosenbrock"):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         assert (record["title"], record["workload"]) == (f"Two: {name}", name)
