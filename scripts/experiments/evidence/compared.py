@@ -1,4 +1,4 @@
-"""What follows from a comparison's file: what a wrong learning rate costs, and who is ahead."""
+"""What follows from a comparison: what a wrong learning rate costs, who is ahead, and of whom."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from experiments.evidence.results import Result
 from experiments.table import SHARES, known, lead, score_head, several, spread, table
 
 ADAMW = "adamw"
+FINETUNE = "dwmgrad-finetune"
+CONTROL = "adamw-control"
+DEAF = "deaf"
+"""In the studies of a deaf window, beside a label `finetune`."""
 WORKS = 3.0
 """A rate works that is at most so many points worse than AdamW's best."""
-MARGIN = 1.0
-"""Not worse is who is at most so many points worse."""
 
 
 class Compared(Result):
@@ -100,12 +102,11 @@ class Compared(Result):
         found = self.difference(name) if self.renewed else None
         return float("nan") if found is None else found.mean
 
-    def in_deviations(self, name: str) -> stats.Estimate | None:
-        """The difference of the second stage, in standard deviations of AdamW's seeds."""
-        return self.deviations(self.difference(name))
-
     def deviations(self, found: stats.Estimate | None) -> stats.Estimate | None:
-        """Points of the second stage in these deviations; None without it, or an interval."""
+        """Points of the second stage in standard deviations of AdamW's seeds.
+
+        None without that stage, or an interval.
+        """
         unit = float(self.runs(ADAMW, "final").points.std())
         if not self.renewed or found is None or found.interval is None or unit == 0:
             return None
@@ -128,38 +129,38 @@ def points(scores: pd.Series, record: Mapping[str, Any]) -> pd.Series:
 
 
 def shown(compared: Compared, name: str) -> str:
-    """A contender's score at its best rate, with the rate."""
+    """A contender's score at its best rate, with the rate.
+
+    Where it has none that stands beside AdamW's: why, or what its first stage says.
+    """
     runs = compared.at_best(name)
     if runs.empty:
-        return _without_best(compared, name)
+        first = compared.rates(name)
+        if first.empty:
+            return "not run"
+        if first.diverged.groupby(first.lr).any().all():
+            return "every rate diverged"
+        seeds = several(first.seed.nunique(), "seed")
+        return f"{compared.ahead(name):+.2f}, of the {seeds} that chose the rate"
     rate = "" if runs.rateless.iloc[0] else f" at {runs.lr.iloc[0]:.2g}"
     lost = f", {runs.diverged.sum()} diverged" if runs.diverged.any() else ""
     return f"{spread(runs.score, compared.metric)}{rate}{lost}"
-
-
-def _without_best(compared: Compared, name: str) -> str:
-    """Why a contender has no score that stands beside AdamW's, and what its first stage says."""
-    first = compared.rates(name)
-    if first.empty:
-        return "not run"
-    if first.diverged.groupby(first.lr).any().all():
-        return "every rate diverged"
-    seeds = several(first.seed.nunique(), "seed")
-    return f"{compared.ahead(name):+.2f}, of the {seeds} that chose the rate"
 
 
 def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
     """A row a workload: AdamW and `ours`, name: title, each at its best rate; the difference.
 
     Then the mean difference in deviations, over the workloads that have a second stage and had no
-    part in choosing a preset.
+    part in choosing a preset. The seeds are those of AdamW's score.
     """
     rows = []
     for each in some:
         unit = score_head(each.metric, each.higher).removesuffix(" (higher is better)")
+        count = len(each.at_best(ADAMW))
+        stage = "new" if each.renewed else "those that chose the rate"
         row = {
             "workload": f"{each.title} ({unit})",
-            "seeds": seeds_of(each),
+            "seeds": f"{count}, {stage}" if count else "-",
             "AdamW": shown(each, ADAMW),
         }
         for name, title in ours.items():
@@ -172,7 +173,8 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
         last = dict.fromkeys(rows[0], "")
         last["workload"] = "**mean of those not chosen on, in deviations of AdamW's seeds**"
         for name, title in ours.items():
-            found = [each.in_deviations(name) for each in some if name not in each.chosen_on]
+            others = [each for each in some if name not in each.chosen_on]
+            found = [each.deviations(each.difference(name)) for each in others]
             known = [each for each in found if each is not None]
             of = f" ({len(known)} of {len(found)})" if len(known) < len(found) else ""
             last[title] = lead(stats.equal_weights(known)) + of
@@ -180,37 +182,22 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
     return table(rows)
 
 
-def seeds_of(compared: Compared) -> str:
-    """How many seeds AdamW's score at its best rate has, and of which stage."""
-    runs = compared.at_best(ADAMW)
-    if runs.empty:
-        return "-"
-    return f"{len(runs)}, {'new' if compared.renewed else 'those that chose the rate'}"
+def verdicts(some: Sequence[Compared], ours: Mapping[str, str], margin: float | None = None) -> str:
+    """A row a workload with a second stage: whether `ours` are at most `margin` points worse.
 
-
-def not_worse(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
-    """A row a workload with a second stage: whether `ours` are at most `MARGIN` points worse.
-
-    Welch's test, one-sided, of 5 %; Holm's correction over an optimizer's workloads.
+    Welch's test, one-sided, of 5 %; Holm's correction over an optimizer's workloads. Without a
+    margin: whether they differ from AdamW at all, two-sided.
     """
-    return _tested(some, ours, lambda difference: difference.chance_below(-MARGIN))
-
-
-def differs(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
-    """The same for whether they differ from AdamW at all, two-sided."""
-    return _tested(some, ours, stats.Estimate.chance_equal)
-
-
-def _tested(
-    some: Sequence[Compared],
-    ours: Mapping[str, str],
-    chance: Callable[[stats.Estimate], float | None],
-) -> str:
     some = [each for each in some if each.renewed]
     rows = [{"workload": each.title} for each in some]
     for name, title in ours.items():
         found = [each.difference(name) for each in some]
-        chances = stats.holm([chance(each) if each else None for each in found])
+        chances = stats.holm(
+            [
+                each and (each.chance_equal() if margin is None else each.chance_below(-margin))
+                for each in found
+            ]
+        )
         for row, p in zip(rows, chances, strict=True):
             told = "not measured" if p is None else "shown" if p <= 0.05 else "not shown"
             row[title] = told if p is None else f"{told} (p = {p:.2g})"
@@ -346,3 +333,51 @@ def rateless(
         cells = {titles[n]: f"{summary[n]:.1f} ({regrets[n].count()})" for n in regrets}
         rows.append({"workload": f"**{name} (workloads)**", **cells})
     return table(rows) if len(regrets) else ""
+
+
+def gains(
+    comparisons: Sequence[Compared], results: Sequence[Result]
+) -> dict[str, list[stats.Estimate | None]]:
+    """By how many points finetune is ahead of each control, workload by workload; None: not run.
+
+    The controls: AdamW with its betas, and a deaf window, whose studies are among `results`.
+    """
+    studies = {each.data["workload"]: each for each in results if DEAF in each.entries}
+    deaf = [studies.get(each.data["workload"]) for each in comparisons]
+    return {
+        "AdamW, betas 0.6 and 0.998": [
+            each.difference(FINETUNE, CONTROL) if len(each.runs(CONTROL, "final")) else None
+            for each in comparisons
+        ],
+        "a deaf window": [study.better("finetune", DEAF) if study else None for study in deaf],
+    }
+
+
+def controls(comparisons: Sequence[Compared], results: Sequence[Result]) -> str:
+    """A row a workload: finetune's lead over each control, and p corrected over the workloads.
+
+    Then the means in points, and in standard deviations of AdamW's seeds over those workloads that
+    had no part in choosing finetune. Nothing without a control. A workload is marked where finetune
+    and AdamW with its betas have not run on one machine.
+    """
+    gained = gains(comparisons, results)
+    if not any(map(any, gained.values())):
+        return ""
+    rows = []
+    for each in comparisons:
+        apart = len(each.runs(CONTROL, "final")) and each.apart(FINETUNE, CONTROL)
+        rows.append({"workload": each.title + " (two machines)" * bool(apart)})
+    last: list[dict[str, str]] = [
+        {"workload": "**mean (workloads)**"},
+        {"workload": "**in deviations, not chosen on**"},
+    ]
+    for name, own in gained.items():
+        chances = stats.holm([each and each.chance_equal() for each in own])
+        for row, each, p in zip(rows, own, chances, strict=True):
+            row[name] = lead(each) if p is None else f"{lead(each)}, p = {p:.2g}"
+        pairs = zip(comparisons, own, strict=True)
+        in_deviations = [w.deviations(gain) for w, gain in pairs if FINETUNE not in w.chosen_on]
+        for row, found in zip(last, (own, in_deviations), strict=True):
+            known = [each for each in found if each is not None]
+            row[name] = f"{lead(stats.equal_weights(known))} ({len(known)})"
+    return table([*rows, *last])

@@ -10,7 +10,7 @@ from glue.errors import UsageError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
-from experiments.evidence import compared, controls
+from experiments.evidence import compared
 from experiments.evidence.compared import Compared
 from experiments.evidence.results import Result, read_result
 from experiments.plots import draw_experiment, rate_curves
@@ -61,7 +61,7 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         comparisons=comparisons,
         confirming=[each for each in comparisons if not each.chosen_on],
         compared=compared,
-        controls=controls.controls(comparisons, results),
+        controls=compared.controls(comparisons, results),
         found=found,
         others=[each for each in results if of[each.file] not in files],
         pictures={each.file: draw(each, output) for each in results},

@@ -14,13 +14,12 @@ from experiments.comparison import read_comparison
 from experiments.contenders import get_contender
 from experiments.evidence.compared import (
     Compared,
-    differs,
     final_table,
     heads,
-    not_worse,
     overall,
     rateless,
     rates_table,
+    verdicts,
 )
 from experiments.evidence.page import config_of, page, read_results
 from experiments.evidence.results import Result
@@ -296,19 +295,19 @@ def test_differences_are_welchs():
 def test_not_worse_needs_the_interval_above_the_margin():
     adamw = [0.80, 0.81, 0.82, 0.80, 0.81]
     same, worse = [0.803, 0.812, 0.82, 0.81, 0.815], [0.77, 0.78, 0.76, 0.77, 0.78]
-    (found,) = rows(not_worse([compared(adamw, same, worse)], OURS), "A w")
+    (found,) = rows(verdicts([compared(adamw, same, worse)], OURS, margin=1), "A w")
     assert found[1].startswith("shown (p = ") and found[2].startswith("not shown (p = ")
     both = [compared(adamw, same, worse), compared(adamw, adamw, adamw)]
-    assert len(rows(not_worse(both, OURS), "A w")) == 2
-    assert not_worse([ONE], OURS) == ""
+    assert len(rows(verdicts(both, OURS, margin=1), "A w")) == 2
+    assert verdicts([ONE], OURS, margin=1) == ""
 
 
 def test_a_difference_is_tested_on_both_sides():
     adamw = [0.80, 0.81, 0.82, 0.80, 0.81]
     better, worse = [[x + d for x in adamw] for d in (0.05, -0.05)]
-    (found,) = rows(differs([compared(adamw, better, worse)], OURS), "A w")
+    (found,) = rows(verdicts([compared(adamw, better, worse)], OURS), "A w")
     assert found[1] == found[2] and found[1].startswith("shown (p = ")
-    (found,) = rows(differs([compared(adamw, adamw, adamw)], OURS), "A w")
+    (found,) = rows(verdicts([compared(adamw, adamw, adamw)], OURS), "A w")
     assert found[1:] == ["not shown (p = 1)"] * 2
 
 

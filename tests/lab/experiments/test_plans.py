@@ -171,14 +171,14 @@ def test_the_table_of_the_fifteenth_round_is_that_of_its_results() -> None:
 
 def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     from experiments import stats
-    from experiments.evidence import controls
+    from experiments.evidence.compared import FINETUNE, gains
     from experiments.evidence.page import read_results
     from experiments.table import lead
 
     text = (ROOT / "docs" / "plans" / "controls.md").read_text("utf-8")
     results = read_results(RESULTS)
     comparisons = [compared(name) for name in NEW.values()]
-    found = controls.gains(comparisons, results)
+    found = gains(comparisons, results)
     for name, own in zip(NEW, zip(*found.values(), strict=True), strict=True):
         if any(own):
             assert f"| {name} | {' | '.join(map(lead, own))} |" in text
@@ -189,11 +189,7 @@ def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     assert min(chance for chance in chances if chance is not None) > 0.05
     pairs = zip(comparisons, control, strict=True)
     unit = stats.equal_weights(
-        [
-            each.deviations(gain)
-            for each, gain in pairs
-            if gain and controls.FINETUNE not in each.chosen_on
-        ]
+        [each.deviations(gain) for each, gain in pairs if gain and FINETUNE not in each.chosen_on]
     )
     assert f"is {lead(unit)} standard deviations" in " ".join(text.split())
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
