@@ -43,7 +43,7 @@ class Contender:
             gradient (L2).
         clips: it clips the gradients itself.
         rateless: it needs no learning rate.
-        needs_loss: the loop writes each step's loss into its `loss`.
+        needs_loss: its `step` takes the loss.
     """
 
     name: str
@@ -76,13 +76,9 @@ class Contender:
         own = {"warmup_steps": round(settings["warmup"] * steps)} if self.schedule_free else {}
         return {**own, **self.fixed, **given}
 
-    def load(self) -> Any:
-        """Its class; the module is imported when it is needed."""
-        return resolve_name(self.path)
-
     def build(self, params: Iterable[Any], settings: Mapping[str, Any], steps: int) -> Optimizer:
         """The optimizer of `params` for a run of `steps` steps."""
-        return self.load()(params, **self.arguments(settings, steps))
+        return resolve_name(self.path)(params, **self.arguments(settings, steps))
 
     def scheduler(self, optimizer: Any, settings: Mapping[str, Any], steps: int) -> LambdaLR:
         """Raises the learning rate over the warm-up, then follows the schedule over the rest."""
@@ -101,14 +97,12 @@ class Contender:
         try:
             self.build([torch.nn.Parameter(torch.zeros(1))], settings, steps)
         except ImportError as error:
-            package = _PACKAGES.get(str(error.name), error.name)
+            package = "momo-opt" if error.name == "momo" else error.name
             raise UsageError(f"{self.name}: {error}; pip install {package}") from error
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self.name}: {error}") from error
 
 
-_PACKAGES = {"momo": "momo-opt"}
-"""Module: its package, where that has another name."""
 _dwmgrad = partial(Contender, path="dwmgrad:DWMGrad", decoupled=True)
 _adamw = partial(Contender, path="torch.optim:AdamW", decoupled=True)
 _prodigy = partial(Contender, path="prodigyopt:Prodigy", decoupled=True, rateless=True)
@@ -156,9 +150,7 @@ _ALL = (
         clips=True,
     ),
     _adamw("adamw-control", "AdamW, betas 0.6 and 0.998", fixed={**_FUSED, "betas": (0.6, 0.998)}),
-    Contender(
-        "momo-adam", "MoMo-Adam", "experiments.momo:MomoAdam", decoupled=True, needs_loss=True
-    ),
+    Contender("momo-adam", "MoMo-Adam", "momo:MomoAdam", decoupled=True, needs_loss=True),
     _prodigy("prodigy", "Prodigy"),
     _prodigy(  # what its authors ask for with a warm-up, and recommend to those who fine-tune
         "prodigy-corrected",

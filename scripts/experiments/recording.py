@@ -1,17 +1,21 @@
-"""What is kept of a run while it trains."""
+"""What is kept of a run while it trains; and a plain loop, for work that needs no Trainer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
 from provenance import machine, versions
+from torch import Tensor
 
 from dwmgrad import DWMGrad
 from dwmgrad.wrappers import innermost
 from experiments.broken import skipped_by
+from experiments.contenders import get_contender
 
 POINTS = 100
 """The loss curve has about this many points."""
@@ -113,3 +117,45 @@ def signal_noise(losses: Sequence[float], positive: Sequence[int], signal: str) 
         trend = before - after if signal == "decrease" else after - before
         wrong += (positive[step] > positive[step - 1]) != (trend > 0)
     return wrong / len(steps)
+
+
+def run_loop(
+    params: Iterable[Tensor],
+    loss_of: Callable[[], Tensor],
+    score_of: Callable[[], tuple[float, dict[str, float]]],
+    contender: str,
+    settings: Mapping[str, Any],
+    steps: int,
+    evaluate_every: int,
+) -> dict[str, Any]:
+    """Take `steps` steps down `loss_of()` and return the result that `Workload.run` describes.
+
+    Args:
+        params: what is trained.
+        loss_of: the loss as a scalar with a graph; called once a step.
+        score_of: the score, and all metrics.
+        contender, settings, steps: as in `Workload`; settings are complete.
+        evaluate_every: steps between two scores; the end is always scored.
+    """
+    rule, recorder, seconds = get_contender(contender), Recorder(steps), 0.0
+    optimizer: Any = rule.build(params, settings, steps)
+    scheduler = rule.scheduler(optimizer, settings, steps)
+    takes_loss = rule.needs_loss or isinstance(optimizer, DWMGrad)
+    for step in range(1, steps + 1):
+        started = time.perf_counter()
+        if rule.schedule_free:  # it trains at one point and is evaluated at another
+            optimizer.train()
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        optimizer.step(**({"loss": loss} if takes_loss else {}))
+        scheduler.step()
+        seconds += time.perf_counter() - started
+        if not recorder.step(loss.item(), optimizer):
+            break
+        if step % evaluate_every == 0 or step == steps:
+            if rule.schedule_free:
+                optimizer.eval()
+            with torch.no_grad():
+                recorder.evaluated(*score_of())
+    return recorder.result(seconds)

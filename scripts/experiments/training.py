@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -19,7 +20,6 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from dwmgrad.wrappers import innermost
 from experiments.broken import broken
 from experiments.contenders import Contender, get_contender
 from experiments.recording import Recorder
@@ -68,8 +68,15 @@ def train(
     own = rule.arguments(settings, steps)
     own.pop("weight_decay")  # the Trainer's groups have it: none for biases and norms
     breaks = partial(broken, share=workload.broken, classes=job.classes, seed=seed)
-    trainer = _Trainer(job, breaks, arguments, rule, optimizer_cls_and_kwargs=(rule.load(), own))
-    trainer.lr_scheduler = rule.scheduler(trainer.create_optimizer(), settings, steps)
+    trainer = _Trainer(
+        job, breaks, arguments, rule, optimizer_cls_and_kwargs=(resolve_name(rule.path), own)
+    )
+    optimizer = trainer.create_optimizer()
+    if rule.needs_loss:
+        optimizer.register_step_pre_hook(
+            lambda _, args, named: (args, {**named, "loss": trainer.loss})
+        )
+    trainer.lr_scheduler = rule.scheduler(optimizer, settings, steps)
     kept = checkpoints(folder)
     trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
     return trainer.recorder.result(trainer.seconds())
@@ -135,8 +142,6 @@ class _Trainer(WholeCheckpointTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         self.loss = super().training_step(*args, **kwargs).detach()
-        if self.rule.needs_loss:
-            innermost(self.optimizer).loss = self.loss
         return self.loss
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from glue.errors import UsageError
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from experiments.contenders import SCHEDULES, get_contender
 
@@ -116,8 +117,8 @@ class Job:
     Attributes:
         model: gives a loss when it is called with a batch's names.
         train, evaluation: the data sets.
-        collate: examples to a batch in training.
         score: the score, from all metrics by their bare names (`loss` among them).
+        collate: examples to a batch in training.
         compute_metrics: the Trainer's; None where the loss is enough.
         collate_evaluation: examples to a batch in evaluation; None: as in training.
         eval_batch_size: examples per batch in evaluation.
@@ -128,8 +129,8 @@ class Job:
     model: nn.Module
     train: Any
     evaluation: Any
-    collate: Callable[[Any], Any]
     score: Callable[[Mapping[str, float]], float]
+    collate: Callable[[Any], Any] = default_collate
     compute_metrics: Callable[[Any], dict[str, float]] | None = None
     collate_evaluation: Callable[[Any], Any] | None = None
     eval_batch_size: int = 256

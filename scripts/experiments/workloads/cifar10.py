@@ -1,4 +1,4 @@
-"""CIFAR-10 with the residual networks of He et al., random crops and flips; macro F1.
+"""CIFAR-10 with the residual networks of He et al. 2015 (arXiv 1512.03385); macro F1.
 
 `cifar10` is the paper's work, ResNet-110 (its target: F1 90.67 %), and needs a GPU: 64,000 steps
 of 128 images with the steps of He et al. `cifar10-short` is ResNet-20 on the first 10,000 images
@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from glue.errors import UsageError
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiments.workload import Job, TrainerWorkload, folder_of, standard
+from experiments.workload import Job, TrainerWorkload, folder_of, standard, with_loss
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
@@ -53,8 +54,6 @@ class Cifar10(TrainerWorkload):
             find_images(self.data_dir, split)
 
     def job(self) -> Job:
-        from experiments.resnet import ResNet
-
         return Job(
             model=ResNet(self.depth),
             train=load_images(self.data_dir, "train", self.train_images),
@@ -73,6 +72,58 @@ def _measure(outputs: Any) -> dict[str, float]:
     found, labels = outputs.predictions.argmax(axis=1), outputs.label_ids
     f1 = float(f1_score(labels, found, average="macro"))
     return {"f1": f1, "accuracy": float((found == labels).mean())}
+
+
+_convolution = functools.partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+
+
+class ResNet(nn.Module):
+    """Three stages of n blocks with 16, 32 and 64 channels, shortcuts of option A.
+
+    torchvision has those for ImageNet alone. `depth` must be 6n + 2: 20, 32, 44, 56, 110, ...
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"depth must be 6n + 2, as 20 or 110; got {depth}")
+        widths = [16] + [channels for channels in (16, 32, 64) for _ in range(blocks)]
+        self.features = nn.Sequential(
+            _convolution(3, 16), nn.BatchNorm2d(16), nn.ReLU(), *map(Block, widths, widths[1:])
+        )
+        self.classifier = nn.Linear(64, 10)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        # on a CPU 1.3 times as fast (ResNet-20, batches of 128)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """`logits` (images, classes), and the `loss` where labels are given.
+
+        `pixel_values` is (images, 3, 32, 32).
+        """
+        return with_loss(self.classifier(self.features(pixel_values).mean(dim=(2, 3))), labels)
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; where channels grow, the picture halves."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.more = outputs - inputs
+        self.first = _convolution(inputs, outputs, stride=2 if self.more else 1)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = _convolution(outputs, outputs)
+        self.second_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.first_norm(self.first(x)))
+        out = self.second_norm(self.second(out))
+        if self.more:  # option A: every second pixel, new channels of zeros; no parameters
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.more))
+        return F.relu(out + x)
 
 
 def find_images(data_dir: str | None, split: str) -> list[Path]:
@@ -131,7 +182,7 @@ def crop_and_flip(images: Tensor) -> Tensor:
     `images` and the result are (images, channels, height, width). He et al. 2015, section 4.2.
     """
     count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
+    padded = F.pad(images, (PAD, PAD, PAD, PAD))
     rows = torch.arange(height) + torch.randint(0, 2 * PAD + 1, (count, 1))
     columns = torch.arange(width) + torch.randint(0, 2 * PAD + 1, (count, 1))
     columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)

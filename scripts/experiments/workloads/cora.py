@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from glue.errors import UsageError, one_line
 from torch import Tensor, nn
 
-from experiments.loop import run_loop
+from experiments.recording import run_loop
 from experiments.workload import Workload, folder_of
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import StackDataset
 
 from experiments.workload import Job, TrainerWorkload, standard
 
@@ -66,18 +67,16 @@ class Language(TrainerWorkload):
         model.loss_type = "ForCausalLM"  # which its class name does not say
         return Job(
             model=model,
-            train=list(training[: self.train_blocks]),
-            evaluation=list(validation[: self.validation_blocks]),
-            collate=collate,
+            train=_rows(training[: self.train_blocks]),
+            evaluation=_rows(validation[: self.validation_blocks]),
             score=lambda metrics: math.exp(min(metrics["loss"], 700.0)),
             eval_batch_size=self.batch_size,
         )
 
 
-def collate(examples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tokens are their own labels: the model shifts them."""
-    tokens = torch.stack(examples)
-    return {"input_ids": tokens, "labels": tokens.clone()}
+def _rows(tokens: torch.Tensor) -> StackDataset:
+    """They are their own labels: the model shifts them."""
+    return StackDataset(input_ids=tokens, labels=tokens)
 
 
 @functools.lru_cache(maxsize=2)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.loop import run_loop
+from experiments.recording import run_loop
 from experiments.workload import Workload
 
 

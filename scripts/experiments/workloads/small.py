@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from glue.errors import choose
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import StackDataset
 
 from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
 from experiments.workloads.language import whole_sentences
@@ -44,9 +44,8 @@ class Small(TrainerWorkload):
         torch.manual_seed(seed)
         return Job(
             model=_Network(make()),
-            train=TensorDataset(inputs[:-held_out], labels[:-held_out]),
-            evaluation=TensorDataset(inputs[-held_out:], labels[-held_out:]),
-            collate=_collate,
+            train=StackDataset(inputs=inputs[:-held_out], labels=labels[:-held_out]),
+            evaluation=StackDataset(inputs=inputs[-held_out:], labels=labels[-held_out:]),
             compute_metrics=_explained if labels.is_floating_point() else accuracy,
             score=lambda metrics: metrics[self.metric],
         )
@@ -125,11 +124,6 @@ class _Network(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         return with_loss(self.network(inputs), labels)
-
-
-def _collate(examples: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    inputs, labels = map(torch.stack, zip(*examples, strict=True))
-    return {"inputs": inputs, "labels": labels}
 
 
 def _explained(outputs: Any) -> dict[str, float]:

@@ -104,7 +104,6 @@ def test_every_file_can_be_read_and_says_how_much_it_asks_for(path: Path) -> Non
 
 def test_the_packages_of_those_that_run_are_enough(main, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "momo", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "experiments.momo", raising=False)
     config = write(tmp_path, VALLEY.replace("adamw, ", "adamw, momo-adam, "))
     words = [config, "--output_dir", str(tmp_path / "out"), "--processes", "0"]
     with pytest.raises(UsageError, match="momo-adam: .*; pip install momo-opt$"):

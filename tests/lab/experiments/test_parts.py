@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from experiments.audio import load_urbansound, log_mel, mel_filters
 from experiments.recording import signal_noise
-from experiments.resnet import ResNet
-from experiments.workloads.cifar10 import collate, crop_and_flip, load_images
-from experiments.workloads.digits import SoundClassifier
+from experiments.workloads.cifar10 import ResNet, collate, crop_and_flip, load_images
+from experiments.workloads.digits import SoundClassifier, load_urbansound, log_mel, mel_filters
 from experiments.workloads.language import whole_sentences
 from glue.errors import UsageError
 
