@@ -9,7 +9,7 @@ from typing import Any
 
 from glue.errors import UsageError
 
-from experiments.comparison import WITHOUT, Comparison, final_of, told
+from experiments.comparison import WITHOUT, Comparison, told
 from experiments.config import Experiment
 from experiments.contenders import get_contender
 from experiments.runner import Failure, made
@@ -57,7 +57,7 @@ def comparison_record(
 
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
-    new = len(final_of(plan)["seeds"])
+    new = len(plan["final"]["seeds"])
     return is_swept(contenders, plan) and all(
         len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
         for own in map(contenders.__getitem__, plan["contenders"])
@@ -80,7 +80,10 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
     for part, values in now.items():
         old, new = dict(kept[part]), json.loads(json.dumps(values))
         if part == "plan":
-            old, new = ({**p, "final.options": final_of(p)["options"]} for p in (old, new))
+            old, new = (  # records without a second stage once had nothing there
+                {**p, "final.options": (p.get("final") or {}).get("options", {})}
+                for p in (old, new)
+            )
         for name in {**old, **new}:
             if name not in _NOT_OF_RUNS and old.get(name) != new.get(name):
                 raise UsageError(
@@ -102,7 +105,7 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
         if old and (old["rule"], old["defaults"]) == (own.rule, own.defaults):
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
-            last = [run for run in old["final"] if run["seed"] in final_of(plan)["seeds"]]
+            last = [run for run in old["final"] if run["seed"] in plan["final"]["seeds"]]
             if old["best_lr"] in rates or old["best_lr"] is None:  # else the plan has another best
                 found.append({**old, "runs": first, "final": last})
         if found:
@@ -128,7 +131,7 @@ def experiment_record(
             label: {
                 "contender": experiment.contenders[label][0],
                 "settings": experiment.workload.settings(*experiment.contenders[label]),
-                "runs": [_whole_run_record(each) for each in some],
+                "runs": [run_record(each, whole=True) for each in some],
             }
             for label, some in found.items()
         },
@@ -154,9 +157,13 @@ def _distinct(records: Sequence[Any]) -> list[Any]:
     return [each for n, each in enumerate(records) if each and each not in records[:n]]
 
 
-def run_record(result: Result, *curves: str) -> dict[str, Any]:
-    """A run, with its scores and these of its `CURVES`."""
-    return {
+def run_record(result: Result, whole: bool = False) -> dict[str, Any]:
+    """A run with its scores; the `whole` one with all `CURVES` and what only some runs have."""
+    curves = {
+        name: [[p["step"], _short(p[key])] for p in result["history"] if key in p]
+        for name, key in CURVES.items()
+    }
+    run = {
         "lr": result["settings"]["lr"],
         "seed": result["seed"],
         "score": result["score"],
@@ -165,26 +172,20 @@ def run_record(result: Result, *curves: str) -> dict[str, Any]:
         "steps": result["steps"],
         "seconds": _short(result["seconds"]),
         "on": place(result.get("machine")),
-        **{
-            name: [[p["step"], _short(p[key])] for p in result["history"] if key in p]
-            for name, key in CURVES.items()
-            if name in ("scores", *curves)
-        },
+        "scores": curves["scores"],
     }
+    if not whole:
+        return run
+    more = {name: _short(result.get(name)) for name in ("increases", "signal_noise", "skipped")}
+    path = [[_short(x, 6) for x in point] for point in result.get("path", ())]
+    optional = {"windows": curves["windows"], **more, "path": path}
+    found = {name: value for name, value in optional.items() if value not in (None, [])}
+    return {**run, "losses": curves["losses"], **found}
 
 
 def place(machine: Mapping[str, Any] | None) -> str | None:
     """What computed: the accelerator, else the processor; None where that was not recorded."""
     return (machine["accelerator"] or machine["processor"]) if machine else None
-
-
-def _whole_run_record(result: Result) -> dict[str, Any]:
-    """With all curves, and with what only some runs have."""
-    more = {name: _short(result.get(name)) for name in ("increases", "signal_noise", "skipped")}
-    path = [[_short(x, 6) for x in point] for point in result.get("path", ())]
-    run = run_record(result, *CURVES)
-    optional = {"windows": run.pop("windows"), **more, "path": path}
-    return {**run, **{k: v for k, v in optional.items() if v not in (None, [])}}
 
 
 def _short(value: Any, digits: int = 5) -> Any:

@@ -25,6 +25,9 @@ HALF_DECADES = [float(f"{10 ** (-5 + n / 2):.2g}") for n in range(11)]
 WITHOUT = 1.0
 """The learning rate of optimizers that need none."""
 
+NO_FINAL: dict[str, Any] = {"seeds": [], "options": {}}
+"""A plan's second stage where there is none."""
+
 _FINAL: Keys = {"seeds": (config.SEEDS, REQUIRED), "options": (config.LINES, {})}
 _KEYS: Keys = {
     "workload": (config.TEXT, REQUIRED),
@@ -34,7 +37,7 @@ _KEYS: Keys = {
     "rates": (config.RATES, REQUIRED),
     "seeds": (config.SEEDS, REQUIRED),
     "by": (config.TEXT, "score"),
-    "final": (config.LINES, None),
+    "final": (config.LINES, NO_FINAL),
     "chosen_on": (config.NAMES, []),
     "output_dir": (config.TEXT, "runs/comparisons"),
 }
@@ -91,18 +94,13 @@ class Comparison:
 
     def final_runs(self) -> dict[str, list[Run]]:
         """The second stage; empty for a contender whose first one is not at its end."""
-        seeds = final_of(self.values)["seeds"]
+        seeds = self.values["final"]["seeds"]
         rates = {name: self.best_lr(name) for name in self.contenders} if seeds else {}
         return {
             name: [Run(self.final, name, {"lr": lr}, seed) for seed in seeds]
             for name, lr in rates.items()
             if lr is not None
         }
-
-
-def final_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The seeds and the options of a plan's second stage; without one there are none."""
-    return plan["final"] or {"seeds": [], "options": {}}
 
 
 def told(result: Mapping[str, Any], by: str) -> float | None:
@@ -145,7 +143,7 @@ def read_comparison(path: str | Path, **replacements: Any) -> Comparison:
     options = values["options"]
     workload, values["options"] = workload_of(values, given)
     final = workload
-    if values["final"]:
+    if values["final"] != NO_FINAL:
         values["final"] = checked(values["final"], _FINAL, f"{path}: final")
         if both := sorted({*values["seeds"]} & {*values["final"]["seeds"]}):
             raise UsageError(

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
+import traceback
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from atomic import check_output, write_json
 from glue.errors import UsageError
 from tqdm import tqdm
 
 from experiments.contenders import get_contender
-from experiments.pool import work_through
 from experiments.workload import Workload
+
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -124,17 +134,97 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
     for workload in {id(run.workload): run.workload for run in todo}.values():
         workload.check()
     failures: list[Failure] = []
+    waiting, workers = deque(todo if processes else ()), dict[Any, _Worker]()
     with tqdm(total=len(todo), unit="run") as bar:
-
-        def done(index: int, error: str | None) -> None:
-            if error is not None:
-                failures.append(Failure(todo[index], error, log))
-                bar.write(f"failed: {todo[index]}: {error}", file=sys.stderr)
-            bar.update()
-
-        if todo and processes:
-            work_through(run_once, [(run, root) for run in todo], processes, done, log)
+        try:
+            while waiting or workers:
+                while waiting and len(workers) < processes:
+                    worker = _Worker(root, log)
+                    workers[worker.pipe] = worker
+                    worker.give(waiting.popleft())
+                for pipe in wait(list(workers)):
+                    worker = workers[pipe]
+                    if error := worker.answer():
+                        failures.append(Failure(worker.run, error, log))
+                        bar.write(f"failed: {worker.run}: {error}", file=sys.stderr)
+                    bar.update()
+                    if waiting and worker.process.is_alive():
+                        worker.give(waiting.popleft())
+                    else:
+                        workers.pop(pipe).end()
+        finally:
+            for worker in workers.values():
+                worker.process.terminate()
+                worker.end()
     return failures
+
+
+class _Worker:
+    """A process with one thread that makes one run after the other, and the pipe to it.
+
+    What it has loaded serves the next run. A ProcessPoolExecutor fails all its calls when one of
+    its processes dies, and a Pool waits forever.
+    """
+
+    def __init__(self, root: Path | str, log: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, root, log), daemon=True)
+        with patch.dict(os.environ, _ENVIRONMENT):  # a child reads it before any of its code runs
+            self.process.start()
+        other.close()  # so that the child's death is seen here as the pipe's end
+        self.run: Run
+
+    def give(self, run: Run) -> None:
+        self.run = run
+        with contextlib.suppress(OSError):  # it died: `answer` will tell
+            self.pipe.send(run)
+
+    def answer(self) -> str | None:
+        """The error of the run that was given, in one line, or None."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            why = f"signal {-code}" + (" (out of memory?)" if code == -9 else "")
+            return f"its process ended by {why if code < 0 else f'exit code {code}'}"
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe: Connection, root: Path | str, log: Path) -> None:
+    """A process's life: take a run, make it, answer, until the pipe is closed."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    with contextlib.suppress(EOFError):
+        while True:
+            run = pipe.recv()
+            try:
+                run_once(run, root)
+                pipe.send(None)
+            except BaseException as raised:
+                traceback.print_exc()
+                lines = str(raised).strip().splitlines() or [""]
+                kind = "" if isinstance(raised, UsageError) else f"{type(raised).__name__}: "
+                pipe.send(kind + lines[0])
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves nothing: the same sweep, given again, finds its runs alone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def made(runs: Iterable[Run], root: Path | str) -> list[dict[str, Any]]:

@@ -47,11 +47,6 @@ def several(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
-def plain(value: Any) -> str:
-    """A setting's value."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def known(value: float | None, form: str) -> str:
     """A number; a dash of none."""
     return "-" if value is None or math.isnan(value) else format(value, form)
@@ -84,9 +79,10 @@ def changes(entries: Mapping[str, Any], label: str) -> str:
     """The settings of a label that are not as in the first."""
     first, entry = next(iter(entries.values())), entries[label]
     old, new = ({"contender": each.get("contender"), **each["settings"]} for each in (first, entry))
-    changed = [
-        f"{name}={plain(new[name])}" if name in new else f"{name} not set"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
+    changed = []
+    for name in {**old, **new}:
+        value = new.get(name)
+        if old.get(name) != value:
+            told = f"{value:g}" if isinstance(value, float) else value
+            changed.append(f"{name}={told}" if name in new else f"{name} not set")
     return ", ".join(changed) or "the same"

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 
 from glue.errors import UsageError
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import StackDataset, default_collate
 
 from experiments.contenders import SCHEDULES, get_contender
+
+Rows: Any = StackDataset
+"""A data set of tensors by name, a row an example; torch's types leave tensors out."""
 
 
 def standard(**settings: Any) -> Any:

@@ -192,13 +192,11 @@ def verdicts(some: Sequence[Compared], ours: Mapping[str, str], margin: float | 
     rows = [{"workload": each.title} for each in some]
     for name, title in ours.items():
         found = [each.difference(name) for each in some]
-        chances = stats.holm(
-            [
-                each and (each.chance_equal() if margin is None else each.chance_below(-margin))
-                for each in found
-            ]
-        )
-        for row, p in zip(rows, chances, strict=True):
+        if margin is None:
+            chances = [each.chance_equal() if each else None for each in found]
+        else:
+            chances = [each.chance_below(-margin) if each else None for each in found]
+        for row, p in zip(rows, stats.holm(chances), strict=True):
             told = "not measured" if p is None else "shown" if p <= 0.05 else "not shown"
             row[title] = told if p is None else f"{told} (p = {p:.2g})"
     return table(rows)
@@ -372,9 +370,9 @@ def controls(comparisons: Sequence[Compared], results: Sequence[Result]) -> str:
         {"workload": "**in deviations, not chosen on**"},
     ]
     for name, own in gained.items():
-        chances = stats.holm([each and each.chance_equal() for each in own])
-        for row, each, p in zip(rows, own, chances, strict=True):
-            row[name] = lead(each) if p is None else f"{lead(each)}, p = {p:.2g}"
+        chances = stats.holm([gain.chance_equal() if gain else None for gain in own])
+        for row, gain, p in zip(rows, own, chances, strict=True):
+            row[name] = lead(gain) if p is None else f"{lead(gain)}, p = {p:.2g}"
         pairs = zip(comparisons, own, strict=True)
         in_deviations = [w.deviations(gain) for w, gain in pairs if FINETUNE not in w.chosen_on]
         for row, found in zip(last, (own, in_deviations), strict=True):

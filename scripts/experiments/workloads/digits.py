@@ -24,9 +24,16 @@ import numpy as np
 import torch
 from glue.errors import UsageError, choose, one_line
 from torch import Tensor, nn
-from torch.utils.data import StackDataset
 
-from experiments.workload import Job, TrainerWorkload, accuracy, folder_of, standard, with_loss
+from experiments.workload import (
+    Job,
+    Rows,
+    TrainerWorkload,
+    accuracy,
+    folder_of,
+    standard,
+    with_loss,
+)
 
 
 class Recordings(NamedTuple):
@@ -74,8 +81,7 @@ class Sounds(TrainerWorkload):
     def job(self) -> Job:
         spectra, labels, held_out = _spectra(self.source, self.data_dir, self.seconds, self.bands)
         train, test = (
-            StackDataset(spectra=spectra[places], labels=labels[places])
-            for places in (~held_out, held_out)
+            Rows(spectra=spectra[places], labels=labels[places]) for places in (~held_out, held_out)
         )
         classes = int(labels.max()) + 1
         return Job(

@@ -11,8 +11,6 @@ on mrpc and 3.3 s on rte: 8 minutes for cola, 12 to 16 for mrpc, rte and stsb, 2
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +83,7 @@ class Glue(TrainerWorkload):
 
         settings = self.settings(contender, settings)
         arguments = parse(self._arguments(seed, folder))
-        with contextlib.ExitStack() as holds:
-            with contextlib.redirect_stdout(io.StringIO()):  # it says which model it builds
-                run = holds.enter_context(prepare(arguments, "experiment"))
+        with prepare(arguments, "experiment") as run:
             examples, evaluation = run.train, run.splits[run.task.validation[0]]
             if self.holdout:
                 examples, evaluation = examples.train_test_split(self.holdout, seed=0).values()

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import StackDataset
 
-from experiments.workload import Job, TrainerWorkload, standard
+from experiments.workload import Job, Rows, TrainerWorkload, standard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +73,9 @@ class Language(TrainerWorkload):
         )
 
 
-def _rows(tokens: torch.Tensor) -> StackDataset:
+def _rows(tokens: torch.Tensor) -> Any:
     """They are their own labels: the model shifts them."""
-    return StackDataset(input_ids=tokens, labels=tokens)
+    return Rows(input_ids=tokens, labels=tokens)
 
 
 @functools.lru_cache(maxsize=2)

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from glue.errors import choose
 from torch import Tensor, nn
-from torch.utils.data import StackDataset
 
-from experiments.workload import Job, TrainerWorkload, accuracy, standard, with_loss
+from experiments.workload import Job, Rows, TrainerWorkload, accuracy, standard, with_loss
 from experiments.workloads.language import whole_sentences
 
 
@@ -44,8 +43,8 @@ class Small(TrainerWorkload):
         torch.manual_seed(seed)
         return Job(
             model=_Network(make()),
-            train=StackDataset(inputs=inputs[:-held_out], labels=labels[:-held_out]),
-            evaluation=StackDataset(inputs=inputs[-held_out:], labels=labels[-held_out:]),
+            train=Rows(inputs=inputs[:-held_out], labels=labels[:-held_out]),
+            evaluation=Rows(inputs=inputs[-held_out:], labels=labels[-held_out:]),
             compute_metrics=_explained if labels.is_floating_point() else accuracy,
             score=lambda metrics: metrics[self.metric],
         )

@@ -23,7 +23,7 @@ from experiments.compact import (
     place,
     without_folders,
 )
-from experiments.comparison import HALF_DECADES, Comparison, final_of, read_comparison
+from experiments.comparison import HALF_DECADES, Comparison, read_comparison
 from experiments.runner import run_once
 from glue.errors import UsageError
 
@@ -96,7 +96,7 @@ def test_every_file_can_be_read_and_says_how_much_it_asks_for(path: Path) -> Non
     seeds = len(comparison.values["seeds"])
     assert len(runs["adamw"]) == len(comparison.values["rates"]) * seeds
     assert len(runs["dwmgrad-auto"]) == seeds
-    new = len(final_of(comparison.values)["seeds"]) * len(comparison.contenders)
+    new = len(comparison.values["final"]["seeds"]) * len(comparison.contenders)
     said = re.search(r"(\d+) runs( a seed)?", path.read_text())
     every = sum(map(len, runs.values()))
     assert int(said[1]) == (every // seeds if said[2] else every + new)
@@ -218,6 +218,16 @@ def test_new_seeds_at_a_rate_that_the_plan_no_longer_has_are_not_its_own(tmp_pat
     )
     record = joined(comparison_record(fewer, [], "x"), kept)
     assert not record["complete"] and not record["contenders"]
+
+
+def test_a_plan_without_a_second_stage_has_no_new_seeds(tmp_path):
+    text = re.sub("final: .*\n", "", VALLEY)
+    comparison = read_comparison(write(tmp_path, text), output_dir=str(tmp_path / "out"))
+    assert comparison.values["final"] == {"seeds": [], "options": {}}
+    assert comparison.final_runs() == {}
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    for final in (None, {}):  # as older records have it
+        check_same_plan({**kept, "plan": {**kept["plan"], "final": final}}, comparison)
 
 
 def test_runs_of_another_preset_are_not_those_of_the_plan(tmp_path):
