@@ -13,15 +13,22 @@ same optimizer.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import torch
 from bench import program
-from bench.optimizers import DEFAULT, REFERENCE, STATES, TimedOptimizer, dwmgrad_with, kernels_of
+from bench.optimizers import (
+    DEFAULT,
+    REFERENCE,
+    STATES,
+    Shapes,
+    TimedOptimizer,
+    dwmgrad_with,
+    kernels_of,
+)
 from bench.program import Row
-from bench.shapes import Shapes
 from bench.timing import milliseconds, pairs, spread
+from glue.errors import run_cli
 
 COLUMNS = (
     "parameters | tensors | DWMGrad ms (quartiles) | AdamW fused ms (quartiles) | "
@@ -78,9 +85,7 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
     for sweep, parameters, tensors in points:
         about = {"sweep": sweep, "parameters": parameters, "tensors": tensors}
         row = {**about, **program.attempt(timed, cut(parameters, tensors), options, measure)}
-        results["rows"].append(row)
-        print_point(row)
-        program.write(options.output, results)
+        program.keep(row, results, print_point, options)
 
 
 def print_point(row: Row) -> None:
@@ -127,8 +132,8 @@ def plot(results: dict[str, Any]) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures and writes; returns the exit code."""
+def main(argv: list[str] | None = None) -> None:
+    """Measures and writes what `argv` (default: the command line) asks for."""
     parser = program.parser_of(__doc__)
     sizes = [10**power for power in range(4, 10)]
     numbers = [1, 3, 10, 30, 100, 300, 1000, 2000]
@@ -147,8 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.total < (most := max(options.tensors, default=1)):
         parser.error(f"--total must be at least {most}, the most of --tensors, got {options.total}")
-    return program.run(work, plot, options, "state", "total", "pairs", "row_seconds")
+    program.run(work, plot, options, "state", "total", "pairs", "row_seconds")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

@@ -23,12 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from bench import program
-from bench.optimizers import KERNELS, PEERS, REFERENCE, STATES, TimedOptimizer, dwmgrad_with
-from bench.probes import extra_memory, launches, state_bytes, syncs
+from bench.optimizers import (
+    KERNELS,
+    PEERS,
+    REFERENCE,
+    SHAPES,
+    STATES,
+    Shapes,
+    TimedOptimizer,
+    count,
+    dwmgrad_with,
+)
 from bench.program import Row
-from bench.shapes import SHAPES, Shapes, count
-from bench.timing import bandwidth, spread
+from bench.timing import bandwidth, extra_memory, launches, spread, state_bytes, syncs
 from environment import ROOT
+from glue.errors import run_cli
 
 COLUMNS = (
     "shapes | parameters | tensors | optimizer | kernel | state | ms (quartiles) | "
@@ -79,9 +88,7 @@ def work(options: argparse.Namespace, results: dict[str, Any]) -> None:
             if row["why_not"] is None:
                 rate = row["bytes_moved"] / row["ms"]["median"] / 1e6
                 row |= {f"share_of_{kind}": rate / rates[kind] for kind in ("copy", "add")}
-            results["rows"].append(row)
-            print_step(row)
-            program.write(options.output, results)
+            program.keep(row, results, print_step, options)
     if options.end_to_end:
         row = end_to_end(options.rounds, options.max_steps, options.device)
         results["end_to_end"] = row
@@ -167,8 +174,8 @@ def plot(results: dict[str, Any]) -> Any:
     return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures and writes; returns the exit code."""
+def main(argv: list[str] | None = None) -> None:
+    """Measures and writes what `argv` (default: the command line) asks for."""
     parser = program.parser_of(__doc__)
     add = parser.add_argument
     most = [name for name in SHAPES if name != "tiny"]
@@ -186,8 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--rounds", type=program.at_least(1), default=3, help=about)
     about = "the steps of a training (default: 200)"
     add("--max_steps", type=program.at_least(1), default=200, help=about)
-    return program.run(work, plot, parser.parse_args(argv), "pairs", "row_seconds")
+    program.run(work, plot, parser.parse_args(argv), "pairs", "row_seconds")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

@@ -1,15 +1,16 @@
-"""What bench_step.py times: DWMGrad with each kernel and state, AdamW's forms, other libraries."""
+"""What bench_step.py times: DWMGrad with each kernel and state, other optimizers, and shapes."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import itertools
+import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
@@ -17,12 +18,18 @@ from unittest import mock
 import torch
 
 import dwmgrad.kernels
-from bench.shapes import Shapes, count
 
+Shapes = list[tuple[int, ...]]
+SAMPLE = Path(__file__).resolve().parents[1] / "glue" / "sample"
 SETTINGS: dict[str, Any] = {"lr": 1e-6, "weight_decay": 0.01}
 DWMGRAD = "dwmgrad:DWMGrad"
 DEFAULT = "default"
 """What DWMGrad takes by itself: native on the CPU, one_launch on CUDA, where they are."""
+
+
+def count(shapes: Shapes) -> int:
+    """The number of parameters."""
+    return sum(map(math.prod, shapes))
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,11 @@ class TimedOptimizer:
 
         As in a process that was started with DWMGRAD_NATIVE=0 and DWMGRAD_TRITON=0.
         """
-        if self.path != DWMGRAD or self.kernel != "fused":
+        with ExitStack() as stack:
+            if self.path == DWMGRAD and self.kernel == "fused":
+                for kernel in (dwmgrad.kernels.native, dwmgrad.kernels.one_launch):
+                    stack.enter_context(mock.patch.object(kernel, "accepts", lambda *_: False))
             yield
-            return
-        library = dwmgrad.kernels.native.library
-        with mock.patch.dict(os.environ, DWMGRAD_NATIVE="0", DWMGRAD_TRITON="0"):
-            library.cache_clear()
-            try:
-                yield
-            finally:
-                library.cache_clear()
 
 
 # ---- DWMGrad ----
@@ -177,3 +179,52 @@ PEERS = {
     "schedulefree": _own("AdamWScheduleFree", "float32", "schedulefree:AdamWScheduleFree", 12, 0),
 }
 """What is timed beside DWMGrad's kernels and states, by the names that --peers takes."""
+
+
+# ---- the shapes of the parameters that they are given ----
+
+
+def roberta(
+    hidden: int, layers: int, intermediate: int, vocabulary: int = 50265, positions: int = 514
+) -> Shapes:
+    """RoBERTa for the classification of sequences into two classes."""
+    linear: Shapes = [(hidden, hidden), (hidden,)]
+    norm: Shapes = [(hidden,), (hidden,)]
+    wide: Shapes = [(intermediate, hidden), (intermediate,), (hidden, intermediate), (hidden,)]
+    embeddings: Shapes = [(vocabulary, hidden), (positions, hidden), (1, hidden)]
+    layer = [*linear * 4, *wide, *norm * 2]
+    return [*embeddings, *norm, *layer * layers, *linear, (2, hidden), (2,)]
+
+
+def demo() -> Shapes:
+    """The demo's model, from the sample's config."""
+    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    config = json.loads((SAMPLE / "config.json").read_text())
+    return roberta(*(config[name] for name in (*sizes, "max_position_embeddings")))
+
+
+def lora(hidden: int, layers: int, rank: int = 8) -> Shapes:
+    """The adapters A and B of each layer's query and value."""
+    return [(rank, hidden), (hidden, rank)] * (2 * layers)
+
+
+def decoder() -> Shapes:
+    """Llama 3.2 1B: 16 layers of 2048, grouped keys and values, tied embeddings."""
+    hidden, wide, narrow = 2048, 8192, 512
+    attention: Shapes = [(hidden, hidden), (narrow, hidden), (narrow, hidden), (hidden, hidden)]
+    gated: Shapes = [(wide, hidden), (wide, hidden), (hidden, wide)]
+    return [(128256, hidden), *[*attention, *gated, (hidden,), (hidden,)] * 16, (hidden,)]
+
+
+SHAPES: dict[str, Callable[[], Shapes]] = {
+    "demo": demo,
+    "100m": lambda: [(2500, 1000)] * 40,
+    "roberta-base": lambda: roberta(768, 12, 3072),
+    "roberta-large": lambda: roberta(1024, 24, 4096),
+    "lora": lambda: [(8, 768), (768, 8)] * 200,
+    "lora-base-r8": lambda: lora(768, 12),
+    "lora-large-r8": lambda: lora(1024, 24),
+    "decoder-1b": decoder,
+    "tiny": lambda: [(64, 64), (64,), (8, 16)],
+}
+"""`tiny` is there to try the script itself."""

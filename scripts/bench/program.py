@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from atomic import check_output, write_json
 from environment import ROOT
-from glue.errors import UsageError
+from glue.errors import UsageError, UsageParser
 from provenance import machine, versions
 
-from bench.optimizers import REFERENCE, TimedOptimizer
-from bench.probes import compilations
-from bench.shapes import Shapes
-from bench.timing import Step, TooSlow, pairs, spread, warm_up, why_too_large
+from bench.optimizers import REFERENCE, Shapes, TimedOptimizer
+from bench.timing import Step, TooSlow, compilations, pairs, spread, warm_up, why_too_large
 
 PACKAGES = "triton bitsandbytes torchao torch-optimi schedulefree transformers".split()
 Row = dict[str, Any]
@@ -30,11 +28,9 @@ Row = dict[str, Any]
 # ---- the command line ----
 
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
+def parser_of(description: str | None) -> UsageParser:
     """A parser with the arguments of both benchmarks."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = UsageParser(description=description)
     add = parser.add_argument
     add("--pairs", type=at_least(3), default=40, help="the pairs of steps in a row (default: 40)")
     about = "a row makes fewer pairs, but 3, rather than take longer (default: 120)"
@@ -44,8 +40,8 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     devices = ["cpu", *(["cuda", *gpus] if gpus else [])]
     add("--device", choices=devices, default="cpu", help=f"of {', '.join(devices)}; default: cpu")
-    add("--output", type=_file, help="write machine, versions, commit and rows as JSON")
-    add("--plot", type=_file, help="draw the rows into this PNG (needs matplotlib)")
+    add("--output", type=Path, help="write machine, versions, commit and rows as JSON")
+    add("--plot", type=Path, help="draw the rows into this PNG (needs matplotlib)")
     return parser
 
 
@@ -66,33 +62,27 @@ def _positive(text: str) -> float:
     return float(text)
 
 
-def _file(text: str) -> Path:
-    try:
-        check_output(Path(text))
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--output ")) from error
-    return Path(text)
-
-
 def run(
     work: Callable[[argparse.Namespace, dict[str, Any]], None],
     plot: Callable[[dict[str, Any]], Any],
     options: argparse.Namespace,
     *settings: str,
-) -> int:
-    """Does the work and writes what it found, after Ctrl-C too; returns the exit code.
+) -> None:
+    """Does the work and writes what it found, after Ctrl-C too.
 
     `work` adds rows to the results, which come with machine, versions, commit and those of the
     command line's options that `settings` names; `plot` makes a figure of them.
     """
+    if options.output is not None:
+        check_output(options.output)
     if options.plot is not None:
-        try:
-            from matplotlib.backend_bases import FigureCanvasBase
-        except ImportError:
-            sys.exit("--plot needs matplotlib: pip install matplotlib")
+        from matplotlib.backend_bases import FigureCanvasBase
+
         kinds = FigureCanvasBase.get_supported_filetypes()
         if options.plot.suffix and options.plot.suffix[1:].lower() not in kinds:
-            sys.exit(f"--plot {options.plot}: its name must end in one of .{', .'.join(kinds)}")
+            names = ", .".join(kinds)
+            raise UsageError(f"--plot {options.plot}: its name must end in one of .{names}")
+        check_output(options.plot, "--plot")
     found = machine_at(options.device)
     libraries = {**dict.fromkeys(PACKAGES), **versions(*PACKAGES)}  # None: not installed
     libraries |= {"torch": torch.__version__, "cuda": torch.version.cuda}  # with the build
@@ -103,16 +93,15 @@ def run(
     load, cores = found["load_at_start"], found["cores"]
     if load is not None and load > cores / 2:
         print(f"the load is {load:.1f} on {cores} cores: the times will not hold", file=sys.stderr)
-    code = 0
     try:
         work(options, results)
     except KeyboardInterrupt:
         print(f"interrupted after {len(results['rows'])} rows", file=sys.stderr)
-        code = 130
-    write(options.output, results)
-    if options.plot is not None:
-        plot(results).savefig(options.plot, dpi=120)
-    return code
+        raise
+    finally:
+        write(options.output, results)
+        if options.plot is not None:
+            plot(results).savefig(options.plot, dpi=120)
 
 
 # ---- rows ----
@@ -197,8 +186,17 @@ def title(results: dict[str, Any]) -> str:
 # ---- output ----
 
 
+def keep(
+    row: Row, results: dict[str, Any], show: Callable[[Row], None], options: argparse.Namespace
+) -> None:
+    """Adds a row to the results, prints it, and writes what there is so far."""
+    results["rows"].append(row)
+    show(row)
+    write(options.output, results)
+
+
 def write(path: Path | None, results: dict[str, Any]) -> None:
-    """Writes a result file, whole or not at all; called after each row."""
+    """Writes a result file, whole or not at all."""
     if path is not None:
         write_json(path, results, indent=2)
 
