@@ -215,6 +215,7 @@ REFUSED = {
         "one key, 0, for two parameters",
     ),
     "newer schema": (in_group(0, schema=10), "'schema'] is 10.*reads 1 to 9: update dwmgrad"),
+    "schema as a truth": (in_group(0, schema=True), "'schema'] is True"),
     "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
     "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),
     "window 0": (in_group(0, window=0), "window must be at least 1, got 0"),

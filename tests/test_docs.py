@@ -73,7 +73,7 @@ def test_extras_and_optimizers_that_are_named_exist(path):
             extra = re.fullmatch(r"\.\[(\w+)\]", word)
             assert not extra or extra[1] in setup["options.extras_require"], word
         if "--optim" in words:
-            from dwmgrad.integrations.names import NAMES
+            from dwmgrad.integrations.optim_args import NAMES
 
             assert words[words.index("--optim") + 1] in (*NAMES, "adamw_torch_fused"), words
 
@@ -114,7 +114,7 @@ def test_the_table_of_the_presets_is_the_presets():
 
 
 def test_the_row_of_each_name_is_there():
-    from dwmgrad.integrations.names import NAMES
+    from dwmgrad.integrations.optim_args import NAMES
 
     for name in NAMES:
         assert len(row(USAGE, f"`{name}`")) == 3

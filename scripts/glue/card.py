@@ -16,7 +16,7 @@ from transformers.modelcard import TrainingSummary
 
 from dwmgrad import DWMGrad, __version__
 from dwmgrad.arguments import ARGUMENTS
-from dwmgrad.integrations.names import NAMES
+from dwmgrad.integrations.optim_args import NAMES
 from dwmgrad.report import plot_run
 from dwmgrad.rule import RULE_VERSION
 from glue.data import HUB

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from dwmgrad import param_groups
-from dwmgrad.integrations.names import preset_of
+from dwmgrad.integrations.optim_args import preset_of
 from glue.errors import UsageError, one_line
 
 _NEEDS_MODEL = ("galore", "apollo", "lomo", "layerwise")

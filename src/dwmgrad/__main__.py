@@ -12,8 +12,7 @@ from typing import Any
 
 from . import __version__, startup
 from .arguments import ARGUMENTS
-from .integrations.names import NAMES
-from .integrations.optim_args import OPTIM_ARGS
+from .integrations.optim_args import NAMES, OPTIM_ARGS
 
 USAGE = """\
 usage: python -m dwmgrad SCRIPT [ARGS ...]

@@ -230,12 +230,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raises for the first setting that is out of range; the message has its name and value.
-
-    Raises:
-        TypeError: for a value of the wrong type.
-        ValueError: for a value out of range.
-    """
+    """Raises TypeError or ValueError for the first setting that is not right, by name and value."""
     for name in ("max_window", *SETTINGS):  # an initial window may be the largest
         _KINDS[name].check(name, settings[name])
     if settings["foreach"] and settings["fused"]:
@@ -243,12 +238,7 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def check_new(settings: dict[str, Any]) -> None:
-    """As `check`, for an optimizer that is made; later a user may have written into the groups.
-
-    Raises:
-        TypeError, ValueError: as `check`, for a window that begins above its bound, and for an
-            argument that needs `loss_limit`, without it.
-    """
+    """As `check`, for an optimizer that is made; later a user may have written into the groups."""
     check(settings)
     if settings["initial_window"] > settings["max_window"]:
         raise ValueError(

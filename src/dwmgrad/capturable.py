@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernels, rule
-from .decision import Call, calls_of
 from .kernels import one_launch
-from .plan import Moves
+from .plan import Call, Moves, calls_of
 from .progress import COUNTS, LOSSES, PROGRESS, advanced
 from .ranks import Agreed
 from .rule import widest
@@ -32,9 +31,6 @@ class DeviceWindow:
     """The window on the device, and the steps that follow it.
 
     It starts from the numbers in the parameter groups; later these are as old as the last `write`.
-
-    Raises:
-        RuntimeError: while a CUDA graph is captured.
     """
 
     def __init__(self, groups: list[dict[str, Any]], device: torch.device) -> None:
@@ -83,6 +79,7 @@ class DeviceWindow:
         for age, owns in together.items():
             share = age
             if len(owns) < members[id(age)]:  # some of them have no gradient: they part
+                _refuse_capture(self.device)  # replays would begin anew from a copy in the graph
                 share = age.clone()
                 self._shares.update((id(own), (own, share)) for own in owns)
             share.copy_(torch.where(happens, rule.share_after(share, decay), share))
@@ -110,8 +107,7 @@ class DeviceWindow:
 
         Args:
             moves, agreed: what moves of each group, and what the ranks make of the step.
-            predicted: given calls, what `rule.whole` and what `kernels.squared_norms` ask for: see
-                `decision.predicted`; of all ranks.
+            predicted: as `Stepping._predicted`.
             grad_scale: what a gradient scaler leaves to this step, if one does.
             clipped_to: see `rule.share_left`.
         """

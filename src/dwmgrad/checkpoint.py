@@ -55,10 +55,8 @@ def check_form(state_dict: Any) -> None:
 def checked(state_dict: Any, optimizer: Any) -> dict[str, Any]:
     """The state dict in the present schema, if the optimizer can continue from it.
 
-    The optimizer's own `state_dtype`, where it has one, takes the place of the saved one.
-
-    Raises:
-        TypeError, ValueError: naming the key, what it holds and what was expected.
+    The optimizer's own `state_dtype`, where it has one, takes the place of the saved one. Else
+    raises TypeError or ValueError, naming the key, what it holds and what was expected.
     """
     check_form(state_dict)
     saved, own_groups = state_dict["param_groups"], optimizer.param_groups
@@ -104,6 +102,8 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
+    if type(written) is not int:  # True is in a range
+        return group, None
     if written in range(1, SCHEMA):
         group = {"mean_micro_batches": group.get("micro_batches", 0), **group}
     if written in range(4, SCHEMA):
@@ -165,7 +165,7 @@ def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours:
     if not isinstance(group, dict):
         raise TypeError(f"{where} must be a dict, got {type(group).__name__}")
     schema = group.get("schema", SCHEMA)
-    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ValueError(
             f"{where}['schema'] is {schema!r}, this version of dwmgrad reads 1 to {SCHEMA}: "
             "update dwmgrad"

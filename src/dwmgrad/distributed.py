@@ -116,16 +116,17 @@ def _checksum(param: Tensor) -> Tensor:
 def check_setup(optimizer: Any, ignored: Iterable[str]) -> None:
     """Raises RuntimeError on every rank if versions, kernels, settings or windows differ.
 
-    Ranks that differ in these drift apart with each step. One collective.
-
-    Args:
-        optimizer: the DWMGrad.
-        ignored: settings that may differ.
+    Ranks that differ in these drift apart with each step. One collective. The settings `ignored`
+    may differ.
     """
     groups = optimizer.param_groups
     setup = _setup_of(groups, ignored)
     if groups[0]["loss_limit"] is not None and optimizer._pieces is None:
-        setup["what loss_limit predicts from"] = _size_of_copies(groups)
+        # of the parameters that a rank holds whole, as copies of those of the others
+        every = (param for group in groups for param in group["params"])
+        copies = [p for p in every if not (hasattr(p, "placements") or is_flat_piece(p))]
+        elements = sum(p.numel() for p in copies)
+        setup["what loss_limit predicts from"] = f"{len(copies)} tensors of {elements:,} elements"
     own = {name: str(value)[:80] for name, value in setup.items()}
     text = json.dumps(own).encode().ljust(_SETUP_BYTES)
     rows = gathered(list(text), home_of(groups), optimizer.loss_group, torch.uint8)
@@ -146,13 +147,6 @@ def check_setup(optimizer: Any, ignored: Iterable[str]) -> None:
             "kernel: a wheel that holds it on all of them, or DWMGRAD_NATIVE=0 on all. With "
             "loss_limit (auto, capped) each rank needs all parameters, or a shard of each"
         )
-
-
-def _size_of_copies(groups: list[dict[str, Any]]) -> str:
-    """Of the parameters that a rank holds whole, as copies of those of the others."""
-    every = (param for group in groups for param in group["params"])
-    copies = [p for p in every if not (hasattr(p, "placements") or is_flat_piece(p))]
-    return f"{len(copies)} tensors of {sum(p.numel() for p in copies):,} elements"
 
 
 def _setup_of(groups: list[dict[str, Any]], ignored: Iterable[str]) -> dict[str, Any]:

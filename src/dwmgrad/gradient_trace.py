@@ -106,7 +106,10 @@ def _small_first(groups: list[dict[str, Any]], before: list[Mark]) -> Iterator[T
     Heads come last, and have gradients that are not 0.
     """
     large = []
-    for param, mark in zip(_last_first(groups), before, strict=True):
+    params = list(_last_first(groups))
+    if len(before) != len(params):  # a group was added since
+        before = [None] * len(params)
+    for param, mark in zip(params, before, strict=True):
         grad = param.grad
         if grad is None or grad.layout is not torch.strided or not _is_changed(param, mark):
             continue

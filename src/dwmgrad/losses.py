@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .alone import is_local
 from .gradient_trace import Trace, are_changed, marks
+from .ranks import is_local
 from .rule import where
 
 BACKWARD = "accelerator.backward()"
@@ -45,7 +45,7 @@ class Observation:
     used: bool = False  # whether a step has taken it
     limited: dict[str, float] | None = None  # what the first of several steps made of `loss_limit`
     _stepped: set[int] = field(default_factory=set)
-    _moved: set[int] = field(default_factory=set)
+    moved: set[int] = field(default_factory=set)  # ids of groups: it moves a window once
 
     def plus(self, loss: Tensor | float) -> Observation:
         """The observation with one more micro-batch, on the device of the first one."""
@@ -62,13 +62,6 @@ class Observation:
         """A step of these groups takes it."""
         self.used = True
         self._stepped.update(_keys(groups))
-
-    def has_moved(self, group: dict[str, Any]) -> bool:
-        """Whether it has moved this group's window before: it does so once."""
-        return id(group) in self._moved
-
-    def mark_moved(self, groups: list[dict[str, Any]]) -> None:
-        self._moved.update(map(id, groups))
 
 
 def _keys(groups: list[dict[str, Any]]) -> list[int]:
@@ -99,11 +92,6 @@ class LossFeed:
         held = self.observation
         return None if held is None or held.used else held
 
-    def of_this_step(self, groups: list[dict[str, Any]]) -> Observation | None:
-        """The observation; None where these groups have used it: it is of the step before."""
-        held = self.observation
-        return None if held is None or held.repeats(groups) else held
-
     def expect(self, route: str) -> None:
         """Makes ready for a loss on this route.
 
@@ -118,13 +106,8 @@ class LossFeed:
         if self.waiting is not None and self.waiting.route != route:
             raise RuntimeError(_two_routes(self.waiting.route, route))
 
-    def observe(self, loss: Tensor | float) -> None:
-        """Adds one micro-batch's loss to the open observation, or opens one."""
-        self.expect(OBSERVE)
-        self.add(self._checked(loss), OBSERVE)
-
     def add(self, loss: Tensor | float, route: str) -> None:
-        """As `observe`, for a loss in memory of its own, on a route that was expected."""
+        """Adds a micro-batch's loss, in memory of its own, on a route that was expected."""
         known = self.waiting
         self.observation = Observation(route, loss) if known is None else known.plus(loss)
 
@@ -161,7 +144,9 @@ class LossFeed:
 
         What becomes of the gradients after it is looked at anew: an infinite norm leaves zeros.
         """
-        self.clipped_to = smaller(self.clipped_to, share)
+        if isinstance(self.clipped_to, Tensor) and isinstance(share, Tensor):
+            share = share.to(self.clipped_to.device)
+        self.clipped_to = where(share < self.clipped_to, share, self.clipped_to)
         self._put_aside = None
         if self.trace is not None:
             self.trace.look_again()
@@ -198,7 +183,7 @@ class LossFeed:
             if loss is not None:
                 if self.waiting is not None:
                     raise RuntimeError(_two_routes(self.waiting.route, ARGUMENT))
-                self.observation = Observation(ARGUMENT, self._checked(loss))
+                self.observation = Observation(ARGUMENT, self.checked(loss))
             return loss
         if loss is not None:
             raise RuntimeError("step() got both a closure and loss=: keep one of the two")
@@ -214,14 +199,14 @@ class LossFeed:
         if returned is None:
             return None
         if self.waiting is None:
-            self.observation = Observation(CLOSURE, self._checked(returned))
+            self.observation = Observation(CLOSURE, self.checked(returned))
         elif self.waiting.route == OBSERVE:
             if before is not None:
                 raise RuntimeError(_two_routes(OBSERVE, CLOSURE))
             raise RuntimeError(f"the loss came through {CLOSURE} and, inside it, {OBSERVE}")
         return returned
 
-    def _checked(self, loss: Any) -> Tensor | float:
+    def checked(self, loss: Any) -> Tensor | float:
         """A loss as a float32 or float64 scalar tensor of its own, or as a Python float.
 
         The caller may do with his tensor what he likes: log it in percent, or reduce it in place.
@@ -249,7 +234,7 @@ class LossFeed:
         except OverflowError:
             return math.inf
 
-    def say_if_coarse(self, loss: Tensor, stacklevel: int = 5) -> None:
+    def say_if_coarse(self, loss: Tensor, stacklevel: int = 4) -> None:
         """Warns of a 16-bit loss, once."""
         if loss.dtype in (torch.float16, torch.bfloat16) and not self._said_coarse:
             self._said_coarse = True
@@ -341,13 +326,6 @@ def _differentiated(loss: Any, gradient: Tensor | None, divisor: int) -> Tensor 
         return None
     value = copied(loss)
     return value if divisor == 1 else value / divisor
-
-
-def smaller(one: Tensor | float, other: Tensor | float) -> Tensor | float:
-    """Of two numbers on the host or on devices; without waiting for one."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        other = other.to(one.device)
-    return where(other < one, other, one)
 
 
 def copied(loss: Tensor) -> Tensor:

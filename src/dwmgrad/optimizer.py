@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, kernels, progress, ranks, rule, state
-from .losses import WITH_GRADIENTS, LossFeed, copied
+from . import arguments, capturable, checkpoint, progress, ranks, rule, state
+from .losses import OBSERVE, WITH_GRADIENTS, copied
 from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
 from .wrappers import wrapped
 
@@ -267,7 +267,8 @@ class DWMGrad(Stepping):
             RuntimeError: if this step's loss comes on another route already.
         """
         self._feed.discard_dropped(self.param_groups)
-        self._feed.observe(loss)
+        self._feed.expect(OBSERVE)
+        self._feed.add(self._feed.checked(loss), OBSERVE)
 
     def observe_clipping(self, total_norm: Tensor | float, max_norm: float) -> None:
         """Tells `loss_limit` that the gradients of the step to come were clipped to a norm.
@@ -361,7 +362,9 @@ class DWMGrad(Stepping):
             if self._device_window is not None and not groups[0]["capturable"]:
                 self._read_device()  # it was switched off: the host goes on from there
                 self._device_window = self._plan = None
-            observation = feed.of_this_step(groups)
+            observation = feed.observation
+            if observation is not None and observation.repeats(groups):
+                observation = None  # it is of the step before
             agreed = self._agreed_on(observation)
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
             if observation is not None:
@@ -486,7 +489,6 @@ class DWMGrad(Stepping):
         finally:
             handle.remove()
         checkpoint.restore_precision(state_dict, self)
-        self._forget_losses()
 
     def __getstate__(self) -> dict[str, Any]:
         if self.loss_group is not None:
@@ -503,13 +505,3 @@ class DWMGrad(Stepping):
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()
-
-    def _forget_losses(self) -> None:
-        self._device_window = None
-        self.__dict__.setdefault("_feed", LossFeed()).clear()
-        self._skipped = []
-        self._overlaps = kernels.Overlaps()
-        self._plan = None
-        self._said = set()
-        self._scaler = None
-        self._pieces = None

@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import Parameter
 
-from .cohorts import NewState, States, cohorts_of, names_of
-from .kernels import Bucket, Overlaps, Row, Tensors, prepare
+from . import kernels, rule, state
+from .kernels import Bucket, Overlaps, Row, Tensors
+from .rule import Number
 from .state import BUFFERS, SCALES, buffers_of
 
 Age = Callable[[dict[str, Any]], Hashable]
+States = dict[Tensor, dict[str, Any]]
 
 
 class Move(NamedTuple):
-    """A cohort (see `cohorts.Cohort`), ready for the kernels."""
+    """Parameters of one group whose mean squares have seen the same decays since they began."""
 
-    age: Any
-    states: list[dict[str, Any]]
-    buckets: list[Bucket]
+    age: Any  # what they have in common
+    states: list[dict[str, Any]]  # the parameters', those of empty shards too
+    buckets: list[Bucket]  # for the kernels; of a DTensor this rank's shard, where it has elements
 
 
 Moves = list[list[Move]]
-"""For each parameter group its cohorts."""
+"""For each parameter group its parameters, by their age."""
 
 
-def moves_of(groups: list[dict[str, Any]], states: NewState, age: Age, overlaps: Overlaps) -> Moves:
+def moves_of(
+    groups: list[dict[str, Any]], states: States, corrected: bool, age: Age, overlaps: Overlaps
+) -> Moves:
     """Everything that a step of these groups moves; nothing has moved yet.
 
-    State that is missing is made, and taken back if anything does not fit.
+    Every trainable parameter gets its state, whichever have a gradient here, so that all ranks have
+    the same keys; with `corrected`, its `state.ZERO_SHARE` is above 0. What is made is taken back
+    if anything does not fit.
 
     Raises:
         RuntimeError: if tensors do not fit together; it names the parameter.
     """
+    made: list[Tensor] = []
+    found: list[dict[Hashable, tuple[list[Row], list[dict[str, Any]]]]] = []
+
+    def name_of(place: int) -> str:
+        rows = [(n, row) for n, own in enumerate(found) for each, _ in own.values() for row in each]
+        index, (*_, ordinal) = rows[place]
+        names = groups[index].get("param_names")
+        return f"parameter {names[ordinal]!r}" if names else f"parameter {ordinal} of group {index}"
+
     try:
-        cohorts = [cohorts_of(group, states, age) for group in groups]
-        sets = [cohort.rows for own in cohorts for cohort in own]
-        buckets = iter(prepare(sets, overlaps, lambda at: names_of(groups, cohorts)[at]))
+        for group in groups:
+            found.append({})
+            for ordinal, param in enumerate(group["params"]):
+                if param.grad is None and not param.requires_grad:
+                    continue
+                own = states[param]
+                if BUFFERS[0] not in own and BUFFERS[1] not in own:
+                    made.append(param)
+                    own.update(state.create(param, group["state_dtype"], corrected))
+                if param.grad is not None:
+                    rows, owns = found[-1].setdefault(age(own), ([], []))
+                    rows += _row_of(param, own, ordinal)
+                    owns.append(own)
+        sets = [rows for own in found for rows, _ in own.values()]
+        buckets = iter(kernels.prepare(sets, overlaps, name_of))
     except BaseException:
-        states.undo()
+        for param in made:  # what others keep there stays
+            for key in (*BUFFERS, *SCALES, state.ZERO_SHARE):
+                states[param].pop(key, None)
+            if not states[param]:
+                del states[param]
         raise
-    return [[Move(each.age, each.states, next(buckets)) for each in own] for own in cohorts]
+    return [[Move(key, owns, next(buckets)) for key, (_, owns) in own.items()] for own in found]
+
+
+def _row_of(param: Any, own: dict[str, Any], ordinal: int) -> list[Row]:
+    """What the kernels get of a parameter with a gradient; nothing of an empty shard."""
+    grad = param.grad
+    if type(param) is not Parameter and hasattr(param, "to_local"):
+        if grad.placements != param.placements:
+            grad = grad.redistribute(placements=param.placements)
+        param, grad = param.to_local(), grad.to_local()
+    return [(param, grad, *buffers_of(own), ordinal)] if param.numel() and not param.is_meta else []
 
 
 class _Watched(NamedTuple):
@@ -174,3 +215,67 @@ def _renewed(rows: list[_Watched], owns: list[dict[str, Any]], read: list[int]) 
 
 def _ids_of(groups: list[dict[str, Any]]) -> list[list[int]]:
     return [list(map(id, group["params"])) for group in groups]
+
+
+class Call(NamedTuple):
+    """What the kernels are to do with parameters of one group and one age."""
+
+    buckets: list[kernels.Bucket]
+    numbers: kernels.Coefficients
+    group: dict[str, Any]
+
+    def limited(self, limit: Number) -> Call:
+        """The call in a step that is scaled down; see `rule.step_limit`."""
+        c = self.numbers
+        return self._replace(
+            numbers=c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
+        )
+
+
+def calls_of(
+    groups: list[dict[str, Any]],
+    moves: Moves,
+    window: rule.Window,
+    rates: list[Number],
+    share_of: Callable[[Any], Number],
+    noise: Number,
+) -> list[Call]:
+    """The calls of a step that nothing limits, with the window after it.
+
+    `share_of` takes an age, and gives the share of the zeros after the step; `noise` is the number
+    of the step.
+    """
+    calls = []
+    for group, own, lr in zip(groups, moves, rates, strict=True):
+        rounds = group["stochastic_rounding"]
+        rounding = rounds or group["state_dtype"] == "bfloat16", rounds
+        preferences = group["foreach"], group["fused"]
+        for age, _, buckets in own:
+            five = rule.coefficients(group, window, lr, share_of(age))
+            c = kernels.Coefficients(*five, noise, *rounding, *preferences)
+            calls.append(Call(buckets, c, group))
+    return calls
+
+
+def predicted(
+    calls: Iterable[Call], weight_of: Callable[[Tensor], float] | None = None, *on_device: Any
+) -> Number:
+    """What the calls of this rank would take off the loss; see `rule.step_limit`.
+
+    `weight_of` says how much a parameter counts here. `on_device` is nothing on the host, else the
+    last two arguments of `kernels.squared_norms`.
+    """
+    totals: dict[Any, Number] = {}  # by device: each is read once
+    for buckets, c, group in calls:
+        for norms, ordinals in kernels.squared_norms(buckets, c, *on_device):
+            weights = [
+                1.0 if weight_of is None else weight_of(group["params"][n]) for n in ordinals
+            ]
+            if isinstance(norms, Tensor) and len(set(weights)) == 1:
+                norm = weights[0] * norms.sum()  # one launch
+            else:
+                norm = sum(weight * each for weight, each in zip(weights, norms, strict=True))
+            home = norms.device if isinstance(norms, Tensor) else None
+            decrease = rule.predicted_decrease(c.step_size, c.momentum, norm)
+            totals[home] = totals.get(home, 0.0) + decrease
+    return sum(totals.values() if on_device else map(float, totals.values()), 0.0)

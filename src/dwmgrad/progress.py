@@ -75,7 +75,7 @@ def guard_of(group: dict[str, Any]) -> Guard:
 
 def stands_out(group: dict[str, Any], agreed: Agreed) -> bool:
     """Whether the group's guard, where it has one, refuses the step's loss."""
-    if group["loss_guard"] is None or agreed.loss is None:
+    if group["loss_guard"] is None or not agreed.counts:
         return False
     return bool(_comparable(group, agreed)[0] and guard_of(group).refuses(agreed.loss))
 
@@ -98,13 +98,10 @@ def advanced(
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
     A loss that stands out makes no step: only the guard sees it. Neither the window nor the guard
-    sees a loss that does not compare.
-
-    Returns:
-        The numbers; the window; and `happens` and `counts` after the guard has seen the loss.
+    sees a loss that does not compare. Returns the numbers, the window, and `happens` and `counts`
+    after the guard has seen the loss.
     """
-    happens, counts = agreed.happens, agreed.counts
-    loss = 0.0 if agreed.loss is None else agreed.loss
+    happens, counts, loss = agreed.happens, agreed.counts, agreed.loss
     alike, anew = _comparable(group, agreed)
     seen: dict[str, Any] = {}
     if group["loss_guard"] is not None:

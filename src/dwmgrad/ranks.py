@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.join import Join
+from torch.nn.parallel import DistributedDataParallel
 
-from .rule import Number, widest
+from .patching import tell_before
+from .rule import Number, where, widest
 from .state import is_flat_piece
 
 
@@ -104,42 +108,45 @@ class Share(NamedTuple):
 class Agreed(NamedTuple):
     """What all ranks make of a step: numbers, or with `capturable` 0-dim tensors on the device.
 
-    On a device, in float64 where it has it, the loss alone says what becomes of the step. Finite:
+    The loss, on a device in float64 where it has it, alone says what becomes of the step. Finite:
     it is the mean. Minus infinity: there is none. NaN: the step is skipped, as a loss is not
-    finite. Infinity: there is nothing to do, or a gradient scaler gives it up.
+    finite. Infinity: there is nothing to do, or on a device a gradient scaler gives it up.
     """
 
-    loss: Number  # on the host NaN if one is not finite; else None if one lacks; else the mean
+    loss: Number
     micro_batches: Number  # the mean number over the ranks, whole where they are alike
-    overflow: Number = False  # above 0 where a gradient scaler of any rank gives the step up
-    idle: bool = False  # whether no rank has a loss or a gradient
-    lacks_gradient: bool = False  # whether a rank has no gradient
+    overflow: Number = False  # whether a gradient scaler of any rank gives the step up
+    lacks_gradient: Number = False  # whether a rank has no gradient
     makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
-    stands_out: bool = False  # whether the optimizer's guard refuses the loss
+    stands_out: bool = False  # whether the optimizer's guard refuses the loss; on the host alone
 
     @property
     def on_device(self) -> bool:
-        """Whether the device knows, and nobody waits for it: all that is bool here is False."""
+        """Whether the device knows, and nobody waits for it."""
         return isinstance(self.loss, Tensor)
 
     @property
     def happens(self) -> Number:
-        """Whether there is a step; on the host it is asked for nothing else."""
-        return self.loss < math.inf if self.on_device else True
+        """Whether there is a step."""
+        return self.loss < math.inf
 
     @property
     def counts(self) -> Number:
         """Whether that step has a loss."""
-        return self.loss.isfinite() if self.on_device else self.loss is not None
+        return abs(self.loss) < math.inf
 
     @property
     def is_refused(self) -> bool:
-        """Whether the step is skipped because a loss is not finite."""
-        return isinstance(self.loss, float) and math.isnan(self.loss)
+        """Whether the step is skipped because a loss is not finite; on a device not known."""
+        return not self.on_device and math.isnan(self.loss)
 
 
 def agree(
-    share: Share | None, device: torch.device, group: Any = None, alone: bool = False
+    share: Share | None,
+    device: torch.device,
+    group: Any = None,
+    alone: bool = False,
+    stays: bool = False,
 ) -> Agreed:
     """What the ranks of a group make of one step, the same on each of them.
 
@@ -150,37 +157,26 @@ def agree(
         device: where the all-reduce runs, unless the process group needs another one.
         group: the process group; None is the default one.
         alone: whether this rank steps by itself, whatever the group.
+        stays: whether it stays on the device, and nobody waits for it.
     """
-    if share is not None and (alone or size(group) < 2):
-        numbers = [float(each) for each in _numbers_of(share)]
+    numbers: Iterable[Any]
+    if share is None or not (alone or size(group) < 2):
+        sums = _on(device_of(device, group), share)
+        with _explained():
+            dist.all_reduce(sums, group=group)
+        numbers = sums.to(device, widest(device)).unbind() if stays else sums.tolist()
     else:
-        numbers = _sum(share, device, group).tolist()
+        numbers = _on(device, share).unbind() if stays else map(float, _numbers_of(share))
     total, ranks, losses, micro_batches, gradients, overflows = numbers
-    mean = total / ranks if math.isfinite(total) else math.nan
-    count = micro_batches / ranks
-    return Agreed(
-        None if losses < ranks and not math.isnan(mean) else mean,
-        int(count) if count.is_integer() else count,
-        idle=losses + gradients == 0,
-        overflow=overflows > 0,
-        lacks_gradient=gradients < ranks,
-    )
-
-
-def agree_on_device(
-    share: Share | None, device: torch.device, group: Any = None, alone: bool = False
-) -> Agreed:
-    """As `agree`, but it stays on the device, and nobody waits for it."""
-    if share is not None and (alone or size(group) < 2):
-        numbers = _on(device, share)
-    else:
-        numbers = _sum(share, device, group).to(device, widest(device))
-    total, ranks, losses, micro_batches, gradients, overflows = numbers.unbind()
     mean = total / ranks
-    mean = torch.where(mean.isfinite(), mean, torch.nan)
-    mean = torch.where((losses < ranks) & ~mean.isnan(), -torch.inf, mean)
-    idle = (losses + gradients == 0) | (overflows > 0)
-    return Agreed(torch.where(idle, torch.inf, mean), micro_batches / ranks, overflows)
+    mean = where(abs(mean) < math.inf, mean, math.nan)
+    mean = where((losses < ranks) & (mean == mean), -math.inf, mean)
+    idle, overflow = losses + gradients == 0, overflows > 0
+    count = micro_batches / ranks
+    if stays:
+        return Agreed(where(idle | overflow, math.inf, mean), count, overflow)
+    count = int(count) if count == int(count) else count
+    return Agreed(where(idle, math.inf, mean), count, overflow, gradients < ranks)
 
 
 def total_of(number: Tensor | float | None, device: torch.device, group: Any = None) -> Tensor:
@@ -240,13 +236,6 @@ def _ranks_along(mesh: Any, dim: int) -> list[int]:
     return dist.get_process_group_ranks(mesh.get_group(dim))
 
 
-def _sum(share: Share | None, device: torch.device, group: Any) -> Tensor:
-    numbers = _on(device_of(device, group), share)
-    with _explained():
-        dist.all_reduce(numbers, group=group)
-    return numbers
-
-
 def _numbers_of(share: Share) -> tuple[Tensor | float, ...]:
     """Loss, ranks, ranks with a loss, micro-batches, ranks with a gradient, overflows."""
     loss = 0.0 if share.loss is None else share.loss
@@ -270,3 +259,45 @@ def _on(device: torch.device, share: Share | None) -> Tensor:
 
     loss, *counts = map(number, _numbers_of(share))
     return torch.stack([torch.where(loss.isfinite(), loss, torch.nan), *counts])
+
+
+# ---- steps that a rank makes by itself: in `no_sync()`, or in a `Join` for uneven inputs ----
+
+replicas: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models whose gradients DistributedDataParallel averages, as far as this is known of them."""
+_joins: set[Join] = set()
+"""The contexts for uneven inputs that are entered; other threads may enter and leave some."""
+
+
+def watch() -> None:
+    """Lets the functions below know of what is entered from now on; harmless to repeat."""
+    tell_before(DistributedDataParallel, "no_sync", replicas.add)
+    tell_before(Join, "__enter__", _joins.add)
+    tell_before(Join, "__exit__", _joins.discard)
+
+
+def is_local(optimizer: Any) -> bool:
+    """Whether the optimizer's model is within `no_sync()`: each rank keeps its own gradients."""
+    unsynced = [model for model in replicas if not model.require_backward_grad_sync]
+    if not unsynced:
+        return False
+    own = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return any(id(param) in own for model in unsynced for param in model.parameters())
+
+
+def joined_without(optimizer: Any) -> bool:
+    """Whether a context for uneven inputs is entered that does not know of this optimizer.
+
+    A collective inside of it waits for ever.
+    """
+    return any(join._enable and not _knows(join, optimizer) for join in tuple(_joins))
+
+
+def joined_behind_others(optimizer: Any) -> bool:
+    """Whether a context for uneven inputs is entered that knows of it, and first of a model."""
+    known = (join for join in tuple(_joins) if join._enable and _knows(join, optimizer))
+    return any(join._joinables[0] is not optimizer for join in known)
+
+
+def _knows(join: Join, optimizer: Any) -> bool:
+    return any(each is optimizer for each in join._joinables)

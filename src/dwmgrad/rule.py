@@ -1,17 +1,8 @@
 """The rule, once: for floats on the host, and for 0-dim tensors on a device (`capturable=True`).
 
-With the loss ℓ and the gradient g, one step is
-
-    ω ← min(ω + 1, δ) if the loss fell (the signal is positive), else max(ω − 1, 1)
-    s ← s (ω − 1)/ω + g²/ω
-    v ← (γ ω/δ) v + α g/(√s + ε)
-    θ ← (1 − α λ) θ − v
-
-`Window.observe` is the first line, `coefficients` what the others need of it, `move` the others.
-
-Source: Wang, Li, Zeng, "Dynamically Weighted Momentum with Adaptive Step Sizes for Efficient Deep
-Network Training", arXiv 2510.25042, Algorithm 1. Not the paper's: decoupled weight decay λ, as in
-AdamW, and those arguments of `PAPER` that are off there (None, False or 0).
+Of the four lines in `optimizer.DWMGrad`, `Window.observe` is the first, `coefficients` what the
+others need of it, `move` the others. Not the paper's: decoupled weight decay λ, as in AdamW, and
+those arguments of `PAPER` that are off there (None, False or 0).
 """
 
 from __future__ import annotations
@@ -240,20 +231,18 @@ class Guard:
 def coefficients(
     group: dict[str, Any], window: Window, lr: Number, zero_share: Number
 ) -> tuple[Number, Number, Number, Number, Number]:
-    """What a step is made of, with the window after its loss.
+    """The first five of `kernels.Coefficients`, with the window after the step's loss.
 
-    Returns:
-        The step size, α, negative where the objective is maximized; the decay of the mean square,
-        (ω − 1)/ω; the effective momentum, γω/δ; ε; and the share of the parameter that weight decay
-        takes away, α λ. Where the mean square is corrected (see `share_after`), α and ε have
-        the correction in them.
+    Where the mean square is corrected (see `share_after`), α and ε have the correction in them.
     """
     momentum = window.momentum(group["momentum"])
     step_size = -lr if group["maximize"] else lr
     if group["normalize_momentum"]:
-        step_size = step_size * _normalizer(group["momentum"], momentum)
+        middle = group["momentum"] / 2  # (1 - m)√((1 - μ²)/(1 - m²)): see `DWMGrad`
+        step_size = step_size * ((1 - middle) / (1 + middle) * (1 - momentum * momentum)) ** 0.5
     # α/(√(s/c) + ε) = α√c/(√s + ε√c) with c = 1 - zero_share
-    root = _root(1 - zero_share)
+    kept = 1 - zero_share
+    root = kept.sqrt() if isinstance(kept, Tensor) else math.sqrt(kept)
     return (
         step_size * root,
         window.decay(group["second_moment_window"]),
@@ -334,11 +323,6 @@ def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
     return where(clipped_to > 0, share, where(begun, last, 0.0))
 
 
-def whole(decrease: Number, share: Number, clipped_to: Number) -> Number:
-    """What is predicted of clipped gradients, of them as they were; NaN where they were hidden."""
-    return decrease / where(clipped_to > 0, share, math.nan)
-
-
 def effective_lr(group: dict[str, Any], window: Window, lr: Number) -> Number:
     """The total effect of a gradient of the usual size, which is AdamW's learning rate there."""
     step_size, _, momentum, *_ = coefficients(group, window, lr, 0.0)
@@ -410,16 +394,6 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _normalizer(base: float, momentum: Number) -> Number:
-    """What `normalize_momentum` multiplies α by: (1 - m)√((1 - μ²)/(1 - m²)), m = γ/2.
-
-    m is the effective momentum at half the full window. Uncorrelated gradients of size 1 then give
-    steps whose mean square is α²(1 - m)/(1 + m) at any effective momentum μ.
-    """
-    middle = base / 2
-    return ((1 - middle) / (1 + middle) * (1 - momentum * momentum)) ** 0.5
-
-
 # ---- the same words for numbers and for tensors ----
 
 
@@ -448,7 +422,3 @@ def _within(least: float, number: Number, most: float = math.inf) -> Number:
 def largest(numbers: list[Number]) -> Number:
     """Of numbers on the host, on a device, or both."""
     return functools.reduce(lambda one, other: where(other > one, other, one), numbers)
-
-
-def _root(number: Number) -> Number:
-    return number.sqrt() if isinstance(number, Tensor) else math.sqrt(number)

@@ -105,14 +105,7 @@ class Pieces:
 
 
 def show_pieces(optimizers: Iterable[Any]) -> None:
-    """Lets the DWMGrads that have a `loss_limit` know their pieces, before DeepSpeed's step.
-
-    Args:
-        optimizers: as the host has them, in DeepSpeed's wrappers.
-
-    Raises:
-        RuntimeError: as `Pieces`.
-    """
+    """Lets the DWMGrads in DeepSpeed's wrappers that have a `loss_limit` know their pieces."""
     for outer in optimizers:
         optimizer = dwmgrad_in(outer)
         if optimizer is not None and optimizer.param_groups[0]["loss_limit"] is not None:

@@ -16,8 +16,8 @@ TRIES = 40  # in which a gradient would get the id of the one before
 class Run:
     """Two parameters, which get the gradients that are asked for."""
 
-    def __init__(self) -> None:
-        self.model = torch.nn.ParameterList([Parameter(torch.ones(3)) for _ in range(2)])
+    def __init__(self, size: int = 3) -> None:
+        self.model = torch.nn.ParameterList([Parameter(torch.ones(size)) for _ in range(2)])
         self.inner = DWMGrad(self.model.parameters(), lr=1e-2, missing_loss="error")
         self.accelerator = Accelerator(cpu=True)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.inner)
@@ -45,6 +45,16 @@ def test_a_closure_that_fails_after_its_backward_leaves_gradients_and_their_loss
     run.backward(1.0)
     run.optimizer.step()
     assert run.seen() == (3.0, 2)
+
+
+def test_a_group_that_is_added_within_the_backward_pass_takes_no_loss_away() -> None:
+    run = Run(2**17)  # each is looked at, as none is small
+    late = Parameter(torch.zeros(2))
+    hook = run.model[0].register_hook(lambda _: run.inner.add_param_group({"params": [late]}))
+    run.backward(2.0)
+    hook.remove()
+    run.optimizer.step()
+    assert run.seen() == (2.0, 1)
 
 
 def test_a_closure_that_drops_gradients_and_fails_drops_their_loss() -> None:

@@ -71,7 +71,7 @@ names = training_args.OptimizerNames
 own = list(names)
 assert "dwmgrad" not in sys.modules and names("dwmgrad") in own
 import dwmgrad
-from dwmgrad.integrations.names import NAMES
+from dwmgrad.integrations.optim_args import NAMES
 assert set(NAMES) <= {each.value for each in own}
 for act in (dwmgrad.register, dwmgrad.unregister, dwmgrad.unregister, dwmgrad.register):
     act()

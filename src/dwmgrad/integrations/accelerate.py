@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..alone import replicas
 from ..gradient_trace import may_be_elsewhere
 from ..losses import BACKWARD, brought
 from ..patching import tell_after, tell_before, wrap
+from ..ranks import replicas
 from ..wrappers import innermost, inside
 from ..zero import show_pieces
 

@@ -13,7 +13,7 @@ from transformers.trainer_callback import TrainerCallback
 from ..arguments import MOST_STEPS
 from ..distributed import assert_ranks_agree
 from ..wrappers import dwmgrad_in, innermost
-from .names import preset_of
+from .optim_args import preset_of
 
 
 @dataclass
@@ -73,7 +73,8 @@ class DWMGradCallback(TrainerCallback):
         self._seen, self._limits = _counts(optimizer), _Limits()
         if 1 <= state.max_steps <= MOST_STEPS:  # else it makes none, or does not know
             optimizer.expect_steps(state.max_steps)
-        if _groups_by_length(args):
+        strategy = getattr(args, "train_sampling_strategy", "random")  # its name since 5.0
+        if getattr(args, "group_by_length", False) or strategy == "group_by_length":
             warnings.warn(
                 "batches are sorted by length, so the loss follows the lengths and the window "
                 "goes to its bounds: train DWMGrad on batches in random order",
@@ -157,11 +158,6 @@ def _is_of_training(logs: dict[str, Any]) -> bool:
         return False
     others = ("eval_", "test_", "predict_", "train_")
     return any(f"_{key}".endswith("_loss") and not key.startswith(others) for key in logs)
-
-
-def _groups_by_length(args: Any) -> bool:
-    strategy = getattr(args, "train_sampling_strategy", "random")  # its name since 5.0
-    return getattr(args, "group_by_length", False) or strategy == "group_by_length"
 
 
 def _counts(optimizer: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""`--optim_args "key=value,..."`, typed and checked."""
+"""The names that `--optim` takes, and `--optim_args "key=value,..."`, typed and checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Any
 from .. import arguments, rule
 from ..arguments import ARGUMENTS
 from ..rule import PAPER
-from .names import preset_of
+
+NAMES: dict[str, dict[str, Any]] = {
+    "dwmgrad": {},
+    "dwmgrad_finetune": {"preset": "finetune"},
+    "dwmgrad_capped": {"preset": "capped"},
+    "dwmgrad_auto": {"preset": "auto"},
+    "dwmgrad_auto_bf16": {"preset": "auto", "state_dtype": "bfloat16"},
+    "dwmgrad_auto_8bit": {"preset": "auto", "state_dtype": "int8"},
+    "dwmgrad_bf16": {"state_dtype": "bfloat16"},
+    "dwmgrad_8bit": {"state_dtype": "int8"},
+}
+"""Name: the arguments of DWMGrad that it stands for."""
 
 OPTIM_ARGS: dict[str, Callable[[str], Any]] = {
     name: argument.kind.parse
@@ -24,6 +35,12 @@ _HAS_ITS_OWN = {
     for name, argument in ARGUMENTS.items()
     if argument.option not in (None, "optim_args")
 } | {"learning_rate": "--learning_rate"}
+
+
+def preset_of(optim: Any) -> dict[str, Any] | None:
+    """What a name, as text or as transformers' enum has it, stands for; None if not one of ours."""
+    name = getattr(optim, "value", optim)
+    return NAMES.get(name) if isinstance(name, str) else None
 
 
 def parse_optim_args(text: str | None) -> dict[str, Any]:
@@ -60,13 +77,7 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
 
 
 def settings_of(args: Any) -> dict[str, Any] | None:
-    """DWMGrad's keyword arguments as the Trainer's arguments ask for them.
-
-    Args:
-        args: `TrainingArguments`, complete or about to be.
-
-    Returns:
-        None if they ask for another optimizer.
+    """DWMGrad's arguments as `TrainingArguments` ask for them; None if for another optimizer.
 
     Raises:
         ValueError: for `optim_args` that are not understood, or that the name excludes.
@@ -84,12 +95,9 @@ def settings_of(args: Any) -> dict[str, Any] | None:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raises as `DWMGrad(params, **settings)` will, before there are parameters.
+    """Raises ValueError where `DWMGrad(params, **settings)` will, with the Trainer's names.
 
     Numbers of the Trainer's that are still text are left to the Trainer.
-
-    Raises:
-        ValueError: the message names the argument, and how the Trainer calls it.
     """
     whole = {name: None if name in PAPER else each.default for name, each in ARGUMENTS.items()}
     whole |= {

@@ -13,8 +13,7 @@ from typing import Any
 from ..optimizer import DWMGrad
 from ..patching import tell_before, wrap
 from ..state import keep_in_float32
-from .names import NAMES, preset_of
-from .optim_args import check, settings_of
+from .optim_args import NAMES, check, preset_of, settings_of
 
 _undo: dict[str, ExitStack] = {}
 """What was done, and how it is taken back."""
@@ -91,6 +90,8 @@ def _add_member(names: Any, name: str) -> None:
     names._member_names_.append(name.upper())
     names._member_map_[name.upper()] = member
     names._value2member_map_[name] = member
+    if hasattr(names, "_hashable_values_"):  # where Python 3.13 and later look for `in`
+        names._hashable_values_.append(name)
     type.__setattr__(names, name.upper(), member)
 
 
@@ -98,6 +99,8 @@ def _remove_member(names: Any, name: str) -> None:
     names._member_names_.remove(name.upper())
     del names._member_map_[name.upper()]
     del names._value2member_map_[name]
+    if hasattr(names, "_hashable_values_"):
+        names._hashable_values_.remove(name)
     if name.upper() in vars(names):
         type.__delattr__(names, name.upper())
 

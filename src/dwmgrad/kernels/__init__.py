@@ -138,9 +138,7 @@ def _choose(bucket: Bucket, c: Coefficients) -> ModuleType:
     param, buffer = bucket.tensors.params[0], bucket.tensors.momentum_buffers[0]
     if c.may_fuse and (kernel := by_address(param, buffer)) is not None:
         return kernel
-    if not isinstance(buffer, Tensor) or buffer.dtype != param.dtype:
-        return reference
-    if c.stochastic_params or c.stochastic_state:
+    if storage_of(buffer) != param.dtype or c.stochastic_params or c.stochastic_state:
         return reference
     if not foreach.can_be_squared(bucket.tensors.grads):
         return reference  # which skips those elements

@@ -44,11 +44,9 @@ def random_bits(like: Tensor, noise: Tensor | int, ordinal: int) -> Tensor:
 
 
 def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
-    """Float32 values as bfloat16, rounded up with the probability of their remainder.
+    """Finite float32 values as bfloat16, rounded up with the probability of their remainder.
 
-    Args:
-        values: finite float32 numbers.
-        bits: int64, of the same shape; the low 16 bits count.
+    Of the bits, which are int64, the low 16 count.
     """
     whole = values.contiguous().view(torch.int32).to(torch.int64) + (bits & 0xFFFF)
     whole = ((whole + (1 << 31)) % (1 << 32) - (1 << 31)) & ~0xFFFF
@@ -88,12 +86,8 @@ def encode(buffer: Blockwise, values: Tensor, bits: Tensor) -> None:
 
     A step adds v to the parameter, so v is right in the mean. It divides by the root of s: there
     the mean of the code is right, which leaves that of 1/√s nearly right, too; and no positive s
-    becomes 0, which would make the next step longer by up to the root of the window.
-
-    Args:
-        buffer: codes and scales, overwritten.
-        values: of the codes' shape; at least 0 for uint8 codes.
-        bits: int64, of the same shape; the low 16 bits count.
+    becomes 0, which would make the next step longer by up to the root of the window. Of the bits,
+    which are int64, the low 16 count.
     """
     codes, scales = buffer
     flat = values.reshape(-1)
