@@ -77,7 +77,8 @@ def work(args: Arguments, run: PreparedRun) -> dict[str, float]:
     if trainer.is_world_process_zero():
         report(args, run, results, saved)
     if training.push_to_hub:
-        with one_line(Exception, of=f"--push_to_hub: {run.folder} is whole, but not uploaded: "):
+        of = f"--push_to_hub: {run.folder} is whole, but not uploaded: "
+        with patch.object(trainer, "save_model"), one_line(Exception, of=of):  # it is saved
             trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a rank that ends at once may abort: docs/backends.md
     return results

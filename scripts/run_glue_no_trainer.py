@@ -21,7 +21,6 @@ from glue.errors import needs, run_cli
 with needs("glue"):
     import numpy as np
     import torch
-    import transformers
     from accelerate import Accelerator
     from glue.bare import State, check_honoured, loader, train_sampler
     from glue.card import report
@@ -52,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     dwmgrad.register()
     args = parse(argv, __doc__)
     check_honoured(args.training, args.given)
-    transformers.logging.set_verbosity(args.training.get_process_log_level())
     if args.training.full_determinism:
         enable_full_determinism(args.training.seed)
     with prepare(args, "run_glue_no_trainer.py") as run:

@@ -256,7 +256,9 @@ def test_its_figures_of_all_workloads_are_those_of_their_new_seeds():
     )
     assert f"{ahead}, and {-min(means):.1f} behind at the worst." in index
     own = [each for each in every.values() if "dwmgrad-finetune" not in each.chosen_on]
-    unit = stats.equal_weights([each.in_deviations("dwmgrad-finetune") for each in own])
+    unit = stats.equal_weights(
+        [each.deviations(each.difference("dwmgrad-finetune")) for each in own]
+    )
     told = "mean lead is {:.2f} [{:.2f}, {:.2f}] standard".format(unit.mean, *unit.interval)
     assert len(own) == 11 and f"Over the 11 that did not choose it, the {told}" in text
     chances = stats.holm([lead.chance_equal() for lead in leads.values()])

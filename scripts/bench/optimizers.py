@@ -124,7 +124,7 @@ def dwmgrad_with(kernel: str, state: str) -> TimedOptimizer:
     """DWMGrad with one of `KERNELS`, or `DEFAULT`, and one of `STATES`."""
     per_parameter = _STATE_BYTES[state] + (4 if kernel == "foreach" else 0)
     per_largest = _LOOP_BYTES[state] if kernel == "loop" else 0
-    form = {"state_dtype": STATES[state], **KERNELS.get(kernel, {})}
+    form = {"state_dtype": STATES[state], **({} if kernel == DEFAULT else KERNELS[kernel])}
     return TimedOptimizer("DWMGrad", kernel, state, DWMGRAD, (per_parameter, per_largest), form)
 
 

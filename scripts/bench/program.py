@@ -100,7 +100,7 @@ def run(
         raise
     finally:
         write(options.output, results)
-        if options.plot is not None:
+        if options.plot is not None and results["rows"]:
             plot(results).savefig(options.plot, dpi=120)
 
 

@@ -72,5 +72,5 @@ def end(failures: Sequence[Failure]) -> None:
     if failures:
         raise UsageError(
             f"{len(failures)} runs failed, the first with: {failures[0].error}; the others stand, "
-            f"the same command tries again, and its traceback is in {failures[0].log}"
+            f"the same command tries again. For tracebacks see {failures[0].log}"
         )

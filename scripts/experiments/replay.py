@@ -40,8 +40,8 @@ def _path(file: str, label: str, seed: int) -> list[int]:
     with one_line(OSError, ValueError, LookupError, of=f"windows_of {file}: "):
         results = json.loads((ROOT / file).read_text(encoding="utf-8"))["results"]
     choose(f"windows_of {file}: label", label, results)
-    runs = {each["seed"]: each for each in results[label]["runs"] if each.get("windows")}
-    choose(f"windows_of {file}: {label}: seed", str(seed), map(str, runs))
-    run = runs[seed]
+    runs = {str(each["seed"]): each for each in results[label]["runs"] if each.get("windows")}
+    choose(f"windows_of {file}: {label}: seed", str(seed), runs)
+    run = runs[str(seed)]
     steps, windows = zip(*run["windows"], strict=True)
     return np.interp(range(1, run["steps"] + 1), steps, windows).round().astype(int).tolist()

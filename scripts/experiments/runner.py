@@ -144,7 +144,7 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
                     worker.give(waiting.popleft())
                 for pipe in wait(list(workers)):
                     worker = workers[pipe]
-                    if error := worker.answer():
+                    if (error := worker.answer()) is not None:
                         failures.append(Failure(worker.run, error, log))
                         bar.write(f"failed: {worker.run}: {error}", file=sys.stderr)
                     bar.update()

@@ -152,7 +152,7 @@ PortableArguments._argument_group_name = "training, for every transformers versi
 
 def apply_portable(args: Any, portable: Any) -> None:
     """Set on `args` what this transformers version has renamed (or, for one name, dropped)."""
-    vars(args).update(vars(portable))
+    vars(args).update({name: value for name, value in vars(portable).items() if value is not None})
     if getattr(portable, "warmup_ratio", None) is not None and not args.warmup_steps:
         args.warmup_steps = portable.warmup_ratio  # below 1 it is a ratio there
     if getattr(portable, "group_by_length", False):

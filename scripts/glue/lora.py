@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from glue.arguments import LoraArguments
-from glue.errors import UsageError, one_line
+from glue.errors import INSTALL, UsageError, one_line
 from glue.model import DAMAGED
 
 
@@ -25,8 +25,8 @@ def check_lora(arguments: LoraArguments, given: frozenset[str]) -> None:
         for name in sorted(names - {"lora_r", "adapter_name_or_path"}):
             raise UsageError(f"--{name} needs LoRA: add --lora_r N (or --adapter_name_or_path)")
         return
-    import peft  # noqa: F401 - without it, `needs` tells how to install it
-
+    with one_line(ImportError, of=f"LoRA needs peft: {INSTALL.format('glue')}: "):
+        import peft  # noqa: F401
     fixed = names - {"adapter_name_or_path", "merge_adapter", "loraplus_lr_ratio"}
     if arguments.adapter_name_or_path is not None and fixed:
         raise UsageError(

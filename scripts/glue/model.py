@@ -22,7 +22,7 @@ from transformers import (
 
 from glue.arguments import DataArguments, ModelArguments
 from glue.data import SAMPLE
-from glue.errors import UsageError
+from glue.errors import UsageError, one_line
 from glue.tasks import Task
 
 DAMAGED = (
@@ -97,9 +97,10 @@ def load_model(model: ModelArguments, config: PretrainedConfig, task: Task) -> P
     if model.model_name_or_path is None:
         if PartialState().is_main_process:
             print(f"Building {config.model_type} with random weights from {config._name_or_path}")
-        return AutoModelForSequenceClassification.from_config(
-            config, trust_remote_code=model.trust_remote_code
-        )
+        with one_line(*DAMAGED, ImportError, of=f"--config_name {config._name_or_path}: "):
+            return AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=model.trust_remote_code
+            )
     return _load(
         "model_name_or_path",
         model.model_name_or_path,
@@ -155,7 +156,10 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
     options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
     try:
         return load(source, **options)
-    except (*DAMAGED, ImportError) as error:  # ImportError: of a package that this model needs
+    except ImportError as error:  # of a package that this model needs
+        needed = " ".join(str(error).split())
+        raise UsageError(f"--{name} {source}: cannot be loaded: {needed}") from error
+    except DAMAGED as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "

@@ -154,4 +154,5 @@ def _wants_last(training: TrainingArguments) -> bool:
 
 
 def has_ended(folder: Path) -> bool:
-    return (folder / "train_results.json").exists()
+    """Whether a run's training came to its end there; a kill may have kept its figures back."""
+    return (folder / "train_results.json").exists() or _ENDED in (read_record(folder) or {})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from datasets import Dataset
 from torch import distributed
 from torch.distributed import distributed_c10d
@@ -20,6 +19,7 @@ from transformers.integrations import (
     is_deepspeed_zero3_enabled,
 )
 from transformers.trainer_pt_utils import get_model_param_count
+from transformers.utils import logging
 
 from glue.checkpoints import check_script, forget_later, steps_done
 from glue.data import ax_of, load_splits
@@ -150,6 +150,7 @@ def prepare(args: Arguments, script: str) -> Iterator[PreparedRun]:
     training.process_index  # noqa: B018 - reading it is what starts the process group
     if training.use_cpu and distributed.is_initialized():  # transformers drops the timeout there
         distributed_c10d._set_pg_timeout(training.ddp_timeout_delta)
+    logging.set_verbosity(training.get_process_log_level())
     check_machines(training, folder)
     with exclusive(folder), clear_write_errors(folder):
         record = identity(args, script, task)
@@ -188,11 +189,10 @@ def _checked_task(args: Arguments) -> Task:
             tracker()  # tells whether its package is there
     if training.eval_on_start and not training.do_eval:
         raise UsageError("--eval_on_start needs --do_eval")
-    concatenates = {"batch_eval_metrics": False, "eval_do_concat_batches": True}
-    for name, usual in {**concatenates, "prediction_loss_only": False}.items():
-        if getattr(training, name) != usual:
+    for name in ("batch_eval_metrics", "prediction_loss_only", "eval_do_concat_batches"):
+        if getattr(training, name) != (name == "eval_do_concat_batches"):
             raise UsageError(f"--{name}: metrics need the outputs of all batches; leave it out")
-    sharded = training.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    sharded = training.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if args.lora.merge_adapter and (sharded or is_deepspeed_zero3_enabled()):
         raise UsageError(
             "--merge_adapter: the weights are sharded; leave it out, and give it afterwards to one "

@@ -45,6 +45,7 @@ class DeviceWindow:
         # `state.ZERO_SHARE` on the device, one number for all that began together; by a state's id
         self._shares: dict[int, tuple[dict[str, Any], Tensor]] = {}
         self._fresh: dict[float, Tensor] = {}  # made for the step to come
+        self._zero = self._number(0.0)  # of all that nothing corrects; it never moves
         self.begins = groups[0]["steps"] == 0  # no step has been tried yet
 
     def age(self, own: dict[str, Any]) -> Tensor:
@@ -53,9 +54,9 @@ class DeviceWindow:
         if kept is None:
             _refuse_capture(self.device)
             value = zero_share_of(own)
-            if value not in self._fresh:
+            if value and value not in self._fresh:
                 self._fresh[value] = self._number(value)
-            kept = self._shares[id(own)] = own, self._fresh[value]
+            kept = self._shares[id(own)] = own, self._fresh[value] if value else self._zero
         return kept[1]
 
     def keep_only(self, states: Iterable[dict[str, Any]]) -> None:
@@ -78,8 +79,9 @@ class DeviceWindow:
         moved = {}
         for age, owns in together.items():
             share = age
-            if len(owns) < members[id(age)]:  # some of them have no gradient: they part
-                _refuse_capture(self.device)  # replays would begin anew from a copy in the graph
+            if age is not self._zero and len(owns) < members[id(age)]:
+                # some of them have no gradient: they part
+                _refuse_capture(self.device, "take a step with the same gradients before it")
                 share = age.clone()
                 self._shares.update((id(own), (own, share)) for own in owns)
             share.copy_(torch.where(happens, rule.share_after(share, decay), share))
@@ -177,9 +179,11 @@ class DeviceWindow:
         return elements, steps, at_floor
 
 
-def _refuse_capture(device: torch.device) -> None:
+def _refuse_capture(
+    device: torch.device, remedy: str = "take a few steps before it: they make state and kernels"
+) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("take a few steps before the capture: they make state and kernels")
+        raise RuntimeError(f"a CUDA graph is captured: {remedy}")
 
 
 def reads_lr(group: dict[str, Any]) -> bool:

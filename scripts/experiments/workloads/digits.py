@@ -123,7 +123,7 @@ def _spectra(source: str, data_dir: str | None, seconds: float, bands: int) -> t
     """Spectrograms, labels, and whether each recording is held out."""
     found = SOURCES[source].load(find(source, data_dir))
     spectra = log_mel(found.waves, found.rate, seconds, bands)
-    return spectra, torch.from_numpy(found.labels).long(), torch.from_numpy(found.held_out)
+    return spectra, torch.from_numpy(found.labels).long(), torch.from_numpy(found.held_out).bool()
 
 
 def load_digits(folder: Path) -> Recordings:

@@ -24,6 +24,11 @@ def storage_of(buffer: Buffer) -> torch.dtype:
     return buffer.dtype if isinstance(buffer, Tensor) else torch.int8
 
 
+def parts_of(buffer: Buffer) -> tuple[Tensor, ...]:
+    """The tensors that a buffer is made of."""
+    return tuple(buffer) if isinstance(buffer, Blockwise) else (buffer,)
+
+
 Row = tuple[Tensor, Tensor, Any, Any, int]
 """One parameter of `Tensors`: θ, g, v, s and its ordinal."""
 

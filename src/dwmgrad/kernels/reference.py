@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..rule import move, widest
 from . import low_bit
-from .coefficients import Blockwise, Buffer, Coefficients, Tensors
-from .fit import state_of
+from .coefficients import Blockwise, Buffer, Coefficients, Tensors, parts_of
 
 
 def update(tensors: Tensors, c: Coefficients) -> bool:
@@ -81,11 +80,12 @@ def update_on_device(tensors: Tensors, numbers: Tensor, skipped: Tensor, c: Coef
         takes = (g * g).isfinite() & (squares <= torch.finfo(_dtype_of(s)).max)
         skipped.logical_or_(active & ~takes.all())
         new = [torch.where(takes, fresh, kept) for fresh, kept in zip(new, old, strict=True)]
-        parts = [param, *state_of(v, s).values()]
-        before = [part.clone() for part in parts]
-        _store((param, v, s), new, ordinal, c)
-        for part, kept in zip(parts, before, strict=True):
-            part.copy_(torch.where(active, part, kept))  # an inactive step keeps every bit
+        stored = [_empty_like(each) for each in (param, v, s)]
+        _store(stored, new, ordinal, c)
+        for buffer, fresh in zip((param, v, s), stored, strict=True):
+            for part, fresh_part in zip(parts_of(buffer), parts_of(fresh), strict=True):
+                # an inactive step keeps every bit
+                part.copy_(torch.where(active, fresh_part, part))
 
 
 def _wide(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> tuple[list[Tensor], Tensor]:
@@ -97,6 +97,12 @@ def _wide(param: Tensor, grad: Tensor, v: Buffer, s: Buffer) -> tuple[list[Tenso
 
 def _dtype_of(buffer: Buffer) -> torch.dtype:
     return buffer.dtype if isinstance(buffer, Tensor) else torch.float32
+
+
+def _empty_like(buffer: Buffer) -> Buffer:
+    if isinstance(buffer, Blockwise):
+        return Blockwise(*map(torch.empty_like, buffer))
+    return torch.empty_like(buffer)
 
 
 def _store(buffers: Sequence[Any], values: list[Tensor], ordinal: int, c: Coefficients) -> None:

@@ -169,6 +169,35 @@ def test_the_table_of_the_fifteenth_round_is_that_of_its_results() -> None:
     assert f"of 0.8 is {worst['0.1 + 1.4 + 2, 0.8']:.2f} behind at the worst" in text
 
 
+def test_what_the_conditions_of_the_fifteenth_round_gave() -> None:
+    arm, new = "0.1 + 1.4 + 1, 0.6", []
+    table, text = rows("### What the conditions gave"), " ".join(PLAN.split())
+    assert len(table) == 9
+    names = ("cifar10-short", *(f"glue-{name}" for name in ("cola", "stsb", "mrpc")))
+    names += ("glue-cola-lora", "glue-mrpc-lora", "glue-sst2", "glue-sst2-lora", "resnet14")
+    for name, (_, *told) in zip(names, table, strict=True):
+        made = {"cifar10-short": 3, "glue-cola": 4}.get(name, 2)
+        found = scores("15", name, arm, list(range(made)))
+        mean, best = 100 * fmean(found[:2] if made == 4 else found), None
+        if told[0] == "-":
+            auto = 100 * fmean(scores("11", name, "0.2 + 0.4 + 2", [0, 1]))
+        else:
+            each = compared(name)
+            best, auto = each.means("adamw").max(), 100 * each.rates("dwmgrad-auto").score.mean()
+            assert told[0] == f"{best:.2f}"
+        assert told[1:] == [f"{auto:.2f}", f"{mean:.2f}"]
+        new.append((best, auto, mean))
+    old, now = (fmean(best - each[i] for best, *each in new[:6]) for i in (0, 1))
+    assert f"the mean regret shrinks from {old:.2f} to {now:.2f}." in text
+    gains = [mean - auto for _, auto, mean in new]
+    assert f"It loses {-min(gains):.1f} points to auto on STS-B" in text
+    assert [i for i, gain in enumerate(gains) if gain < 0] == [2]
+    assert f"ahead of auto by {fmean(gains[6:]):.2f} points in the mean" in text
+    cola = scores("15", "glue-cola", arm, [0, 1, 2, 3])
+    least = min(cola + scores("15", "glue-cola-lora", arm, [0, 1]))
+    assert f"a run of CoLA was {100 * least:.1f} %." in text
+
+
 def test_the_table_of_the_controls_is_that_of_its_results() -> None:
     from experiments import stats
     from experiments.evidence.compared import FINETUNE, gains

@@ -25,6 +25,14 @@ def words(argv):
     ]
 
 
+def as_if_killed(out: Path) -> None:
+    """Just before the end: without its mark, and the figures that come before it."""
+    (out / "train_results.json").unlink(missing_ok=True)
+    record = read_json(out / ".run_arguments.json")
+    del record["ended_after_steps"]
+    (out / ".run_arguments.json").write_text(json.dumps(record))
+
+
 def test_another_run_is_not_gone_on_with_by_itself(script, words):
     script(words)
     with pytest.raises(UsageError, match="other arguments .learning_rate 0.001 there, 0.01 here"):
@@ -152,6 +160,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(script, words, tm
             (path / ".whole").unlink()  # half written, for all that is known
         elif path.name != ".run_arguments.json":
             path.unlink() if path.is_file() else None
+    as_if_killed(out)
     with pytest.raises(UsageError, match="seed 42 there, 1 here"):
         script([*words, "--seed", "1"])
     capsys.readouterr()
@@ -214,14 +223,14 @@ def test_a_run_killed_before_its_figures_ends_once(script, words, tmp_path):
     """They are lost; what is left of the run's end is not done over and over."""
     out, words = tmp_path / "out", [*words, "--max_steps", "4"]
     script(words)
-    (out / "train_results.json").unlink()
-    record = read_json(out / ".run_arguments.json")
-    del record["ended_after_steps"]
-    (out / ".run_arguments.json").write_text(json.dumps(record))
+    as_if_killed(out)
     script(words)
     written = (out / "model.safetensors").stat().st_mtime_ns
     script(words)
     assert (out / "model.safetensors").stat().st_mtime_ns == written
+    shutil.rmtree(out / "checkpoint-4")
+    with pytest.raises(UsageError, match="its run has ended and without a checkpoint"):
+        script(words)
 
 
 def test_no_resuming_does_not_lose_a_checkpoint(script, words, tmp_path):
@@ -253,7 +262,7 @@ def test_the_best_weights_stay_the_model(words, tmp_path):
     ]
     first = main(words)
     model = (out / "model.safetensors").read_bytes()
-    (out / "train_results.json").unlink()  # as if killed: the model is saved again
+    as_if_killed(out)  # the model is saved again
     assert main(words)["eval_loss"] == first["eval_loss"]
     assert (out / "model.safetensors").read_bytes() == model
     with pytest.raises(UsageError, match="load_best_model_at_end True there, False here"):
@@ -353,7 +362,7 @@ def test_weights_alone_are_not_gone_on_from(script, words, tmp_path, capsys, cap
     assert checkpoints(out) == []
     with pytest.raises(UsageError, match="checkpoint-6.*lacks the optimizer's state"):
         script([*words, "--resume_from_checkpoint", str(out / "checkpoint-6")])
-    (out / "train_results.json").unlink()  # killed before its end
+    as_if_killed(out)
     model = (out / "model.safetensors").read_bytes()
     script(words)
     assert "Not gone on from" in capsys.readouterr().out
