@@ -279,7 +279,7 @@ def test_a_contender_that_fails_costs_the_others_nothing(main, tmp_path, monkeyp
     with pytest.raises(UsageError, match="8 runs failed, the first with: RuntimeError") as caught:
         script.main(["peak.yaml"])
     log = tmp_path / "root" / "workers.log"
-    assert str(caught.value).endswith(f"its traceback is in {log}")
+    assert str(caught.value).endswith(f"For tracebacks see {log}")
     assert "RuntimeError: cannot read" in log.read_text()
     record = json.loads((tmp_path / "root" / "peak" / "comparison.json").read_text())
     assert list(record["contenders"]) == ["adamw"] and not record["complete"]
