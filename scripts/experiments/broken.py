@@ -12,7 +12,7 @@ from dwmgrad.rule import Guard
 
 
 def broken(batch: Any, number: int, share: float, classes: int, seed: int) -> Any:
-    """The batch; in a share of them all `labels`, below `classes`, are wrong, each another class.
+    """The batch. In a share of all batches each label is wrong: another one below `classes`.
 
     Which batches, and which labels, follow from the seed and the batch's number alone.
     """

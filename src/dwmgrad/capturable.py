@@ -65,14 +65,14 @@ class DeviceWindow:
         self._shares = {own: kept for own, kept in self._shares.items() if own in present}
 
     def _after_step(
-        self, cohorts: Moves, decay: Tensor | float, happens: Tensor
+        self, moves: Moves, decay: Tensor | float, happens: Tensor
     ) -> dict[Tensor, Tensor]:
-        """Moves the shares on; returns, for each cohort's age, its share now."""
+        """Moves the shares on; returns, for each age, its share now."""
         self._fresh.clear()
         self.begins = False
         together: dict[Tensor, list[dict[str, Any]]] = {}
-        for cohort in chain.from_iterable(cohorts):
-            together.setdefault(cohort.age, []).extend(cohort.states)
+        for each in chain.from_iterable(moves):
+            together.setdefault(each.age, []).extend(each.states)
         all_move = sum(map(len, together.values())) == len(self._shares)
         every = () if all_move else self._shares.values()
         members = Counter(id(share) for _, share in every)

@@ -157,7 +157,7 @@ def agree(
         device: where the all-reduce runs, unless the process group needs another one.
         group: the process group; None is the default one.
         alone: whether this rank steps by itself, whatever the group.
-        stays: whether it stays on the device, and nobody waits for it.
+        stays: whether the answer stays on the device, so that the host does not wait for it.
     """
     numbers: Iterable[Any]
     if share is None or not (alone or size(group) < 2):
