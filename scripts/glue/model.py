@@ -154,14 +154,13 @@ def _sample_or_error(data: DataArguments) -> str:
 def _load(name: str, source: str, load: Any, model: ModelArguments, **options: Any) -> Any:
     options |= {"cache_dir": model.cache_dir, "revision": model.model_revision}
     options |= {"token": model.token, "trust_remote_code": model.trust_remote_code}
-    try:
-        return load(source, **options)
-    except ImportError as error:  # of a package that this model needs
-        needed = " ".join(str(error).split())
-        raise UsageError(f"--{name} {source}: cannot be loaded: {needed}") from error
-    except DAMAGED as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
-            f"--{name} {source}: cannot be loaded: {reason[0]} Give a folder that "
-            "save_pretrained() wrote, or a name on the hub (which needs a network)"
-        ) from error
+    of = f"--{name} {source}: cannot be loaded: "
+    with one_line(ImportError, of=of):  # of a package that this model needs
+        try:
+            return load(source, **options)
+        except DAMAGED as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UsageError(
+                f"{of}{reason[0]} Give a folder that save_pretrained() wrote, or a name on the hub "
+                "(which needs a network)"
+            ) from error
