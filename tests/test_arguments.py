@@ -20,7 +20,7 @@ BAD = [
     ({"lr": torch.tensor(-1.0)}, ValueError, "lr must be in"),
     ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
     ({"momentum": -0.1}, ValueError, "momentum must be in"),
-    ({"momentum": None}, TypeError, "momentum must be a number"),
+    ({"momentum": "0.9"}, TypeError, "momentum must be a number"),
     ({"eps": -1e-8}, ValueError, "eps must be in"),
     ({"weight_decay": -0.1}, ValueError, "weight_decay must be in"),
     ({"initial_window": 0}, ValueError, "initial_window must be at least 1, got 0"),

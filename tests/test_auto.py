@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.rule import AUTO_LR, PRESETS
+from dwmgrad.rule import AUTO_LR, PAPER, PRESETS
 
 SIZES = (3, 300, 5000)
 FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])
 C, GROWTH = PRESETS["auto"]["loss_limit"], PRESETS["auto"]["limit_growth"]
+MOMENTUM = PRESETS["auto"]["momentum"]
 
 
 def gradients(step: int) -> list[torch.Tensor]:
@@ -77,7 +78,7 @@ def oracle(steps: int, decay: float, floor: float) -> tuple[list[np.ndarray], li
         g = [each.double().numpy() for each in gradients(step)]
         s = [0.999 * si + 0.001 * gi**2 for si, gi in zip(s, g, strict=True)]
         roots = [np.sqrt(si / (1 - 0.999 ** (step + 1))) + 1e-8 for si in s]
-        mu = 0.9 * window / 100
+        mu = MOMENTUM * window / 100
         q = sum((gi**2 / root).sum() for gi, root in zip(g, roots, strict=True)) / (1 - mu)
         alpha = min(0.03, share * window / 100 * (loss_of(step) - floor) / q)
         rates.append(alpha / (1 - mu))
@@ -248,12 +249,14 @@ def test_checkpoints_before_it_had_no_peak() -> None:
 
 @FORMS
 def test_capped_takes_a_learning_rate_as_a_ceiling(form: dict) -> None:
-    """A low rate is taken as it is, and a high one is what `auto` allows."""
+    """A low rate is taken as it is, and a high one is what `auto` allows with the same share."""
+    names = ("momentum", "loss_limit", "limit_growth", "limit_slope")
+    shares = {name: PRESETS["capped"].get(name, PAPER[name]) for name in names}
     form = {**form, "preset": "capped"}
     low = optimizer_of(1e-7, **form)
     train(low, range(10))
     assert low.state_dict()["param_groups"][0]["step_limit"] == 1.0
-    high, auto = optimizer_of(1.0, **form), optimizer_of(**{**form, "preset": "auto"})
+    high, auto = optimizer_of(1.0, **form), optimizer_of(**form | shares | {"preset": "auto"})
     assert train(high, range(20)) == pytest.approx(train(auto, range(20)), rel=1e-5)
     for one, other in zip(params_of(high), params_of(auto), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -385,6 +385,23 @@ def test_of_several_clippings_what_shrank_most_counts(
     assert limits[0] == limits[1] == limits[2]
 
 
+@FORMS
+def test_what_clipping_leaves_is_a_mean_over_the_window(form: dict) -> None:
+    """Of the norms, which the prediction grows with: not the largest share, nor this step's own."""
+    norms = [20.0, 5.0, 10.0, 40.0, 0.5, 5.0]
+    optimizer = DWMGrad(params_of(), preset="auto", max_window=3, **form)
+    told = []
+    for step, norm in enumerate(norms):
+        optimizer.observe_clipping(torch.tensor(norm), 1.0)
+        train(optimizer, [step])
+        told.append(1 / optimizer.state_dict()["param_groups"][0]["clipped_to"])
+    mean, expected = 0.0, []
+    for step, norm in enumerate(norms):
+        mean += (max(norm, 1.0) - mean) / min(step + 1, 3)
+        expected.append(mean)
+    assert told == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_norm_of_zero_changes_nothing() -> None:
     limits = []
     for tells in (False, True):

@@ -95,14 +95,14 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
 def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with what `kept`, an older one, has more of what the plan asks for.
 
-    The folder of its runs may be gone, or another one. Runs of a preset or a rule that was changed
-    since are no runs of the plan.
+    The folder of its runs may be gone, or another one. Runs of a preset that was changed since are
+    no runs of the plan; those of an older rule stay, marked by it, until there is one of today's.
     """
     plan, contenders = record["plan"], {}
     for name in plan["contenders"]:
         found = [record["contenders"][name]] if name in record["contenders"] else []
         own, old = get_contender(name), kept["contenders"].get(name)
-        if old and (old["rule"], old["defaults"]) == (own.rule, own.defaults):
+        if old and old["defaults"] == own.defaults and (old["rule"] == own.rule or not found):
             rates = [WITHOUT] if old["rateless"] else plan["rates"]
             first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
             last = [run for run in old["final"] if run["seed"] in plan["final"]["seeds"]]

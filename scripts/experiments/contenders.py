@@ -58,9 +58,12 @@ class Contender:
     needs_loss: bool = False
 
     @property
-    def rule(self) -> int | None:
+    def rule(self) -> str | int | None:
         """Which version of DWMGrad's rule its runs have; None: they have another rule."""
-        return rule.RULE_VERSION if self.name.startswith("dwmgrad") else None
+        if not self.name.startswith("dwmgrad"):
+            return None
+        limited = self.defaults.get("loss_limit") is not None
+        return f"{rule.RULE_VERSION}, limit {rule.LIMIT_VERSION}" if limited else rule.RULE_VERSION
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed.

@@ -165,7 +165,7 @@ def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:
 
 ARGUMENTS: dict[str, Argument] = {
     "lr": Argument(_NUMBER._replace(check=check_lr), 1e-3, "learning rate", "--learning_rate"),
-    "momentum": Argument(_number(below=1), 0.9, "base momentum"),
+    "momentum": Argument(_number(below=1), PAPER["momentum"], "base momentum"),
     "eps": Argument(
         _NUMBER._replace(check=_check_eps),
         1e-8,

@@ -51,11 +51,11 @@ class DWMGrad(Stepping):
             weight_decay, momentum, eps and maximize; the window is one for the whole optimizer.
         lr: learning rate α, a float or a 0-dim tensor (read by the host at every step). A
             gradient's total effect is α/(1 - momentum·window/max_window): up to 10 α.
-        momentum: base momentum γ, in [0, 1).
+        momentum: base momentum γ, in [0, 1). 0.9 by default, or what the preset says.
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
         preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: sets the arguments
-            below that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune`.
+            that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune`.
             With `capped` they are a ceiling: it takes shorter steps where the loss asks for them.
             `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
@@ -131,7 +131,7 @@ class DWMGrad(Stepping):
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
         lr: float | Tensor = 1e-3,
-        momentum: float = 0.9,
+        momentum: float | None = None,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,

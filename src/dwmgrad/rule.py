@@ -19,12 +19,15 @@ from torch import Tensor
 
 RULE_VERSION = 1
 """Raised when the same losses and gradients give other numbers: such runs are other runs."""
+LIMIT_VERSION = 2
+"""The same of runs with a `loss_limit`, where others are what they were."""
 SIGNALS = ("decrease", "increase", "loss")
 LEAST_EPS = torch.finfo(torch.float32).tiny
 NO_SHARE = 2.0**-60
 """A share below which 1 - share is 1."""
 
 PAPER: dict[str, Any] = {
+    "momentum": 0.9,
     "initial_window": 5,
     "max_window": 10,
     "window_signal": "decrease",
@@ -46,8 +49,6 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
-    "loss_limit": 0.2,
-    "limit_growth": 0.4,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -58,8 +59,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_momentum": True,
         "second_moment_window": 500,
     },
-    "capped": {**_BY_THE_LOSS, "normalize_momentum": True},
-    "auto": {**_BY_THE_LOSS, "limit_slope": 2.0, "auto_lr": True},
+    "capped": {
+        **_BY_THE_LOSS,
+        "loss_limit": 0.2,
+        "limit_growth": 0.4,
+        "normalize_momentum": True,
+    },
+    "auto": {
+        **_BY_THE_LOSS,
+        "momentum": 0.6,
+        "loss_limit": 0.1,
+        "limit_growth": 1.4,
+        "limit_slope": 1.0,
+        "auto_lr": True,
+    },
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
 AUTO_LR = 0.03
@@ -308,18 +321,21 @@ def predicted_decrease(step_size: Number, momentum: Number, norm: Number) -> Num
 
 
 def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
-    """By how much clipping makes the gradients smaller, as far as that is their scale.
+    """By how much clipping makes the gradients smaller, in the mean of `max_window` steps.
 
     What a step along clipped gradients takes off the loss is predicted with them, divided by this.
-    It begins with the first step's share, and grows towards larger ones, a tenth of the way at a
-    step. It never shrinks: gradients that grow while the loss falls are rather noise than slope.
+    Until there are as many steps, the mean is that of all; then each one has the weight of one in
+    `max_window`. It is the norms before clipping whose mean is taken, as it is they that the
+    prediction grows with.
+
     `clipped_to`, this step's own share, is 1 or more where nothing was clipped, and 0 where
     clipping hid the gradients: such a step says nothing. Until one does, the share is 0.
     """
-    last = group["clipped_to"]
+    last, over = group["clipped_to"], _within(1, group["steps"] + 1, group["max_window"])
     begun = (group["steps"] > 0) & (last > 0)
-    share = _within(LEAST_EPS, clipped_to, 1.0)
-    share = where(begun, last + _within(0.0, share - last) / 10, share)
+    own = _within(LEAST_EPS, clipped_to, 1.0)
+    # 1 / ((over − 1)/last + 1/own) · over, for a last one that may be 0
+    share = where(begun, over * last * own / ((over - 1) * own + last), own)
     return where(clipped_to > 0, share, where(begun, last, 0.0))
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from experiments import stats
 from experiments.compact import is_swept
 from experiments.comparison import WITHOUT
+from experiments.contenders import CONTENDERS
 from experiments.evidence.results import Result
 from experiments.table import SHARES, known, lead, score_head, several, spread, table
 
@@ -38,7 +39,9 @@ class Compared(Result):
         frame = super().all_runs
         entries = frame["of"].map(self.entries.get)
         return frame.assign(
-            title=[entry["title"] for entry in entries],
+            title=[
+                e["title"] + older(name, e) for name, e in zip(frame["of"], entries, strict=True)
+            ],
             rateless=[bool(entry["rateless"]) for entry in entries],
             points=points(frame.score, self.data),
         )
@@ -113,6 +116,12 @@ class Compared(Result):
         return stats.Estimate(found.mean / unit, found.variance / unit**2, found.freedom, 1)
 
 
+def older(name: str, entry: Mapping[str, Any]) -> str:
+    """A mark of runs that today's rule has not made."""
+    known = CONTENDERS.get(name)
+    return ", by an older rule" if known and known.rule != entry.get("rule") else ""
+
+
 def points(scores: pd.Series, record: Mapping[str, Any]) -> pd.Series:
     """Scores in points, higher is better: a share's hundredths, or -100 times a logarithm.
 
@@ -167,6 +176,7 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
             difference = each.difference(name)
             row[title] = shown(each, name) + (f" ({lead(difference)})" if difference else "")
             row[title] += ", chosen on" * (name in each.chosen_on)
+            row[title] += older(name, each.entries.get(name, {})) * len(each.rates(name).head(1))
             row[title] += ", not all on AdamW's machine" * each.apart(name)
         rows.append(row)
     if len(some) > 1:
@@ -292,7 +302,8 @@ def overall(some: Sequence[Compared]) -> str:
         everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
         rows.append(
             {
-                "optimizer": title,
+                "optimizer": title
+                + next(filter(None, (older(name, w.entries[name]) for w in its)), ""),
                 "workloads": f"{len(its)} of {len(some)}",
                 "one learning rate for all": "none" if free else f"{lr:.2g}",
                 "regret, mean": f"{regrets.loc[lr].mean():.1f}",

@@ -57,7 +57,8 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name: its class, and what it has in place of the class's values."""
-_GLUE = [f"glue-{t}{k}" for t in ("cola", "sst2", "mrpc", "stsb", "rte") for k in ("", "-lora")]
+_GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "rte", "mnli", "qqp")
+_GLUE = [f"glue-{task}{form}" for task in _GLUE_TASKS for form in ("", "-lora")]
 _GLUE += [f"glue-mrpc-broken-{share}" for share in (5, 10)]
 WORKLOADS = (*_FORMS, *_GLUE)
 

@@ -22,7 +22,10 @@ from glue.tasks import get_task
 
 from experiments.workload import Job, TrainerWorkload, folder_of, standard
 
-SAMPLE_SIZES = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "rte": 2490}
+SAMPLE_SIZES = {
+    **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "rte": 2490},
+    **{"mnli": 392702, "qqp": 363846},
+}
 """The tasks that can be had whole, and their training examples."""
 
 
