@@ -7,7 +7,8 @@
 
 Prints a Markdown table, and writes results.json, table.md and a picture beside the runs' own files;
 with --output FILE also results.json as FILE, for docs/results/ ({workload} in its name stands for
-the workload's; with several workloads it has to be there).
+the workload's; with several workloads it has to be there). --contenders runs some of them alone:
+what FILE has of the others stays in it.
 Runs that are there already are not made again: after Ctrl-C the same command goes on.
 """
 
@@ -23,9 +24,9 @@ from glue.errors import UsageError, needs, run_cli
 with needs("experiments"):
     from atomic import check_output, write_text
     from experiments.cli import command, end, parse
-    from experiments.compact import as_text, experiment_record
-    from experiments.config import read_experiment
-    from experiments.evidence.results import Result
+    from experiments.compact import as_text, experiment_record, with_others
+    from experiments.config import Experiment, read_experiment
+    from experiments.evidence.results import Result, read_result
     from experiments.plots import draw_experiment
     from experiments.runner import Failure, sweep
 
@@ -45,18 +46,26 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if output and len(names) > 1 and PLACE not in output:
         raise UsageError(f"--output {output}: write {PLACE} in it, there are {len(names)} of them")
     experiments = [read_experiment(file, **values, workload=name) for name in names]
+    kept: dict[str, Any] = {}
     for experiment in experiments:
         experiment.workload.check()
         check_output(experiment.output_dir / "results.json", "--output_dir")
         if output:
-            check_output(Path(output.replace(PLACE, experiment.workload.name)))
+            path = Path(output.replace(PLACE, experiment.workload.name))
+            check_output(path)
+            if values["contenders"]:
+                kept[experiment.workload.name] = older(path, experiment)
     records: list[dict[str, Any]] = []
     failures: list[Failure] = []
     for experiment, name in zip(experiments, names, strict=True):
         workload = experiment.workload.name
-        line = command("run_experiment.py", file, {**values, "workload": name, "output_dir": None})
+        given = {**values, "workload": name, "output_dir": None}
+        if old := kept.get(workload):
+            del given["contenders"]  # the file has the others, too
+        line = command("run_experiment.py", file, given)
         failed = sweep(sum(experiment.runs().values(), []), experiment.output_dir, processes)
-        text = as_text(experiment_record(experiment, failed, line))
+        record = experiment_record(experiment, failed, line)
+        text = as_text(with_others(record, old) if old else record)
         records.append(json.loads(text))
         report(records[-1], text, experiment.output_dir / (workload if len(names) > 1 else ""))
         if output:
@@ -66,6 +75,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         failures += failed
     end(failures)
     return records
+
+
+def older(path: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """What `path` has of an earlier call, or None; a UsageError if it is of another workload."""
+    if not path.exists():
+        return None
+    kept = read_result(path, experiment.kind)
+    if kept["description"] != json.loads(json.dumps(experiment.workload.description())):
+        raise UsageError(f"--output {path}: it is of another workload; give another --output")
+    return kept
 
 
 def report(record: dict[str, Any], text: str, folder: Path) -> None:

@@ -20,7 +20,13 @@ from dwmgrad.rule import LIMIT_VERSION, RULE_VERSION
 STORED = Path(__file__).with_suffix(".json")
 STEPS = 40
 # a preset's values are no part of the rule
-AUTO = {"preset": "auto", "momentum": 0.9, "loss_limit": 0.2, "limit_growth": 0.4, "limit_slope": 2.0}
+AUTO = {
+    "preset": "auto",
+    "momentum": 0.9,
+    "loss_limit": 0.2,
+    "limit_growth": 0.4,
+    "limit_slope": 2.0,
+}
 CASES: dict[str, dict[str, Any]] = {
     "decrease": {"window_signal": "decrease"},
     "increase": {"window_signal": "increase", "max_window": 15},

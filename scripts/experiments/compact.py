@@ -110,12 +110,13 @@ def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
                 found.append({**old, "runs": first, "final": last})
         if found:
             contenders[name] = max(found, key=lambda each: len(each["runs"] + each["final"]))
-    return {
-        **record,
-        **{part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")},
-        "contenders": contenders,
-        "complete": is_complete(contenders, plan),
-    }
+    complete = is_complete(contenders, plan)
+    return {**record, **_both(kept, record), "contenders": contenders, "complete": complete}
+
+
+def _both(kept: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the runs of either were made."""
+    return {part: _distinct([*kept[part], *record[part]]) for part in ("machine", "versions")}
 
 
 def experiment_record(
@@ -137,6 +138,11 @@ def experiment_record(
         },
         "failures": _told(failures),
     }
+
+
+def with_others(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's `record` with what `kept`, an older one, has of other contenders."""
+    return {**record, **_both(kept, record), "results": {**kept["results"], **record["results"]}}
 
 
 def head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:

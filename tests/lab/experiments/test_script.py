@@ -177,6 +177,24 @@ def test_several_workloads_have_a_report_each(main, tmp_path, cora_dir, capsys):
         assert (tmp_path / "out" / name / "table.md").is_file()
 
 
+def test_some_contenders_alone_leave_the_others_in_the_file(main, tmp_path):
+    config, file = write(tmp_path, ROSENBROCK), tmp_path / "kept.json"
+    main([config, "--output_dir", str(tmp_path / "first"), "--output", str(file)])
+    first = json.loads(file.read_text())
+    words = ["--contenders", "adam", "--output", str(file)]
+    main([config, "--output_dir", str(tmp_path / "second"), "--seeds", "3", *words])
+    second = json.loads(file.read_text())
+    assert [*second["results"]] == ["ours", "sgd", "adam"]
+    assert [run["seed"] for run in second["results"]["adam"]["runs"]] == [3]
+    for label in ("ours", "sgd"):
+        assert second["results"][label] == first["results"][label]
+    assert second["machine"] == first["machine"] and "--contenders" not in second["command"]
+    other = write(tmp_path, ROSENBROCK.replace("steps: 30", "steps: 31"))
+    with pytest.raises(UsageError, match="kept.json: it is of another workload"):
+        main([other, "--output_dir", str(tmp_path / "third"), *words])
+    assert json.loads(file.read_text()) == second
+
+
 @pytest.mark.parametrize("name", ["run_experiment", "compare_optimizers"])
 def test_a_folder_for_the_runs_that_is_a_file(name, tmp_path):
     text = "workload: rosenbrock\ntitle: One\ncontenders: [adam]\nrates: [1e-2]\nseeds: [0]\n"
