@@ -49,6 +49,8 @@ _BY_THE_LOSS: dict[str, Any] = {
     "window_signal": "loss",
     "bias_correction": True,
     "second_moment_window": 1000,
+    "loss_limit": 0.1,
+    "limit_growth": 1.4,
     "loss_smoothing": 0.9,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -59,20 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_momentum": True,
         "second_moment_window": 500,
     },
-    "capped": {
-        **_BY_THE_LOSS,
-        "loss_limit": 0.2,
-        "limit_growth": 0.4,
-        "normalize_momentum": True,
-    },
-    "auto": {
-        **_BY_THE_LOSS,
-        "momentum": 0.6,
-        "loss_limit": 0.1,
-        "limit_growth": 1.4,
-        "limit_slope": 1.0,
-        "auto_lr": True,
-    },
+    "capped": {**_BY_THE_LOSS, "normalize_momentum": True},
+    "auto": {**_BY_THE_LOSS, "momentum": 0.6, "limit_slope": 1.0, "auto_lr": True},
 }
 """Name: what it sets in place of the paper's values. docs/evidence.md compares them with AdamW."""
 AUTO_LR = 0.03
