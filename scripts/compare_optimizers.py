@@ -22,7 +22,7 @@ from glue.errors import UsageError, needs, run_cli
 with needs("experiments"):
     from atomic import check_output, write_text
     from experiments.cli import command, end, parse
-    from experiments.compact import as_text, check_same_plan, comparison_record, joined
+    from experiments.compact import as_text, check_same_plan, comparison_record
     from experiments.comparison import Comparison, read_comparison
     from experiments.evidence.compared import Compared, final_table, rates_table
     from experiments.evidence.results import read_result
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     kept = older(path, comparison)
 
     def save(failures: Sequence[Failure]) -> dict[str, Any]:
-        record = comparison_record(comparison, failures, line)
-        record = json.loads(as_text(joined(record, kept) if kept else record))
+        record = json.loads(as_text(comparison_record(comparison, failures, line, kept)))
         write_text(path, as_text(record) + "\n")
         compared = Compared("comparison", name, record)
         tables = rates_table(compared), final_table(compared)

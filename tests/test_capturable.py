@@ -557,7 +557,8 @@ def test_a_graph_of_the_whole_training_step_equals_the_default(
     for step in range(30):
         expected.param_groups[0]["lr"] = rates[step]
         train(other, expected, batches[step])
-    assert progress(optimizer) == progress(expected)
+    # the losses are of parameters that may differ by rounding
+    assert progress(optimizer) == [pytest.approx(each, rel=1e-5) for each in progress(expected)]
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -582,6 +583,6 @@ def test_a_capture_without_a_step_before_it_is_refused() -> None:
     optimizer = make(True, "cuda")
     new_gradients(optimizer, 0)
     loss = torch.tensor(1.0, device="cuda")
-    with pytest.raises(RuntimeError, match="before the capture"):
+    with pytest.raises(RuntimeError, match="take a few steps before it"):
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step(loss=loss)

@@ -9,7 +9,7 @@ from typing import Any
 
 from glue.errors import UsageError
 
-from experiments.comparison import WITHOUT, Comparison, told
+from experiments.comparison import WITHOUT, Comparison, best_rate, told
 from experiments.config import Experiment
 from experiments.contenders import get_contender
 from experiments.runner import Failure, made
@@ -25,34 +25,85 @@ _NOT_OF_RUNS = ("title", "contenders", "rates", "seeds", "final", "chosen_on")
 
 
 def comparison_record(
-    comparison: Comparison, failures: Sequence[Failure], command: str
+    comparison: Comparison,
+    failures: Sequence[Failure],
+    command: str,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What there is of a comparison; contenders without a run are left out."""
-    plan, by = comparison.values, comparison.values["by"]
-    final, contenders, found = comparison.final_runs(), {}, list[Result]()
-    for name, runs in comparison.rate_runs().items():
-        own = get_contender(name)
-        first, last = (made(some, comparison.output_dir) for some in (runs, final.get(name, [])))
+    """What there is of a comparison; contenders without a run are left out.
+
+    What `kept`, an older record, has more of what the plan asks for stays: the folder of its runs
+    may be gone, or another one. Runs of a preset that was changed since are no runs of the plan;
+    those of an older rule stay, marked by it, until there is one of today's.
+    """
+    plan, contenders, found = comparison.values, dict[str, Any](), list[Result]()
+    older = _of_plan(kept["contenders"], plan) if kept else {}
+    known = {name: old["best_lr"] for name, old in older.items() if _is_todays(name, old)}
+    stages = comparison.rate_runs(), comparison.final_runs(known)
+    for name in plan["contenders"]:
+        own, old = get_contender(name), older.get(name)
+        first, last = (made(runs.get(name, []), comparison.output_dir) for runs in stages)
         found += [*first, *last]
-        if first:
+        if old and not _is_todays(name, old):
+            if not first and not last:
+                contenders[name] = old
+                continue
+            old = None
+        runs: list[Result] = [{**run_record(r), "by": told(r, plan["by"])} for r in first]
+        final: list[Result] = [run_record(each) for each in last]
+        best = None
+        if old:
+            runs, final = _united(old["runs"], runs), _united(old["final"], final)
+            best = old["best_lr"]
+        if _has_all(runs, own.rateless, plan):
+            values = [(run["lr"], run["by"]) for run in runs]
+            best = best_rate(values, plan["by"], comparison.workload.higher_is_better)
+        if runs or final:
             contenders[name] = {
                 "title": own.title,
                 "rule": own.rule,
                 "defaults": dict(own.defaults),
                 "rateless": own.rateless,
-                "best_lr": comparison.best_lr(name),
-                "runs": [{**run_record(each), "by": told(each, by)} for each in first],
-                "final": [run_record(each) for each in last],
+                "best_lr": best,
+                "runs": runs,
+                "final": [run for run in final if run["lr"] == best],
             }
+    record = head(comparison.workload, found, command)
     return {
         "kind": "comparison",
         "title": plan["title"],
-        **head(comparison.workload, found, command),
+        **(record | _both(kept, record) if kept else record),
         "plan": dict(plan),
         "contenders": contenders,
         "complete": is_complete(contenders, plan),
         "failures": _told(failures),
     }
+
+
+def _of_plan(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an older record's contenders what the plan asks for, with presets that are today's."""
+    found = {}
+    for name, old in contenders.items():
+        if name in plan["contenders"] and old["defaults"] == get_contender(name).defaults:
+            rates = [WITHOUT] if old["rateless"] else plan["rates"]
+            runs = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
+            best = old["best_lr"] if old["best_lr"] in rates else None
+            seeds = plan["final"]["seeds"] if best else ()
+            final = [run for run in old["final"] if run["seed"] in seeds]
+            if runs or final:
+                found[name] = {**old, "best_lr": best, "runs": runs, "final": final}
+    return found
+
+
+def _is_todays(name: str, old: Mapping[str, Any]) -> bool:
+    """Whether a contender's runs in an older record have the rule of today."""
+    return old["rule"] == get_contender(name).rule
+
+
+def _united(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    """Both's runs; of two of one rate and seed the new one."""
+    runs = {(run["lr"], run["seed"]): run for run in (*old, *new)}
+    return [runs[each] for each in sorted(runs)]
 
 
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
@@ -66,12 +117,13 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
 
 def is_swept(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all of the first stage that its plan asks for."""
+    found = [contenders.get(name) for name in plan["contenders"]]
+    return all(each and _has_all(each["runs"], each["rateless"], plan) for each in found)
 
-    def has_all(entry: Mapping[str, Any]) -> bool:
-        rates = 1 if entry["rateless"] else len(plan["rates"])
-        return len(entry["runs"]) == rates * len(plan["seeds"])
 
-    return all(name in contenders and has_all(contenders[name]) for name in plan["contenders"])
+def _has_all(runs: Sequence[Result], rateless: bool, plan: Mapping[str, Any]) -> bool:
+    """Whether these are all runs of a contender's first stage."""
+    return len(runs) == (1 if rateless else len(plan["rates"])) * len(plan["seeds"])
 
 
 def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
@@ -90,28 +142,6 @@ def check_same_plan(kept: Mapping[str, Any], comparison: Comparison) -> None:
                     f"its {part} has {name} {old.get(name)!r}, the file asks for "
                     f"{new.get(name)!r}: give another --output"
                 )
-
-
-def joined(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with what `kept`, an older one, has more of what the plan asks for.
-
-    The folder of its runs may be gone, or another one. Runs of a preset that was changed since are
-    no runs of the plan; those of an older rule stay, marked by it, until there is one of today's.
-    """
-    plan, contenders = record["plan"], {}
-    for name in plan["contenders"]:
-        found = [record["contenders"][name]] if name in record["contenders"] else []
-        own, old = get_contender(name), kept["contenders"].get(name)
-        if old and old["defaults"] == own.defaults and (old["rule"] == own.rule or not found):
-            rates = [WITHOUT] if old["rateless"] else plan["rates"]
-            first = [r for r in old["runs"] if r["lr"] in rates and r["seed"] in plan["seeds"]]
-            last = [run for run in old["final"] if run["seed"] in plan["final"]["seeds"]]
-            if old["best_lr"] in rates or old["best_lr"] is None:  # else the plan has another best
-                found.append({**old, "runs": first, "final": last})
-        if found:
-            contenders[name] = max(found, key=lambda each: len(each["runs"] + each["final"]))
-    complete = is_complete(contenders, plan)
-    return {**record, **_both(kept, record), "contenders": contenders, "complete": complete}
 
 
 def _both(kept: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ costs, and chooses each optimizer's rate by the mean over the seeds. Second stag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -81,26 +82,34 @@ class Comparison:
         results = made(runs, self.output_dir)
         if len(results) < len(runs):
             return None
-        values = pd.Series(
-            [told(result, self.values["by"]) for result in results],
-            [result["settings"]["lr"] for result in results],
-            dtype=float,
-        )
-        lost = values.index[values.isna()]
-        means = values.drop(lost).groupby(level=0).mean()
         by = self.values["by"]
-        higher = self.workload.higher_is_better if by == "score" else not by.endswith("loss")
-        return None if means.empty else float(means.idxmax() if higher else means.idxmin())
+        found = [(result["settings"]["lr"], told(result, by)) for result in results]
+        return best_rate(found, by, self.workload.higher_is_better)
 
-    def final_runs(self) -> dict[str, list[Run]]:
-        """The second stage; empty for a contender whose first one is not at its end."""
+    def final_runs(self, known: Mapping[str, float] = MappingProxyType({})) -> dict[str, list[Run]]:
+        """The second stage; empty for a contender whose first one is not at its end.
+
+        `known` are the best rates of contenders whose first stage was made elsewhere.
+        """
         seeds = self.values["final"]["seeds"]
-        rates = {name: self.best_lr(name) for name in self.contenders} if seeds else {}
+        names = self.contenders if seeds else ()
+        rates = {name: self.best_lr(name) or known.get(name) for name in names}
         return {
             name: [Run(self.final, name, {"lr": lr}, seed) for seed in seeds]
             for name, lr in rates.items()
             if lr is not None
         }
+
+
+def best_rate(found: Sequence[tuple[float, float | None]], by: str, higher: bool) -> float | None:
+    """The best of some rates, each with a value of what decides, `by`; None: the run diverged.
+
+    `higher`: whether a higher score is better, where it is the score that decides.
+    """
+    values = pd.Series([value for _, value in found], [lr for lr, _ in found], dtype=float)
+    means = values.drop(values.index[values.isna()]).groupby(level=0).mean()
+    higher = higher if by == "score" else not by.endswith("loss")
+    return None if means.empty else float(means.idxmax() if higher else means.idxmin())
 
 
 def told(result: Mapping[str, Any], by: str) -> float | None:

@@ -19,7 +19,6 @@ from experiments.compact import (
     as_text,
     check_same_plan,
     comparison_record,
-    joined,
     place,
     without_folders,
 )
@@ -197,13 +196,13 @@ def test_more_seeds_or_rates_are_the_same_plan(tmp_path):
     kept = json.loads(as_text(comparison_record(comparison, [], "x")))
     more = replace(comparison, values={**comparison.values, "seeds": [0, 1, 2]})
     check_same_plan(kept, more)
-    record = joined(comparison_record(more, [], "x"), kept)
+    record = comparison_record(more, [], "x", kept)
     assert kept["complete"] and not record["complete"]
     assert [len(own["runs"]) for own in record["contenders"].values()] == [8, 8]
     other = replace(
         comparison, values={**comparison.values, "seeds": [0, 9], "rates": [1e-2, 1e-1]}
     )
-    record = joined(comparison_record(other, [], "x"), kept)
+    record = comparison_record(other, [], "x", kept)
     for own in record["contenders"].values():  # what the plan no longer asks for goes
         assert {(run["lr"], run["seed"]) for run in own["runs"]} == {(1e-2, 0), (1e-1, 0)}
 
@@ -216,8 +215,10 @@ def test_new_seeds_at_a_rate_that_the_plan_no_longer_has_are_not_its_own(tmp_pat
     fewer = replace(
         comparison, values={**comparison.values, "rates": [1e-4]}, output_dir=tmp_path / "none"
     )
-    record = joined(comparison_record(fewer, [], "x"), kept)
-    assert not record["complete"] and not record["contenders"]
+    record = comparison_record(fewer, [], "x", kept)
+    assert not record["complete"]
+    for own in record["contenders"].values():
+        assert {run["lr"] for run in own["runs"]} == {own["best_lr"]} == {1e-4} and not own["final"]
 
 
 def test_a_plan_without_a_second_stage_has_no_new_seeds(tmp_path):
@@ -234,11 +235,30 @@ def test_runs_of_another_preset_are_not_those_of_the_plan(tmp_path):
     comparison = a_comparison(tmp_path)
     finish(comparison)
     kept = json.loads(as_text(comparison_record(comparison, [], "x")))
-    gone = comparison_record(replace(comparison, output_dir=tmp_path / "none"), [], "x")
-    assert joined(gone, kept)["complete"]
+    gone = replace(comparison, output_dir=tmp_path / "none")
+    assert comparison_record(gone, [], "x", kept) == kept
     first, second = kept["contenders"].values()
     first["defaults"] = {"max_window": 7}  # as the preset had been then
-    assert list(joined(gone, kept)["contenders"].values()) == [second]
+    assert list(comparison_record(gone, [], "x", kept)["contenders"].values()) == [second]
+
+
+def test_new_seeds_made_elsewhere_take_the_place_of_the_old_ones(tmp_path):
+    """Of the folder's runs alone the best rate is not known: an older record has it."""
+    comparison = a_comparison(tmp_path)
+    finish(comparison)
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    other = replace(comparison, output_dir=tmp_path / "other")
+    for run in sum(comparison.final_runs().values(), [])[:2]:
+        run_once(run, other.output_dir)
+    for path in (tmp_path / "other").rglob("*.json"):
+        made = json.loads(path.read_text())
+        path.write_text(json.dumps({**made, "score": 0.125}))
+    assert not comparison_record(other, [], "x")["contenders"]
+    record = json.loads(as_text(comparison_record(other, [], "x", kept)))
+    scores = [run["score"] for own in record["contenders"].values() for run in own["final"]]
+    assert record["complete"] and scores.count(0.125) == 2 and len(scores) == 6
+    for name, own in record["contenders"].items():
+        assert own["runs"] == kept["contenders"][name]["runs"]
 
 
 def test_ctrl_c_leaves_what_there_is_and_the_rest_gives_the_same(main, valley, tmp_path):
