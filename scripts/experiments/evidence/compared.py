@@ -294,10 +294,9 @@ def overall(some: Sequence[Compared]) -> str:
             continue
         free = bool(its[0].rates(name).rateless.iloc[0])
         regrets = pd.DataFrame({w.title: w.best_beside(name) - w.means(name) for w in its})
-        shared = regrets.dropna()
-        if shared.empty:  # no rate is one of all plans
-            continue
-        lr = shared.mean(axis=1).idxmin()
+        shared = regrets.dropna().mean(axis=1)
+        at_one = None if shared.empty else regrets.loc[shared.idxmin()]
+        rate = "none is in all plans" if at_one is None else f"{shared.idxmin():.2g}"
         works = (regrets <= WORKS).sum() / 2
         everywhere = f"works on {int(2 * works.sum())} of {len(works)}"
         rows.append(
@@ -305,9 +304,11 @@ def overall(some: Sequence[Compared]) -> str:
                 "optimizer": title
                 + next(filter(None, (older(name, w.entries[name]) for w in its)), ""),
                 "workloads": f"{len(its)} of {len(some)}",
-                "one learning rate for all": "none" if free else f"{lr:.2g}",
-                "regret, mean": f"{regrets.loc[lr].mean():.1f}",
-                "regret, worst": f"{regrets.loc[lr].max():.1f} ({regrets.loc[lr].idxmax()})",
+                "one learning rate for all": "none" if free else rate,
+                "regret, mean": "-" if at_one is None else f"{at_one.mean():.1f}",
+                "regret, worst": "-"
+                if at_one is None
+                else f"{at_one.max():.1f} ({at_one.idxmax()})",
                 "decades that work, mean": everywhere if free else f"{works.mean():.1f}",
                 "least": "-" if free else f"{works.min():g}",
             }
