@@ -26,7 +26,7 @@ SAMPLE_SIZES = {
     **{"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "rte": 2490},
     **{"mnli": 392702, "qqp": 363846},
 }
-"""The tasks that can be had whole, and their training examples."""
+"""The tasks of workloads, and how many training examples GLUE has of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
