@@ -252,6 +252,22 @@ def test_the_plans_numbers_of_parameters_are_those_of_the_networks():
         assert f"\n| {name} | {count:,} |" in plan, (name, count)
 
 
+def test_auto_learns_from_losses_whose_scale_differs_from_step_to_step(tmp_path, monkeypatch):
+    """They are clipped at each step; by the largest share that clipping left it reached 47 %."""
+    scales = torch.randn(600, generator=torch.Generator().manual_seed(0)).exp().mul(16).tolist()
+    of_means = training._Trainer.compute_loss
+
+    def scaled(self, model, inputs, return_outputs=False, **more):
+        loss, outputs = of_means(self, model, inputs, return_outputs=True, **more)
+        if model.training:
+            loss = loss * scales.pop()
+        return (loss, outputs) if return_outputs else loss
+
+    monkeypatch.setattr(training._Trainer, "compute_loss", scaled)
+    result = make_workload("small-factors").run("dwmgrad-auto", {"lr": 1.0}, 0, tmp_path)
+    assert not scales and result["score"] > 0.65
+
+
 def test_a_small_task_that_is_none_is_told():
     with pytest.raises(UsageError, match="task factor: no such one. Did you mean factors"):
         make_workload("small-factors", task="factor").check()
