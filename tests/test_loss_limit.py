@@ -428,13 +428,14 @@ def test_what_is_no_norm_is_refused() -> None:
 @pytest.mark.parametrize("broken", [0, 2])
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 @pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("window", [1, 100])
 def test_a_step_whose_gradients_clipping_hid_says_nothing(
-    broken: int, norm: float, as_tensor: bool, form: dict
+    broken: int, norm: float, as_tensor: bool, window: int, form: dict
 ) -> None:
     """An infinite norm leaves gradients of 0: the limit, and the share of clipping, hold."""
     found: dict[int | None, list] = {}
     for at in (broken, None):
-        optimizer = DWMGrad(params_of(), preset="auto", **form)
+        optimizer = DWMGrad(params_of(), preset="auto", max_window=window, **form)
         told = found.setdefault(at, [])
         for step in range(5):
             hidden = step == at

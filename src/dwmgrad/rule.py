@@ -20,7 +20,7 @@ from torch import Tensor
 RULE_VERSION = 1
 """Raised when the same losses and gradients give other numbers: such runs are other runs."""
 LIMIT_VERSION = 2
-"""The same of runs with a `loss_limit`, where others are what they were."""
+"""Raised when only runs with a `loss_limit` give other numbers."""
 SIGNALS = ("decrease", "increase", "loss")
 LEAST_EPS = torch.finfo(torch.float32).tiny
 NO_SHARE = 2.0**-60
@@ -315,7 +315,8 @@ def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
 
     What a step along clipped gradients takes off the loss is predicted with them, divided by this.
     Until there are as many steps, the mean is that of all; then each one has the weight of one in
-    `max_window`. It is the norms before clipping whose mean is taken, as it is they that the
+    `max_window`. Steps that clipping hid count like the one before them, the first like the one
+    after them. It is the norms before clipping whose mean is taken, as it is they that the
     prediction grows with.
 
     `clipped_to`, this step's own share, is 1 or more where nothing was clipped, and 0 where
@@ -324,7 +325,7 @@ def share_left(group: dict[str, Any], clipped_to: Number) -> Number:
     last, over = group["clipped_to"], _within(1, group["steps"] + 1, group["max_window"])
     begun = (group["steps"] > 0) & (last > 0)
     own = _within(LEAST_EPS, clipped_to, 1.0)
-    # 1 / ((over − 1)/last + 1/own) · over, for a last one that may be 0
+    last = where(begun, last, own)  # no float is divided by 0
     share = where(begun, over * last * own / ((over - 1) * own + last), own)
     return where(clipped_to > 0, share, where(begun, last, 0.0))
 
