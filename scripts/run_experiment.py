@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         workload = experiment.workload.name
         given = {**values, "workload": name, "output_dir": None}
         if old := kept.get(workload):
-            del given["contenders"]  # the file has the others, too
+            del given["contenders"], given["seeds"]  # the file has the others, too
         line = command("run_experiment.py", file, given)
         failed = sweep(sum(experiment.runs().values(), []), experiment.output_dir, processes)
         record = experiment_record(experiment, failed, line)

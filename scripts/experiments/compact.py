@@ -38,36 +38,36 @@ def comparison_record(
     """
     plan, contenders, found = comparison.values, dict[str, Any](), list[Result]()
     older = _of_plan(kept["contenders"], plan) if kept else {}
-    known = {name: old["best_lr"] for name, old in older.items() if _is_todays(name, old)}
-    stages = comparison.rate_runs(), comparison.final_runs(known)
+    todays = {name: old for name, old in older.items() if _is_todays(name, old)}
+    first, best = dict[str, list[Result]](), dict[str, Any]()
+    stage = comparison.rate_runs()
     for name in plan["contenders"]:
-        own, old = get_contender(name), older.get(name)
-        first, last = (made(runs.get(name, []), comparison.output_dir) for runs in stages)
-        found += [*first, *last]
-        if old and not _is_todays(name, old):
-            if not first and not last:
-                contenders[name] = old
-                continue
-            old = None
-        runs: list[Result] = [{**run_record(r), "by": told(r, plan["by"])} for r in first]
-        final: list[Result] = [run_record(each) for each in last]
-        best = None
-        if old:
-            runs, final = _united(old["runs"], runs), _united(old["final"], final)
-            best = old["best_lr"]
-        if _has_all(runs, own.rateless, plan):
-            values = [(run["lr"], run["by"]) for run in runs]
-            best = best_rate(values, plan["by"], comparison.workload.higher_is_better)
-        if runs or final:
+        results = made(stage.get(name, []), comparison.output_dir)
+        found += results
+        runs: list[Result] = [{**run_record(r), "by": told(r, plan["by"])} for r in results]
+        old = todays.get(name, {"runs": [], "best_lr": None})
+        first[name], best[name] = _united(old["runs"], runs), old["best_lr"]
+        if _has_all(first[name], get_contender(name).rateless, plan):
+            values = [(run["lr"], run["by"]) for run in first[name]]
+            best[name] = best_rate(values, plan["by"], comparison.workload.higher_is_better)
+    stage = comparison.final_runs(best)
+    for name in plan["contenders"]:
+        results = made(stage.get(name, []), comparison.output_dir)
+        found += results
+        final = _united(todays.get(name, {"final": []})["final"], [*map(run_record, results)])
+        if first[name] or final:
+            own = get_contender(name)
             contenders[name] = {
                 "title": own.title,
                 "rule": own.rule,
                 "defaults": dict(own.defaults),
                 "rateless": own.rateless,
-                "best_lr": best,
-                "runs": runs,
-                "final": [run for run in final if run["lr"] == best],
+                "best_lr": best[name],
+                "runs": first[name],
+                "final": [run for run in final if run["lr"] == best[name]],
             }
+        elif name in older:
+            contenders[name] = older[name]
     record = head(comparison.workload, found, command)
     return {
         "kind": "comparison",
@@ -111,7 +111,8 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     new = len(plan["final"]["seeds"])
     return is_swept(contenders, plan) and all(
         len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
-        for own in map(contenders.__getitem__, plan["contenders"])
+        and _is_todays(name, own)
+        for name, own in ((name, contenders[name]) for name in plan["contenders"])
     )
 
 
@@ -171,8 +172,13 @@ def experiment_record(
 
 
 def with_others(record: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's `record` with what `kept`, an older one, has of other contenders."""
-    return {**record, **_both(kept, record), "results": {**kept["results"], **record["results"]}}
+    """An experiment's `record` with what `kept`, an older one, has of other contenders, seeds."""
+    results = {**kept["results"], **record["results"]}
+    for label, own in record["results"].items():
+        old = kept["results"].get(label)
+        if old and old["settings"] == own["settings"]:
+            results[label] = {**own, "runs": _united(old["runs"], own["runs"])}
+    return {**record, **_both(kept, record), "results": results}
 
 
 def head(workload: Workload, found: Sequence[Result], command: str) -> dict[str, Any]:

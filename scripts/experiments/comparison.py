@@ -86,14 +86,14 @@ class Comparison:
         found = [(result["settings"]["lr"], told(result, by)) for result in results]
         return best_rate(found, by, self.workload.higher_is_better)
 
-    def final_runs(self, known: Mapping[str, float] = MappingProxyType({})) -> dict[str, list[Run]]:
+    def final_runs(self, known: Mapping[str, Any] = MappingProxyType({})) -> dict[str, list[Run]]:
         """The second stage; empty for a contender whose first one is not at its end.
 
-        `known` are the best rates of contenders whose first stage was made elsewhere.
+        `known` are best rates of contenders whose first stage may have been made elsewhere.
         """
         seeds = self.values["final"]["seeds"]
         names = self.contenders if seeds else ()
-        rates = {name: self.best_lr(name) or known.get(name) for name in names}
+        rates = {name: known.get(name) or self.best_lr(name) for name in names}
         return {
             name: [Run(self.final, name, {"lr": lr}, seed) for seed in seeds]
             for name, lr in rates.items()

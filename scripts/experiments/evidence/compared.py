@@ -175,7 +175,7 @@ def heads(some: Sequence[Compared], ours: Mapping[str, str]) -> str:
         for name, title in ours.items():
             difference = each.difference(name)
             row[title] = shown(each, name) + (f" ({lead(difference)})" if difference else "")
-            row[title] += ", chosen on" * (name in each.chosen_on)
+            row[title] += ", chosen on" * (name in each.chosen_on and bool(len(each.rates(name))))
             row[title] += older(name, each.entries.get(name, {})) * len(each.rates(name).head(1))
             row[title] += ", not all on AdamW's machine" * each.apart(name)
         rows.append(row)

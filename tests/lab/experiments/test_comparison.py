@@ -23,6 +23,7 @@ from experiments.compact import (
     without_folders,
 )
 from experiments.comparison import HALF_DECADES, Comparison, read_comparison
+from experiments.evidence.compared import older
 from experiments.runner import run_once
 from glue.errors import UsageError
 
@@ -240,6 +241,37 @@ def test_runs_of_another_preset_are_not_those_of_the_plan(tmp_path):
     first, second = kept["contenders"].values()
     first["defaults"] = {"max_window": 7}  # as the preset had been then
     assert list(comparison_record(gone, [], "x", kept)["contenders"].values()) == [second]
+
+
+def test_runs_of_an_older_rule_stay_marked_until_there_is_one_of_todays(tmp_path):
+    comparison = a_comparison(tmp_path)
+    finish(comparison)
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    gone = replace(comparison, output_dir=tmp_path / "none")
+    name, old = next(iter(kept["contenders"].items()))
+    old["rule"] = "an older one"
+    record = comparison_record(gone, [], "x", kept)
+    assert record["contenders"][name] == old and not record["complete"]
+    assert older(name, old) == ", by an older rule"
+    run_once(comparison.rate_runs()[name][0], gone.output_dir)
+    record = comparison_record(gone, [], "x", kept)
+    assert len(record["contenders"][name]["runs"]) == 1 and not record["contenders"][name]["final"]
+    assert older(name, record["contenders"][name]) == ""
+
+
+def test_new_seeds_are_those_of_the_best_rate_of_all_runs(tmp_path):
+    """An older record's first stage chose another rate than it does with the folder's runs."""
+    comparison = a_comparison(tmp_path)
+    finish(comparison)
+    kept = json.loads(as_text(comparison_record(comparison, [], "x")))
+    name, old = next(iter(kept["contenders"].items()))
+    best = old["best_lr"]
+    for run in old["runs"]:
+        run["by"] = 2.0 if run["lr"] == 1e-4 else run["by"]
+    old["best_lr"], old["final"] = 1e-4, [{**run, "lr": 1e-4} for run in old["final"]]
+    record = comparison_record(comparison, [], "x", kept)["contenders"][name]
+    assert record["best_lr"] == best and {run["lr"] for run in record["final"]} == {best}
+    assert len(record["final"]) == 3
 
 
 def test_new_seeds_made_elsewhere_take_the_place_of_the_old_ones(tmp_path):

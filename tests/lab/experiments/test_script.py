@@ -185,10 +185,12 @@ def test_some_contenders_alone_leave_the_others_in_the_file(main, tmp_path):
     main([config, "--output_dir", str(tmp_path / "second"), "--seeds", "3", *words])
     second = json.loads(file.read_text())
     assert [*second["results"]] == ["ours", "sgd", "adam"]
-    assert [run["seed"] for run in second["results"]["adam"]["runs"]] == [3]
+    runs = second["results"]["adam"]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 3]
+    assert runs[:2] == first["results"]["adam"]["runs"]
     for label in ("ours", "sgd"):
         assert second["results"][label] == first["results"][label]
-    assert second["machine"] == first["machine"] and "--contenders" not in second["command"]
+    assert second["machine"] == first["machine"] and "--" not in second["command"]
     other = write(tmp_path, ROSENBROCK.replace("steps: 30", "steps: 31"))
     with pytest.raises(UsageError, match="kept.json: it is of another workload"):
         main([other, "--output_dir", str(tmp_path / "third"), *words])
