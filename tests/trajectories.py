@@ -1,4 +1,4 @@
-"""What the rule makes of fixed losses and gradients, kept for each version of it.
+"""What the rule makes of fixed losses and gradients, kept for its present version.
 
 After a change that is meant to give other numbers, raise `dwmgrad.rule.RULE_VERSION`, or
 `LIMIT_VERSION` where those of a `loss_limit` alone are others, and run
