@@ -22,6 +22,8 @@ CURVES = {"scores": "score", "losses": "loss", "windows": "window"}
 
 _NOT_OF_RUNS = ("title", "contenders", "rates", "seeds", "final", "chosen_on")
 """What a plan may say otherwise without any run's being another."""
+_NOTHING: Result = {"runs": [], "final": [], "best_lr": None}
+"""What a record has of a contender that it does not have."""
 
 
 def comparison_record(
@@ -45,7 +47,7 @@ def comparison_record(
         results = made(stage.get(name, []), comparison.output_dir)
         found += results
         runs: list[Result] = [{**run_record(r), "by": told(r, plan["by"])} for r in results]
-        old = todays.get(name, {"runs": [], "best_lr": None})
+        old = todays.get(name, _NOTHING)
         first[name], best[name] = _united(old["runs"], runs), old["best_lr"]
         if _has_all(first[name], get_contender(name).rateless, plan):
             values = [(run["lr"], run["by"]) for run in first[name]]
@@ -54,7 +56,7 @@ def comparison_record(
     for name in plan["contenders"]:
         results = made(stage.get(name, []), comparison.output_dir)
         found += results
-        final = _united(todays.get(name, {"final": []})["final"], [*map(run_record, results)])
+        final = _united(todays.get(name, _NOTHING)["final"], [*map(run_record, results)])
         if first[name] or final:
             own = get_contender(name)
             contenders[name] = {
@@ -112,7 +114,8 @@ def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     return is_swept(contenders, plan) and all(
         len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
         and _is_todays(name, own)
-        for name, own in ((name, contenders[name]) for name in plan["contenders"])
+        for name, own in contenders.items()
+        if name in plan["contenders"]
     )
 
 
