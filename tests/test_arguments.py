@@ -8,7 +8,7 @@ import torch
 
 from dwmgrad import DWMGrad
 from dwmgrad.arguments import ARGUMENTS
-from dwmgrad.rule import PAPER, PRESETS
+from dwmgrad.presets import PAPER, PRESETS
 
 BAD = [
     ({"lr": -1e-3}, ValueError, "lr must be in .*-0.001"),

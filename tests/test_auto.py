@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.rule import AUTO_LR, PAPER, PRESETS
+from dwmgrad.limit import AUTO_LR
+from dwmgrad.presets import PAPER, PRESETS
 
 SIZES = (3, 300, 5000)
 FORMS = pytest.mark.parametrize("form", [{}, {"capturable": True}], ids=["host", "capturable"])

@@ -13,7 +13,7 @@ import torch
 
 from dwmgrad import DWMGrad
 from dwmgrad.checkpoint import SCHEMA
-from dwmgrad.rule import PAPER
+from dwmgrad.presets import PAPER
 
 RELEASED = Path(__file__).parent / "checkpoints"
 _spec = importlib.util.spec_from_file_location("released", RELEASED / "make.py")

@@ -17,8 +17,8 @@ from pages import PAGES, README, ROOT, commands, row
 
 from dwmgrad import DWMGrad
 from dwmgrad.arguments import SETTINGS
+from dwmgrad.presets import PRESETS
 from dwmgrad.progress import SCHEMA
-from dwmgrad.rule import PRESETS
 
 USAGE = ROOT / "docs" / "usage.md"
 ALL = [README, ROOT / "CONTRIBUTING.md", *PAGES]

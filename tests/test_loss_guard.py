@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dwmgrad import DWMGrad
 from dwmgrad.distributed import assert_ranks_agree
-from dwmgrad.rule import GUARD_WARMUP, MOST_REFUSED, Guard
+from dwmgrad.guard import GUARD_WARMUP, MOST_REFUSED, Guard
 
 SIZE = 300
 

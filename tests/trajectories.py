@@ -1,7 +1,7 @@
 """What the rule makes of fixed losses and gradients, kept for its present version.
 
 After a change that is meant to give other numbers, raise `dwmgrad.rule.RULE_VERSION`, or
-`LIMIT_VERSION` where those of a `loss_limit` alone are others, and run
+`dwmgrad.limit.LIMIT_VERSION` where those of a `loss_limit` alone are others, and run
 
     python tests/trajectories.py
 """
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from dwmgrad import DWMGrad
-from dwmgrad.rule import LIMIT_VERSION, RULE_VERSION
+from dwmgrad.limit import LIMIT_VERSION
+from dwmgrad.rule import RULE_VERSION
 
 STORED = Path(__file__).with_suffix(".json")
 STEPS = 40

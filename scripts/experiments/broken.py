@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from dwmgrad.rule import Guard
+from dwmgrad.guard import Guard
 
 
 def broken(batch: Any, number: int, share: float, classes: int, seed: int) -> Any:
@@ -31,7 +31,7 @@ class GuardedAdamW(torch.optim.AdamW):
     """AdamW that skips a step whose gradient's norm stands out, by the rule of `loss_guard`.
 
     It clips the gradients itself, to `max_grad_norm`, as it measures them before. For `guard` see
-    `rule.Guard`.
+    `dwmgrad.guard.Guard`.
     """
 
     def __init__(

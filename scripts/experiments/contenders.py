@@ -14,8 +14,9 @@ from glue.errors import UsageError, choose
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dwmgrad import rule
-from dwmgrad.rule import PRESETS, SIGNALS
+from dwmgrad import limit, rule
+from dwmgrad.presets import PRESETS
+from dwmgrad.rule import SIGNALS
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -63,7 +64,7 @@ class Contender:
         if not self.name.startswith("dwmgrad"):
             return None
         limited = self.defaults.get("loss_limit") is not None
-        return f"{rule.RULE_VERSION}, limit {rule.LIMIT_VERSION}" if limited else rule.RULE_VERSION
+        return f"{rule.RULE_VERSION}, limit {limit.LIMIT_VERSION}" if limited else rule.RULE_VERSION
 
     def arguments(self, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's keyword arguments for `settings`, which `Workload.settings` completed.

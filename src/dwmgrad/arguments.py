@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .rule import LEAST_EPS, PAPER, PRESETS, SIGNALS
+from .presets import PAPER, PRESETS
+from .rule import LEAST_EPS, SIGNALS
 from .state import STATE_DTYPES
 
 MOST_STEPS = 2**53  # up to which a float64 holds every whole number

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import kernels, rule
+from . import kernels, limit, rule
 from .kernels import one_launch
 from .plan import Call, Moves, calls_of
 from .progress import COUNTS, LOSSES, PROGRESS, advanced
 from .ranks import Agreed
-from .rule import widest
+from .scalars import largest, widest
 from .state import ZERO_SHARE, share_of, zero_share_of
 
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
@@ -111,7 +111,7 @@ class DeviceWindow:
             moves, agreed: what moves of each group, and what the ranks make of the step.
             predicted: as `Stepping._predicted`.
             grad_scale: what a gradient scaler leaves to this step, if one does.
-            clipped_to: see `rule.share_left`.
+            clipped_to: see `limit.share_left`.
         """
         now = dict(zip(_NUMBERS, self._numbers.unbind(), strict=True))
         present = [{**group, **now, "lr": self._lr_of(group)} for group in groups]
@@ -119,22 +119,22 @@ class DeviceWindow:
         new, window, happens, counts = advanced(common, agreed)
         shares = self._after_step(moves, window.decay(common["second_moment_window"]), happens)
         inverse = self._number(1.0 if grad_scale is None else grad_scale).reciprocal()
-        rates = rule.learning_rates(present)
+        rates = limit.learning_rates(present)
         calls = calls_of(present, moves, window, rates, shares.__getitem__, new["steps"])
         if common["loss_limit"] is not None:
             left = self._number(clipped_to)
-            share = rule.share_left(common, left)
+            share = limit.share_left(common, left)
             total = self._number(predicted(calls, share, left, inverse, self._addresses))
-            schedule = rule.share_of_peak(present)
-            limit = rule.step_limit(common, window, agreed.loss, schedule, total)
-            limit = torch.where(counts, limit, now["step_limit"])
-            effective = rule.effective_lr(common, window, rule.largest(rates) * limit)
+            schedule = limit.share_of_peak(present)
+            scale = limit.step_limit(common, window, agreed.loss, schedule, total)
+            scale = torch.where(counts, scale, now["step_limit"])
+            effective = limit.effective_lr(common, window, largest(rates) * scale)
             new |= {
-                "step_limit": limit,
+                "step_limit": scale,
                 "clipped_to": torch.where(happens, share, now["clipped_to"]),
                 "effective_lr": torch.where(happens, effective, now["effective_lr"]),
             }
-            calls = [call.limited(limit) for call in calls]
+            calls = [call.limited(scale) for call in calls]
             self._at_floor.logical_or_(counts & (agreed.loss <= common["loss_floor"]))
         self._numbers.copy_(torch.stack([{**now, **new}[name] for name in _NUMBERS]))
         self._skipped_steps.logical_or_(agreed.loss.isnan())

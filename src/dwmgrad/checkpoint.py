@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import arguments
+from .guard import Guard
 from .kernels.fit import Form, forms_of, misfit
+from .presets import PAPER
 from .progress import COUNTS, LOSSES, PROGRESS, SCHEMA, group_numbers
-from .rule import PAPER, Guard
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, stored, zero_share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}

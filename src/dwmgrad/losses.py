@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .gradient_trace import Trace, are_changed, marks
 from .ranks import is_local
-from .rule import where
+from .scalars import where
 
 BACKWARD = "accelerator.backward()"
 LIGHTNING = "Lightning's backward()"
@@ -82,7 +82,7 @@ class LossFeed:
         self.step_tried = False  # a gradient scaler has asked for a step that has not come since
         self.refused = False  # the last step raised: the next loss belongs to another one
         self.trace: Trace | None = None  # of the gradients of the losses that wait
-        self.clipped_to: Tensor | float = 1.0  # of the step to come; see `rule.share_left`
+        self.clipped_to: Tensor | float = 1.0  # of the step to come; see `limit.share_left`
         self._put_aside: Tensor | float | None = None
         self._said_coarse = False
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import arguments, capturable, checkpoint, progress, ranks, rule, state
+from . import arguments, capturable, checkpoint, presets, progress, ranks, state
+from .limit import share_kept
 from .losses import OBSERVE, WITH_GRADIENTS, copied
-from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping, share_kept
+from .stepping import ELEMENTS_SKIPPED, STANDS_OUT, STEP_SKIPPED, Stepping
 from .wrappers import wrapped
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class DWMGrad(Stepping):
         eps: ε, added to the root of the mean square, outside of it.
         weight_decay: decoupled weight decay λ.
         preset: None: the paper's rule. `"finetune"`, `"capped"` or `"auto"`: sets the arguments
-            that are not given, see `rule.PRESETS`. AdamW's learning rates suit `finetune`.
+            that are not given, see `presets.PRESETS`. AdamW's learning rates suit `finetune`.
             With `capped` they are a ceiling: it takes shorter steps where the loss asks for them.
             `auto` needs none, and takes from lr only its schedule.
         initial_window: the window ω before the first step, in steps; by default 5, or
@@ -83,7 +84,7 @@ class DWMGrad(Stepping):
         loss_limit: the most that a step may be predicted to take off the loss, as a share of it, at
             the full window; at a shorter one as much less. Where more is predicted, the step is
             scaled down, so that a learning rate that is too high does little harm. None, the
-            default: no limit. The presets capped and auto set it. See `rule.step_limit`.
+            default: no limit. The presets capped and auto set it. See `limit.step_limit`.
         limit_growth: what is added to `loss_limit`, times how far the mean loss has fallen from its
             highest to `loss_floor`: 0 at the beginning, 1 there. The mean is that of
             `loss_smoothing`. 0 by default.
@@ -94,7 +95,7 @@ class DWMGrad(Stepping):
         loss_guard: a step whose loss is more than so many deviations above the mean of the recent
             ones is skipped, as its batch is probably broken: at most three in a row, and none of
             the first 15. They are counted in `guarded_steps`. None, the default: no guard. See
-            `rule.Guard`.
+            `guard.Guard`.
         maximize: ascend the gradient. The window still reads the loss as it is given.
         foreach: True prefers the multi-tensor kernel, False excludes it.
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
@@ -159,7 +160,7 @@ class DWMGrad(Stepping):
         capturable: bool = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in arguments.ARGUMENTS}
-        defaults = rule.resolve(given)
+        defaults = presets.resolve(given)
         del defaults["loss_group"]
         arguments.check_new(defaults)
         defaults = arguments.plain(defaults)
@@ -167,7 +168,7 @@ class DWMGrad(Stepping):
         defaults |= {"peak_lr": None, "clipped_to": 1.0}  # each group has its own peak
         if defaults["auto_lr"]:
             defaults["step_limit"] = 0.0  # until a loss says how far a step may go
-        grows = preset is not None and rule.PRESETS[preset].get("window_signal") == "loss"
+        grows = preset is not None and presets.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None and initial_window is None
         group = ranks.group_of(loss_group)
         self._forget_losses()
@@ -192,7 +193,7 @@ class DWMGrad(Stepping):
         group = self._read_device()[0]
         grows = self._follows_length and group["window_signal"] == "loss"  # a loaded one may not
         if grows and not group["steps"]:
-            most = max(1, round(rule.AUTO_SHARE * steps))
+            most = max(1, round(presets.AUTO_SHARE * steps))
             share = self.defaults["initial_window"] / self.defaults["max_window"]
             first = max(1, round(share * most))
             for group in self.param_groups:
@@ -222,7 +223,7 @@ class DWMGrad(Stepping):
 
     @property
     def effective_lr(self) -> float:
-        """What AdamW's learning rate would be, the largest of the groups': see `rule.effective_lr`.
+        """What AdamW's learning rate would be, of the groups the largest; see `limit.effective_lr`.
 
         0 without `loss_limit`.
         """

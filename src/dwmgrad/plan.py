@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import kernels, rule, state
+from . import kernels, limit, rule, state
 from .kernels import Bucket, Overlaps, Row, Tensors
-from .rule import Number
+from .scalars import Number
 from .state import BUFFERS, SCALES, buffers_of
 
 Age = Callable[[dict[str, Any]], Hashable]
@@ -225,7 +225,7 @@ class Call(NamedTuple):
     group: dict[str, Any]
 
     def limited(self, limit: Number) -> Call:
-        """The call in a step that is scaled down; see `rule.step_limit`."""
+        """The call in a step that is scaled down; see `limit.step_limit`."""
         c = self.numbers
         return self._replace(
             numbers=c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
@@ -260,7 +260,7 @@ def calls_of(
 def predicted(
     calls: Iterable[Call], weight_of: Callable[[Tensor], float] | None = None, *on_device: Any
 ) -> Number:
-    """What the calls of this rank would take off the loss; see `rule.step_limit`.
+    """What the calls of this rank would take off the loss; see `limit.step_limit`.
 
     `weight_of` says how much a parameter counts here. `on_device` is nothing on the host, else the
     last two arguments of `kernels.squared_norms`.
@@ -276,6 +276,6 @@ def predicted(
             else:
                 norm = sum(weight * each for weight, each in zip(weights, norms, strict=True))
             home = norms.device if isinstance(norms, Tensor) else None
-            decrease = rule.predicted_decrease(c.step_size, c.momentum, norm)
+            decrease = limit.predicted_decrease(c.step_size, c.momentum, norm)
             totals[home] = totals.get(home, 0.0) + decrease
     return sum(totals.values() if on_device else map(float, totals.values()), 0.0)

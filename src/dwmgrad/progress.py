@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .guard import Guard
 from .ranks import Agreed
-from .rule import Guard, Number, Window, where
+from .rule import Window
+from .scalars import Number, where
 
 SCHEMA = 9
 LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")
@@ -24,7 +26,7 @@ _GUARD = {
     "guard_in_row": "in_row",
     "guarded_steps": "refused",
 }
-"""The same of `rule.Guard`."""
+"""The same of `guard.Guard`."""
 COUNTS = (
     *("observations", "window", "increases", "steps"),
     *("guard_seen", "guard_in_row", "guarded_steps"),
@@ -39,8 +41,8 @@ _OTHERS: dict[str, Any] = {
 }
 PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
-those of the mean, how many steps were made, the last `rule.step_limit` (1 without one) and
-`rule.effective_lr` (0 without one), and those of `rule.Guard`. Plain int, float or None, equal in
+those of the mean, how many steps were made, the last `limit.step_limit` (1 without one) and
+`limit.effective_lr` (0 without one), and those of `guard.Guard`. Plain int, float or None, equal in
 every parameter group."""
 
 

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 from .patching import tell_before
-from .rule import Number, where, widest
+from .scalars import Number, where, widest
 from .state import is_flat_piece
 
 

@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
-from .. import arguments, rule
+from .. import arguments
 from ..arguments import ARGUMENTS
-from ..rule import PAPER
+from ..presets import PAPER, resolve
 
 NAMES: dict[str, dict[str, Any]] = {
     "dwmgrad": {},
@@ -106,7 +106,7 @@ def check(settings: dict[str, Any]) -> None:
         if name not in ("lr", "eps") or isinstance(value, Real)
     }
     try:
-        arguments.check_new(rule.resolve(whole))
+        arguments.check_new(resolve(whole))
     except (TypeError, ValueError) as error:
         name = str(error).split()[0]
         where = _HAS_ITS_OWN.get(name, "optim_args")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rule import widest
+from ..scalars import widest
 from . import low_bit, reference
 from .coefficients import Buffer, Coefficients, Tensors, storage_of
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rule import move, widest
+from ..rule import move
+from ..scalars import widest
 from . import low_bit
 from .coefficients import Blockwise, Buffer, Coefficients, Tensors, parts_of
 

@@ -15,7 +15,8 @@ from experiments.workloads import WORKLOADS, make_workload
 from glue.errors import UsageError
 
 from dwmgrad import DWMGrad, rule
-from dwmgrad.rule import PRESETS, SIGNALS
+from dwmgrad.presets import PRESETS
+from dwmgrad.rule import SIGNALS
 
 ROOT = Path(__file__).parents[3]
 
