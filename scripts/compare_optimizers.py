@@ -24,8 +24,9 @@ with needs("experiments"):
     from experiments.cli import command, end, parse
     from experiments.compact import as_text, check_same_plan, comparison_record
     from experiments.comparison import Comparison, read_comparison
-    from experiments.evidence.compared import Compared, final_table, rates_table
+    from experiments.evidence.compared import Compared
     from experiments.evidence.results import read_result
+    from experiments.evidence.tables import final_table, rates_table
     from experiments.runner import Failure, sweep
 
 OUTPUT = {"help": "the JSON; by default OUTPUT_DIR/WORKLOAD/comparison.json"}

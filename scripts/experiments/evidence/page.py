@@ -10,7 +10,7 @@ from glue.errors import UsageError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments import table
-from experiments.evidence import compared
+from experiments.evidence import tables
 from experiments.evidence.compared import Compared
 from experiments.evidence.results import Result, read_result
 from experiments.plots import draw_experiment, rate_curves
@@ -60,8 +60,9 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         results=results,
         comparisons=comparisons,
         confirming=[each for each in comparisons if not each.chosen_on],
-        compared=compared,
-        controls=compared.controls(comparisons, results),
+        ahead_anew=Compared.ahead_anew,
+        tables=tables,
+        controls=tables.controls(comparisons, results),
         found=found,
         others=[each for each in results if of[each.file] not in files],
         pictures={each.file: draw(each, output) for each in results},

@@ -23,7 +23,7 @@ from experiments.compact import (
     without_folders,
 )
 from experiments.comparison import HALF_DECADES, Comparison, read_comparison
-from experiments.evidence.compared import older
+from experiments.evidence.compared import mark
 from experiments.runner import run_once
 from glue.errors import UsageError
 
@@ -252,11 +252,11 @@ def test_runs_of_an_older_rule_stay_marked_until_there_is_one_of_todays(tmp_path
     old["rule"] = "an older one"
     record = comparison_record(gone, [], "x", kept)
     assert record["contenders"][name] == old and not record["complete"]
-    assert older(name, old) == ", by an older rule"
+    assert mark(name, old) == ", by an older rule"
     run_once(comparison.rate_runs()[name][0], gone.output_dir)
     record = comparison_record(gone, [], "x", kept)
     assert len(record["contenders"][name]["runs"]) == 1 and not record["contenders"][name]["final"]
-    assert older(name, record["contenders"][name]) == ""
+    assert mark(name, record["contenders"][name]) == ""
 
 
 def test_new_seeds_are_those_of_the_best_rate_of_all_runs(tmp_path):

@@ -12,8 +12,10 @@ import pytest
 from experiments.compact import check_same_plan
 from experiments.comparison import read_comparison
 from experiments.contenders import get_contender
-from experiments.evidence.compared import (
-    Compared,
+from experiments.evidence.compared import Compared
+from experiments.evidence.page import config_of, page, read_results
+from experiments.evidence.results import Result
+from experiments.evidence.tables import (
     final_table,
     heads,
     overall,
@@ -21,8 +23,6 @@ from experiments.evidence.compared import (
     rates_table,
     verdicts,
 )
-from experiments.evidence.page import config_of, page, read_results
-from experiments.evidence.results import Result
 from glue.errors import UsageError
 
 from ..conftest import load_script
