@@ -215,7 +215,9 @@ def rateless(
     for place, found in regrets.iterrows():
         each = some[int(str(place))]
         cells = {
-            titles[name]: known(value, ".1f") + ", chosen on" * (name in each.chosen_on)
+            titles[name]: known(value, ".1f")
+            + ", chosen on" * (name in each.chosen_on)
+            + mark(name, each.entries.get(name, {})) * (value == value)
             for name, value in found.items()
         }
         rows.append({"workload": each.title, **cells})

@@ -259,6 +259,10 @@ def test_those_without_a_rate_stand_side_by_side():
     free["contenders"]["dwmgrad-auto"]["rateless"] = True
     text = rateless([one, Compared("comparison", "w", free)], Compared.ahead_anew)
     assert row(text, "**mean (workloads)**")[1] == "-20.0 (1)"
+    assert row(text, "A w")[1] == "-20.0"
+    free["contenders"]["dwmgrad-auto"]["rule"] = "another"
+    text = rateless([one, Compared("comparison", "w", free)], Compared.ahead_anew)
+    assert row(text, "A w")[1] == "-20.0, by an older rule"
 
 
 def test_who_ran_on_another_machine_than_adamw_is_marked():
