@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     arguments = parser.parse_args(argv)
     if not arguments.configs.is_dir():
         raise UsageError(
-            f"--configs {arguments.configs}: no such folder; give the package's configs/"
+            f"--configs {arguments.configs}: no such folder; run this in the checkout, or give its "
+            "configs/"
         )
     results = read_results(arguments.results)
     output: Path = arguments.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -233,6 +234,16 @@ def test_a_length_that_is_none_is_refused(steps: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="steps must be"):
         optimizer.expect_steps(steps)
     assert optimizer.param_groups[0]["max_window"] == 100
+
+
+def test_a_learning_rate_of_0_leaves_no_schedule_and_says_so() -> None:
+    params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    with pytest.warns(UserWarning, match="lr is 0, .* leave lr out"):
+        optimizer_of(lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DWMGrad([{"params": params[:1]}, {"params": params[1:], "lr": 0.0}], preset="auto")
+        DWMGrad(params, lr=0.0, preset="capped")  # as in torch's optimizers
 
 
 def test_checkpoints_before_it_had_no_peak() -> None:

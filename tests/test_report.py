@@ -48,6 +48,8 @@ def test_the_last_checkpoint_stands_in_for_an_unfinished_run(tmp_path: Path) -> 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no trainer_state.json"):
         plot_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none: there is no such folder"):
+        plot_run(tmp_path / "none")
     with pytest.raises(ValueError, match="logged no loss"):
         plot_run(write_run(tmp_path, [{"step": 1, "eval_loss": 1.0}]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
             if default is REQUIRED:
                 raise UsageError(f"{where}: {name} is missing")
         elif not kind.fits(value):
-            raise UsageError(f"{where}: {name} {value!r}: expected {kind.expected}")
+            raise UsageError(f"{where}: {name} {reprlib.repr(value)}: expected {kind.expected}")
         found[name] = value
     return found
 
@@ -74,8 +75,13 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
 def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
     """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins."""
     values = _with_numbers(read_with_base(path))
-    values |= {name: value for name, value in given.items() if name in keys}
-    return checked(values, keys, path)
+    given = {name: value for name, value in given.items() if name in keys}
+    for name, value in given.items():
+        kind = keys[name][0]
+        if not (kind.fits(value) or (kind is SEEDS and _is_seed(value))):
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise UsageError(f"--{name} {shown}: expected {kind.expected}")
+    return checked(values | given, keys, path)
 
 
 def _with_numbers(value: Any) -> Any:

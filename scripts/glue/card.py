@@ -35,8 +35,10 @@ def report(args: Any, run: Any, results: Mapping[str, float], saved: dict[str, P
                 saved[name] = make()
             except (ImportError, OSError, ValueError) as error:  # it must not cost the results
                 saved[name] = f"none: {error}"
-    optimizer = getattr(args.training.optim, "value", args.training.optim)
-    print(summary(f"{run.task.name}, optimizer {optimizer}", run.task, results, saved))
+    title = run.task.name
+    if args.training.do_train:
+        title += f", optimizer {getattr(args.training.optim, 'value', args.training.optim)}"
+    print(summary(title, run.task, results, saved))
 
 
 def summary(

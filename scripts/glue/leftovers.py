@@ -57,13 +57,16 @@ def check_evaluated(args: Arguments, folder: Path, task: Task) -> None:
     if args.training.do_train or (there := read_record(folder)) is None:
         return
     model = args.lora.adapter_name_or_path or args.model.model_name_or_path
-    changed = differences(there, {"task_name": task.name})
+    changed, remedy = differences(there, {"task_name": task.name}), ""
     if not _is_left_in(folder, model):
+        if not changed:
+            kind = "adapter" if (folder / "adapter_config.json").exists() else "model"
+            remedy = f" For the model that was trained there give --{kind}_name_or_path {folder}"
         changed.append(f"model {model} here")
     if changed:
         raise UsageError(
             f"--output_dir {folder}: holds a run with other arguments ({'; '.join(changed)}), and "
-            "its results would be mixed with these; give another folder"
+            f"its results would be mixed with these; give another folder.{remedy}"
         )
 
 

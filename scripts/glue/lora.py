@@ -50,7 +50,7 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         if source is not None:
             return PeftModel.from_pretrained(model, source, is_trainable=True)
         expression = None  # or all-linear: no plain name
-        if targets and len(targets) == 1 and not re.fullmatch(r"[\w.]+", targets[0]):
+        if targets and len(targets) == 1 and not re.fullmatch(r"[\w.,]+", targets[0]):
             [expression] = targets
         _check_names(model, "lora_target_modules", None if expression else targets)
         _check_names(model, "lora_modules_to_save", save := arguments.lora_modules_to_save)
@@ -75,6 +75,8 @@ def _check_names(model: nn.Module, option: str, names: list[str] | None) -> None
     """peft passes over a name that no module has."""
     paths = [f".{path}" for path, _ in model.named_modules() if path]
     for name in names or []:
+        if "," in name:
+            raise UsageError(f"--{option} {name}: separate names by a space, not by a comma")
         if not any(path.endswith(f".{name}") for path in paths):
             last = {path.rpartition(".")[2] for path in paths}
             known = ", ".join(sorted(each for each in last if not each.isdigit()))

@@ -159,8 +159,18 @@ def _load(name: str, source: str, load: Any, model: ModelArguments, **options: A
         try:
             return load(source, **options)
         except DAMAGED as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UsageError(
-                f"{of}{reason[0]} Give a folder that save_pretrained() wrote, or a name on the hub "
-                "(which needs a network)"
-            ) from error
+            raise UsageError(f"{of}{_reason(name, source, error)}") from error
+
+
+def _reason(name: str, source: str, error: Exception) -> str:
+    """Why a source cannot be loaded, and what to give."""
+    folder = Path(source)
+    if name == "model_name_or_path" and (folder / "adapter_config.json").is_file():
+        return f"it holds an adapter: give its base here, and --adapter_name_or_path {source}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if folder.is_absolute() or source.startswith((".", "~")):
+        reason = reason if folder.exists() else "there is no such folder."
+    return (
+        f"{reason} Give a folder that save_pretrained() wrote, or a name on the hub (which needs a "
+        "network)"
+    )

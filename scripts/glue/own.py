@@ -68,9 +68,11 @@ def describe(raw: Mapping[str, Split], data: DataArguments, config: PretrainedCo
     columns, source = next(iter(raw.values()))
     label, texts = data.label_column_name, data.text_column_name
     if "train" in raw and label not in columns:
-        raise UsageError(
-            f"{source}: no column {label}; give --label_column_name: {', '.join(columns)}"
-        )
+        found = ", ".join(map(repr, columns))
+        remedy = f"give --label_column_name: {found}"
+        if len(columns) == 1 and (wrong := re.search(r"[;\t|]", found)):
+            remedy = f"its one column is {found}: separate columns by ',', not by {wrong[0]!r}"
+        raise UsageError(f"{source}: no column {label}; {remedy}")
     if texts is None:
         texts = [name for name in columns if name != label]
         if len(texts) != 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,24 @@ def tokenize(
             )
             return encoded(name, data, None)
 
-    with PartialState().local_main_process_first():
+    with PartialState().local_main_process_first(), _as_it_was(backend):
         return {name: encoded(name, data, cache) for name, data in splits.items()}
+
+
+@contextlib.contextmanager
+def _as_it_was(backend: Any) -> Iterator[None]:
+    """Encoding leaves its length in a fast tokenizer, with which it would be saved."""
+    kept = (backend.truncation, backend.padding) if backend else (None, None)
+    try:
+        yield
+    finally:
+        if backend:
+            kinds = ("truncation", "padding")
+            for kind, own in zip(kinds, kept, strict=True):
+                if own:
+                    getattr(backend, f"enable_{kind}")(**own)
+                else:
+                    getattr(backend, f"no_{kind}")()
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool, fp16: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Number
 from operator import itemgetter
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 
 _SHARED = itemgetter(*arguments.SHARED)
+_NO_SCHEDULE = (
+    "lr is 0, and auto_lr (of the preset auto) takes its schedule from lr, so no step moves "
+    "anything unless a scheduler raises it: leave lr out"
+)
 
 
 class DWMGrad(Stepping):
@@ -174,6 +179,8 @@ class DWMGrad(Stepping):
         self._forget_losses()
         super().__init__(params, defaults)
         self._begin_alone(group)
+        if defaults["auto_lr"] and not any(float(group["lr"]) for group in self.param_groups):
+            warnings.warn(_NO_SCHEDULE, stacklevel=2)
 
     def expect_steps(self, steps: int) -> None:
         """Lets the window of `auto` or `capped` grow over a fifth of a run, not over 95 steps.

@@ -70,6 +70,8 @@ def _history(run_dir: Path) -> list[dict[str, float]]:
     checkpoints = run_dir.glob("checkpoint-*/trainer_state.json")
     last_first = sorted(checkpoints, key=_step_of, reverse=True)
     path = next(filter(Path.is_file, [run_dir / "trainer_state.json", *last_first]), None)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir}: there is no such folder; give a Trainer's output_dir")
     if path is None:
         raise FileNotFoundError(
             f"{run_dir} has no trainer_state.json, nor has a checkpoint in it: give a Trainer's "

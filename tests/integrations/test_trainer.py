@@ -337,6 +337,8 @@ def test_the_preset_auto_needs_no_learning_rate(dataset, arguments, capsys) -> N
     assert re.search(told, capsys.readouterr().out)
     trainer, _ = train(tiny_roberta(), dataset, arguments(optim="dwmgrad"))
     assert "dwmgrad:" not in capsys.readouterr().out
+    trainer, _ = train(tiny_roberta(), dataset, arguments(optim="dwmgrad_capped", max_steps=3))
+    assert "the loss held back none of 3 steps; the" in capsys.readouterr().out
 
 
 def test_the_trainers_clipping_is_seen(dataset, arguments) -> None:

@@ -92,10 +92,13 @@ class DWMGradCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         limits = self._limits
         if limits.steps and state.is_world_process_zero:
+            held = f"none of {limits.steps} steps"
+            if limits.held:
+                mean = f"{limits.total / limits.held:.2g} of their size in the mean"
+                held = f"{limits.held} of {limits.steps} steps, to {mean}"
             print(
-                f"dwmgrad: the loss held back {limits.held} of {limits.steps} steps, to "
-                f"{limits.total / max(1, limits.held):.2g} of their size in the mean; the "
-                f"effective_lr was at most {limits.highest:.2g}"
+                f"dwmgrad: the loss held back {held}; the effective_lr was at most "
+                f"{limits.highest:.2g}"
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

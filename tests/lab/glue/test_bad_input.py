@@ -144,6 +144,10 @@ def test_empty_files(run, tmp_path, name):
         ),
         (["--task_name", "sst2", "--use_sample", "--do_eval", "--lora_r", "0"], "--lora_r 0"),
         (
+            ["--task_name", "sst2", "--do_eval", "--model_name_or_path", "{tmp}/none"],
+            "--model_name_or_path .*/none: .*no such folder",
+        ),
+        (
             [
                 *"--task_name sst2 --use_sample --do_train --lora_r 2".split(),
                 *"--lora_target_modules nothing".split(),

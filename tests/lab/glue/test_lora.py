@@ -176,6 +176,7 @@ def test_the_pages_loraplus(pretrained):
     ("more", "message"),
     [
         (["--lora_target_modules", "query", "nothing"], "--lora_target_modules nothing: .* query,"),
+        (["--lora_target_modules", "query,value"], "by a space, not by a comma"),
         (["--lora_target_modules", "(query"], r"--lora_target_modules \(query: .*unterminated"),
         (
             ["--lora_target_modules", ".*nothing"],
@@ -197,6 +198,14 @@ def test_what_is_refused(script, words, tmp_path, more, message):
 def test_options_without_lora(script, words, option):
     with pytest.raises(UsageError, match=f"{option.split('=')[0]} needs LoRA"):
         script([*words, "--do_train", option])
+
+
+def test_an_adapter_is_no_model(script, words, tmp_path):
+    script([*words, "--do_train", "--lora_r", "2"])
+    folder = str(tmp_path / "out")
+    more = ["--model_name_or_path", folder, "--output_dir", str(tmp_path / "b")]
+    with pytest.raises(UsageError, match=f"holds an adapter: .* --adapter_name_or_path {folder}"):
+        script([*words, "--do_eval", *more])
 
 
 def test_an_adapter_takes_no_other_target(script, words, tmp_path):

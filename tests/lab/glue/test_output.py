@@ -457,17 +457,21 @@ def test_a_run_from_elsewhere_leaves_nothing_of_another(script, words, tmp_path)
     assert (out / "model.safetensors").exists() and not list(out.glob("adapter_*"))
 
 
-def test_the_figures_of_two_models_are_not_mixed(script, argv, words, glue_dir, tmp_path):
+def test_the_figures_of_two_models_are_not_mixed(script, argv, words, glue_dir, tmp_path, capsys):
     """A run's own model is evaluated in its folder; another, or another task, is not."""
     out = tmp_path / "out"
     script([*words, *LORA])
     kept = (out / "all_results.json").read_bytes()
     other = [*argv, "--do_eval", "--data_dir", str(glue_dir), "--task_name"]
     for task, message in (("sst2", "model None here"), ("stsb", "task_name sst2 there, stsb here")):
-        with pytest.raises(UsageError, match=f"{message}.* give another folder"):
+        with pytest.raises(UsageError, match=f"{message}.* give another folder") as caught:
             script([*other, task])
+        remedy = f"give --adapter_name_or_path {out}"  # of no use on another task
+        assert (remedy in str(caught.value)) == (task == "sst2")
     assert (out / "all_results.json").read_bytes() == kept
+    capsys.readouterr()
     merged = script([*other, "sst2", "--model_name_or_path", str(out / "merged")])
+    assert "sst2\n---" in capsys.readouterr().out, "the table names no optimizer"
     loaded = script([*other, "sst2", "--adapter_name_or_path", str(out)])
     assert merged["eval_accuracy"] == loaded["eval_accuracy"]
     assert "train_loss" in read_json(out / "all_results.json")

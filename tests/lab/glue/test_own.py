@@ -166,7 +166,12 @@ GOOD = {"text": ["a", "b", "c"], "label": ["x", "y", "x"]}
     ("train", "validation", "message"),
     [
         ({**GOOD, "id": [1, 2, 3]}, GOOD, r"--text_column_name is missing: .* has text, label, id"),
-        ({"text": ["a"], "class": ["x"]}, GOOD, "no column label; give --label_column_name: text"),
+        (
+            {"text": ["a"], "class": ["x"]},
+            GOOD,
+            "no column label; give --label_column_name: .text., .class.",
+        ),
+        ({"text;label": ["a;x"]}, GOOD, "its one column is 'text;label': separate columns by"),
         (GOOD, {"text": ["a"]}, "needs the columns text, label; missing label"),
         (GOOD, {"body": ["a"], "label": ["x"]}, "missing text; found body, label"),
         (GOOD, {"text": ["a"], "label": ["z"]}, "label 'z' in row 0 is unknown; the labels are x"),

@@ -170,6 +170,16 @@ def test_data_is_tokenized_once(script, argv, tmp_path, monkeypatch):
     assert kept.exists()
 
 
+def test_the_saved_tokenizer_does_not_depend_on_what_was_tokenized(script, argv, tmp_path):
+    words = [*argv, *"--task_name sst2 --use_sample --do_train --max_steps 1".split()]
+    words += ["--max_train_samples", "9", "--cache_dir", str(tmp_path / "cache")]
+    saved = []
+    for name in ("first", "second"):  # which has the tokens on the disk
+        script([*words, "--output_dir", str(tmp_path / name)])
+        saved.append((tmp_path / name / "tokenizer.json").read_text())
+    assert saved[0] == saved[1] and '"truncation": null' in saved[0]
+
+
 def test_without_a_place_for_tokenized_data(script, argv, tmp_path, caplog):
     words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
     assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
