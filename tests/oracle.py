@@ -68,6 +68,7 @@ class Window:
     increases: int = 0
     micro_batches: int = 0  # of the last loss
     mean_micro_batches: int = 0  # of those in the mean
+    passed_over: int = 0  # losses in a row of other numbers
     steps: int = 0
 
     def observe(self, loss: float, micro_batches: int) -> None:
@@ -87,6 +88,15 @@ class Window:
             self.size = min(self.size + 1, self.most) if grows else max(self.size - 1, 1)
             self.increases += grows
             self.mean_loss, self.mean_micro_batches = mean, micro_batches
+            self.passed_over = 0
+        else:
+            if self.signal == "loss":
+                self.size = min(self.size + 1, self.most) if loss > 0 else max(self.size - 1, 1)
+                self.increases += loss > 0
+            self.passed_over += 1
+            if self.passed_over == 8:
+                self.mean_loss, self.mean_micro_batches = loss, micro_batches
+                self.passed_over = 0
         self.last_loss, self.micro_batches = loss, micro_batches
         self.observations += 1
 

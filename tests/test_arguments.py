@@ -145,3 +145,10 @@ def test_the_table_is_the_signature_and_the_docstring() -> None:
 def test_every_setting_but_the_ranks_has_a_place_in_a_group() -> None:
     group = DWMGrad([torch.ones(2, requires_grad=True)]).param_groups[0]
     assert set(ARGUMENTS) - set(group) == {"preset", "loss_group"}
+
+
+@pytest.mark.parametrize("name", ["second_moment_window", "loss_limit", "loss_guard", "foreach"])
+def test_none_is_read_where_it_is_a_value(name: str) -> None:
+    kind = ARGUMENTS[name].kind
+    assert kind is not None and kind.parse("None") is kind.parse("none") is None
+    kind.check(name, None)

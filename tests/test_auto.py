@@ -219,6 +219,10 @@ def test_the_window_follows_the_length_of_the_run() -> None:
     train(optimizer, range(1))
     optimizer.expect_steps(1000)
     assert optimizer.param_groups[0]["max_window"] == 1
+    begun = copy.deepcopy(optimizer_of(initial_window=3))
+    for steps, numbers in ((1000, (3, 200)), (10, (2, 2))):
+        begun.expect_steps(steps)
+        assert (begun.window, begun.param_groups[0]["max_window"]) == numbers
     for other in (
         optimizer_of(max_window=50),
         DWMGrad([torch.nn.Parameter(torch.zeros(1))], preset="finetune"),
@@ -226,6 +230,19 @@ def test_the_window_follows_the_length_of_the_run() -> None:
         before = other.param_groups[0]["max_window"]
         other.expect_steps(1000)
         assert other.param_groups[0]["max_window"] == before
+
+
+@FORMS
+def test_the_window_grows_at_every_step_whatever_its_micro_batches(form: dict) -> None:
+    optimizer = optimizer_of(initial_window=5, max_window=100, **form)
+    for step in range(12):
+        for param, grad in zip(params_of(optimizer), gradients(step), strict=True):
+            param.grad = grad
+        for _ in range(count := 1 + step % 5):
+            optimizer.observe_loss(loss_of(step) / count)
+        optimizer.step()
+    assert optimizer.window == 17
+    assert optimizer.state_dict()["param_groups"][0]["increases"] == 12
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, "10", True])

@@ -186,13 +186,15 @@ def test_no_step_reads_the_device(state_dtype: Any) -> None:
 def test_steps_of_unlike_numbers_of_losses_are_not_compared_there_either(signal: str) -> None:
     arguments = {"window_signal": signal, "loss_smoothing": 0.5}
     actual, expected = make(True, **arguments), make(False, **arguments)
-    for step, count in enumerate((2, 2, 1, 1, 3, 2, 2)):
+    for step, count in enumerate((2, 2, 1, 1, 3, 2, 2, *(4, 5) * 5)):
         for optimizer in (actual, expected):
             new_gradients(optimizer, step)
             for _ in range(count):
                 optimizer.observe_loss(math.cos(step) / 2)
             optimizer.step()
         assert_equal(actual, expected)
+        passed = [each.param_groups[0]["passed_over"] for each in (actual, expected)]
+        assert passed[0] == passed[1] and type(passed[0]) is int
         numbers = [each.param_groups[0]["micro_batches"] for each in (actual, expected)]
         assert numbers == [count, count] and type(numbers[0]) is int
 

@@ -214,7 +214,10 @@ REFUSED = {
         lambda sd: sd["param_groups"][1]["params"].__setitem__(0, 0),
         "one key, 0, for two parameters",
     ),
-    "newer schema": (in_group(0, schema=10), "'schema'] is 10.*reads 1 to 9: update dwmgrad"),
+    "newer schema": (
+        in_group(0, schema=SCHEMA + 1),
+        f"'schema'] is {SCHEMA + 1}.*reads 1 to {SCHEMA}: update dwmgrad",
+    ),
     "schema as a truth": (in_group(0, schema=True), "'schema'] is True"),
     "schema as text": (in_group(0, schema="1"), "'schema'] is '1'"),
     "window as text": (in_group(0, window="5"), r"\[0\]: window must be a whole number, got '5'"),

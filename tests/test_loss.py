@@ -222,6 +222,25 @@ def test_the_short_last_step_of_an_epoch_is_passed_over(capturable: bool) -> Non
     assert (short["micro_batches"], short["observations"]) == (1, full["observations"] + 3)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_number_of_micro_batches_may_never_come_back(capturable: bool) -> None:
+    """As after a resume with another accumulation, where each epoch ends with a short step."""
+    settings = {"loss_guard": 3.0, "loss_limit": 1.0, "limit_slope": 1.0}
+    _, optimizer = make(capturable=capturable, **settings)
+    seen = []
+    for step, count in enumerate((4, 4, 4, *(3, 2) * 8)):
+        for _ in range(count):
+            optimizer.observe_loss((3.0 - 0.05 * step) / count)
+        optimizer.step()
+        group = optimizer.state_dict()["param_groups"][0]
+        seen.append((optimizer.window, group["mean_micro_batches"], group["passed_over"]))
+    begins = [(4, 1, 1), (5, 4, 0), (6, 4, 0)]
+    holds = [(6, 4, passed) for passed in range(1, 8)]
+    goes_on = [(6, 2, 0), (6, 2, 1), (7, 2, 0), (7, 2, 1), (8, 2, 0), (8, 2, 1), (9, 2, 0)]
+    assert seen[:17] == begins + holds + goes_on
+    assert group["mean_loss"] == group["last_loss"] != group["slow_loss"]
+
+
 def test_without_a_loss_the_window_holds_and_says_so_once() -> None:
     param, optimizer = make()
     with pytest.warns(UserWarning, match="no loss, so the window holds"):

@@ -655,7 +655,7 @@ class Histories(RuleBasedStateMachine):
             assert group["window"] == window.size
             for name in ("last_loss", "mean_loss", "observations", "increases", "steps"):
                 assert group[name] == getattr(window, name), name
-            for name in ("micro_batches", "mean_micro_batches"):
+            for name in ("micro_batches", "mean_micro_batches", "passed_over"):
                 assert group[name] == getattr(window, name), name
 
     def compare(self) -> None:

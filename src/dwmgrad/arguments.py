@@ -96,10 +96,9 @@ def check_steps(name: str, value: Any) -> None:
 
 
 def _check_limit(name: str, value: Any) -> None:
-    if value is not None:
-        _NUMBER.check(name, value)
-        if value == 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}: to go without, leave it out")
+    _NUMBER.check(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0, got {value!r}: to go without, leave it out")
 
 
 def _check_floor(name: str, value: Any) -> None:
@@ -133,7 +132,7 @@ def _parse_switch(text: str) -> bool:
 
 
 def _check_preference(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, bool):
+    if not isinstance(value, bool):
         raise TypeError(f"{name} must be True, False or None, got {value!r}")
 
 
@@ -148,16 +147,19 @@ def _plain_dtype(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
+def _or_none(kind: Kind) -> Kind:
+    return kind._replace(
+        check=lambda name, value: None if value is None else kind.check(name, value),
+        parse=lambda text: None if text.lower() == "none" else kind.parse(text),
+    )
+
+
 _STEPS = Kind(check_steps, int, _plain(int))
-_MAYBE_STEPS = _STEPS._replace(
-    check=lambda name, value: None if value is None else check_steps(name, value),
-)
-_LIMIT = _NUMBER._replace(check=_check_limit)
+_MAYBE_STEPS = _or_none(_STEPS)
+_LIMIT = _or_none(_NUMBER._replace(check=_check_limit))
 _FLOOR = _NUMBER._replace(check=_check_floor)
 _SWITCH = Kind(_check_switch, _parse_switch)
-_PREFERENCE = Kind(
-    _check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text)
-)
+_PREFERENCE = _or_none(Kind(_check_preference, _parse_switch))
 
 
 def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:

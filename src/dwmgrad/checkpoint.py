@@ -27,6 +27,7 @@ _SINCE_5 = {
     "peak_lr": None,
     "effective_lr": 0.0,
     "clipped_to": 1.0,
+    "passed_over": 0,
     **group_numbers(Guard(0.0)),
     "limit_growth": 0.0,
     "limit_slope": 0.0,
@@ -34,7 +35,7 @@ _SINCE_5 = {
     "quarter_loss": None,
     "slow_loss": None,
 }
-"""What schemas 5 to 8 added."""
+"""What schemas 5 to 10 added."""
 _OWN = ("lr", "weight_decay", "initial_window", "foreach", "fused", "capturable")
 """Settings that may differ from the saved ones without a word: scheduled, past, or of the host."""
 COMMON = (*arguments.SHARED, *PROGRESS)

@@ -131,7 +131,8 @@ class DWMGrad(Stepping):
         TypeError, ValueError: for an argument out of range; the message names it and its value.
     """
 
-    _follows_length: bool  # whether `expect_steps` may set the window
+    _follows_length: bool  # whether `expect_steps` may set the window's bound
+    _begins_given: bool  # whether it is to leave the window before the first step
 
     def __init__(
         self,
@@ -174,7 +175,8 @@ class DWMGrad(Stepping):
         if defaults["auto_lr"]:
             defaults["step_limit"] = 0.0  # until a loss says how far a step may go
         grows = preset is not None and presets.PRESETS[preset].get("window_signal") == "loss"
-        self._follows_length = grows and max_window is None and initial_window is None
+        self._follows_length = grows and max_window is None
+        self._begins_given = initial_window is not None
         group = ranks.group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
@@ -185,8 +187,9 @@ class DWMGrad(Stepping):
     def expect_steps(self, steps: int) -> None:
         """Lets the window of `auto` or `capped` grow over a fifth of a run, not over 95 steps.
 
-        The Trainer's integration calls it. It does nothing with another preset, with a window that
-        was given, and after the first step.
+        The Trainer's integration calls it. It does nothing with another preset, with a `max_window`
+        that was given, and after the first step. The window begins at 5 % of its bound, or at the
+        `initial_window` that was given.
 
         Args:
             steps: how many the run will make.
@@ -201,8 +204,10 @@ class DWMGrad(Stepping):
         grows = self._follows_length and group["window_signal"] == "loss"  # a loaded one may not
         if grows and not group["steps"]:
             most = max(1, round(presets.AUTO_SHARE * steps))
-            share = self.defaults["initial_window"] / self.defaults["max_window"]
-            first = max(1, round(share * most))
+            first = self.defaults["initial_window"]
+            if not self._begins_given:
+                first = max(1, round(first / self.defaults["max_window"] * most))
+            first = min(first, most)
             for group in self.param_groups:
                 group |= {"max_window": most, "initial_window": first, "window": first}
             self._device_window = None  # it has the numbers of before
@@ -503,13 +508,15 @@ class DWMGrad(Stepping):
             raise TypeError("a DWMGrad with loss_group= cannot be copied: copy its state_dict()")
         self._read_device()
         kept = super().__getstate__()  # type: ignore[misc]
-        return {**kept, "_follows_length": self._follows_length}
+        names = ("_follows_length", "_begins_given")
+        return kept | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "loss_group" not in self.__dict__:  # load_state_dict() comes by here, too
             self._begin_alone(None)
-        self.__dict__.setdefault("_follows_length", False)
+        for name in ("_follows_length", "_begins_given"):
+            self.__dict__.setdefault(name, False)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
         self._forget_losses()

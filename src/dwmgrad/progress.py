@@ -12,7 +12,9 @@ from .ranks import Agreed
 from .rule import Window
 from .scalars import Number, where
 
-SCHEMA = 9
+SCHEMA = 10
+MOST_PASSED = 8
+"""Losses in a row that are not compared; then later ones are compared with the last of these."""
 LOSSES = ("last_loss", "mean_loss", "quarter_loss", "slow_loss")
 """The numbers that are None before the first loss, on a device NaN."""
 _WINDOW = {"window": "size"} | {
@@ -28,22 +30,23 @@ _GUARD = {
 }
 """The same of `guard.Guard`."""
 COUNTS = (
-    *("observations", "window", "increases", "steps"),
+    *("observations", "window", "increases", "steps", "passed_over"),
     *("guard_seen", "guard_in_row", "guarded_steps"),
 )
 """The numbers that are whole."""
 _OTHERS: dict[str, Any] = {
     "micro_batches": 0,
     "mean_micro_batches": 0,
+    "passed_over": 0,
     "steps": 0,
     "step_limit": 1.0,
     "effective_lr": 0.0,
 }
 PROGRESS = (*_WINDOW, *_OTHERS, *_GUARD, "schema")
 """The window's numbers, from how many micro-batches a rank the last loss came (0: not known), and
-those of the mean, how many steps were made, the last `limit.step_limit` (1 without one) and
-`limit.effective_lr` (0 without one), and those of `guard.Guard`. Plain int, float or None, equal in
-every parameter group."""
+those of the mean, how many losses in a row did not compare, how many steps were made, the last
+`limit.step_limit` (1 without one) and `limit.effective_lr` (0 without one), and the guard's. Plain
+int, float or None, equal in every parameter group."""
 
 
 def initial_progress(initial_window: int) -> dict[str, Any]:
@@ -99,9 +102,12 @@ def advanced(
 ) -> tuple[dict[str, Any], Window, Number, Number]:
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
-    A loss that stands out makes no step: only the guard sees it. Neither the window nor the guard
-    sees a loss that does not compare. Returns the numbers, the window, and `happens` and `counts`
-    after the guard has seen the loss.
+    A loss that stands out makes no step: only the guard sees it. A loss that does not compare is
+    passed over, by the guard, too; after `MOST_PASSED` in a row the comparison begins anew with the
+    last of them, as the number of before may never come back.
+
+    Returns:
+        The numbers, the window, and `happens` and `counts` after the guard has seen the loss.
     """
     happens, counts, loss = agreed.happens, agreed.counts, agreed.loss
     alike, anew = _comparable(group, agreed)
@@ -114,10 +120,14 @@ def advanced(
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window = window_of(group)
     window.observe(loss, alike, counts, anew)
-    count = agreed.micro_batches
+    count, compared = agreed.micro_batches, counts & alike
+    passed = where(compared, 0, group["passed_over"] + counts)
+    forgets = passed >= MOST_PASSED
+    window.forget_mean(forgets)
     numbers = {
         "micro_batches": where(counts, count, group["micro_batches"]),
-        "mean_micro_batches": where(counts & alike, count, group["mean_micro_batches"]),
+        "mean_micro_batches": where(compared | forgets, count, group["mean_micro_batches"]),
+        "passed_over": where(forgets, 0, passed),
         "steps": group["steps"] + happens,
     }
     return {**group_numbers(window), **numbers, **seen}, window, happens, counts

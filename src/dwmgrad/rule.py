@@ -73,7 +73,8 @@ class Window:
         Args:
             loss: the step's loss, finite where it counts.
             alike: whether it was made as those before were, so that they can be compared. If not,
-                it is passed over: the window and the means hold.
+                it is passed over: the means hold, and the window, unless its signal is the loss,
+                which compares nothing.
             counts: False changes nothing.
             anew: of losses alike, whether the comparison begins anew from the last one, which was
                 passed over.
@@ -90,8 +91,9 @@ class Window:
         else:
             grows = mean < past
         moves = counts & alike
-        grows = moves & grows
-        size = self.size + where(moves, where(grows, 1, -1), 0)
+        steps = counts if self.signal == "loss" else moves
+        grows = steps & grows
+        size = self.size + where(steps, where(grows, 1, -1), 0)
         self.size = within(1, size, self.max_size)
         if self.follows_fall:
             self._follow(loss, moves, anew)
@@ -103,6 +105,13 @@ class Window:
         self.loss_left = where(moves, left, self.loss_left)
         self.observations = self.observations + counts
         self.increases = self.increases + grows
+
+    def forget_mean(self, forgets: Number = True) -> None:
+        """Later losses are compared with the last one, as if it had been the first; False: no."""
+        self.mean_loss = where(forgets, self.last_loss, self.mean_loss)
+        if self.follows_fall:
+            self.quarter_loss = where(forgets, self.last_loss, self.quarter_loss)
+            self.slow_loss = where(forgets, self.last_loss, self.slow_loss)
 
     def _follow(self, loss: Number, moves: Number, anew: Number) -> None:
         known = is_known(self.quarter_loss) & is_known(self.slow_loss)
