@@ -55,7 +55,7 @@ def tokenize(
             result["labels"] = [label_order[i] for i in labels] if label_order else labels
         return result
 
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "dwmgrad-glue"
+    cache: Path | None = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "dwmgrad-glue"
     # as text, and once: a dictionary of tokens is slow to hash
     backend = getattr(tokenizer, "backend_tokenizer", None)
     kind = type(tokenizer).__name__
@@ -63,6 +63,7 @@ def tokenize(
     made_from = Hasher.hash([repr(tokenizer), words, task.columns, padding, length, label_order])
 
     def encoded(name: str, data: Dataset, folder: Path | None) -> Dataset:
+        nonlocal cache
         file = folder and folder / f"{Hasher.hash([data._fingerprint, made_from])}.arrow"
         try:
             if folder is not None:
@@ -83,6 +84,8 @@ def tokenize(
                 file,
                 error,
             )
+            if isinstance(error, OSError):  # so it would be with the other splits
+                cache = None
             return encoded(name, data, None)
 
     with PartialState().local_main_process_first(), _as_it_was(backend):

@@ -184,6 +184,10 @@ def test_without_a_place_for_tokenized_data(script, argv, tmp_path, caplog):
     words = ["--task_name", "sst2", "--use_sample", "--do_eval", "--max_eval_samples", "9"]
     assert script([*argv, *words, "--cache_dir", "/dev/null/x"])["eval_samples"] == 9
     assert re.search("--cache_dir: /dev/null/x/dwmgrad-glue/.*Not a directory", caplog.text)
+    caplog.clear()
+    more = ["--do_train", "--max_steps", "1", "--output_dir", str(tmp_path / "trained")]
+    script([*argv, *words, *more, "--cache_dir", "/dev/null/x"])
+    assert caplog.text.count("--cache_dir: ") == 1, "once, not for each split"
     words += ["--cache_dir", str(tmp_path / "cache")]
     script([*argv, *words])
     [kept] = (tmp_path / "cache" / "dwmgrad-glue").glob("*.arrow")
