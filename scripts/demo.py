@@ -20,7 +20,7 @@ Next, the real thing (downloads roberta-base and MRPC, wants a GPU):
 
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv} and not (ROOT / ".venv" / "installed-glue").exists():
-        print(__doc__ + "\nIts arguments are in docs/scripts.md, and here after the first run.")
+        print(__doc__ + "\nAfter the first run, --help lists them. docs/scripts.md explains them.")
         sys.exit()
     python = prepare("glue")
     say("training: python scripts/run_glue.py configs/demo.yaml")

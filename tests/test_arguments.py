@@ -147,8 +147,13 @@ def test_every_setting_but_the_ranks_has_a_place_in_a_group() -> None:
     assert set(ARGUMENTS) - set(group) == {"preset", "loss_group"}
 
 
-@pytest.mark.parametrize("name", ["second_moment_window", "loss_limit", "loss_guard", "foreach"])
-def test_none_is_read_where_it_is_a_value(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("second_moment_window", "a whole number"), ("loss_limit", "a number"), ("eps", "a number")],
+)
+def test_a_text_that_is_no_number_says_what_it_may_be(name: str, words: str) -> None:
+    """None among them: with a preset, that would be the preset's value."""
     kind = ARGUMENTS[name].kind
-    assert kind is not None and kind.parse("None") is kind.parse("none") is None
-    kind.check(name, None)
+    for text in ("None", "many"):
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            assert kind is not None and kind.parse(text)

@@ -255,7 +255,7 @@ def test_a_length_that_is_none_is_refused(steps: Any) -> None:
 
 def test_a_learning_rate_of_0_leaves_no_schedule_and_says_so() -> None:
     params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
-    with pytest.warns(UserWarning, match="lr is 0, .* leave lr out"):
+    with pytest.warns(UserWarning, match="lr is 0, .* Leave lr out"):
         optimizer_of(lr=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -194,6 +194,7 @@ GROUP_KEYS = [
     "mean_loss",
     "micro_batches",
     "mean_micro_batches",
+    "passed_over",
     "loss_smoothing",
     "bias_correction",
     "normalize_momentum",

@@ -232,3 +232,19 @@ def test_all_ranks_refuse_together(capturable: bool, tmp_path: Path) -> None:
     assert first == second == 1
     assert torch.equal(ours, theirs)
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_it_begins_anew_with_the_comparison(capturable: bool) -> None:
+    """Losses that nobody divides: those of 7 micro-batches do not stand out from those of 4."""
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = DWMGrad([param], loss_guard=3.0, capturable=capturable)
+    counts = [*[4] * 20, *(7, 8) * 10, *[2] * 3, *[9] * 3]
+    for step, count in enumerate(counts):
+        param.grad = torch.ones(3)
+        for _ in range(count):
+            optimizer.observe_loss(1.0 + 0.01 * (step % 3))
+        optimizer.step()
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["guarded_steps"], group["steps"]) == (0, len(counts))
+    assert group["guard_seen"] == 2, "of the last kind"

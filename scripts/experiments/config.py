@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +58,20 @@ def checked(values: Mapping[str, Any], keys: Keys, where: str | Path) -> dict[st
             raise UsageError(f"{where}: unknown {name!r}; it may have {', '.join(keys)}")
     found = {}
     for name, (kind, default) in keys.items():
-        value = values.get(name)
-        if kind is SEEDS and _is_seed(value):
-            value = [value]
+        value = _as_list(kind, values.get(name))
         if value in (None, "", {}, default):
             value = default
             if default is REQUIRED:
                 raise UsageError(f"{where}: {name} is missing")
         elif not kind.fits(value):
-            raise UsageError(f"{where}: {name} {reprlib.repr(value)}: expected {kind.expected}")
+            raise UsageError(f"{where}: {name} {value!r:.300}: expected {kind.expected}")
         found[name] = value
     return found
+
+
+def _as_list(kind: KindOfValue, value: Any) -> Any:
+    """One seed is a list of one."""
+    return [value] if kind is SEEDS and _is_seed(value) else value
 
 
 def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if name in keys}
     for name, value in given.items():
         kind = keys[name][0]
-        if not (kind.fits(value) or (kind is SEEDS and _is_seed(value))):
+        if not kind.fits(_as_list(kind, value)):
             shown = " ".join(map(str, value)) if isinstance(value, list) else value
             raise UsageError(f"--{name} {shown}: expected {kind.expected}")
     return checked(values | given, keys, path)

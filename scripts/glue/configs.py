@@ -63,8 +63,8 @@ def read_with_base(path: str | Path) -> dict[Any, Any]:
     shared = read_settings(base)
     if "base" in shared:
         raise UsageError(
-            f"{base}: is the base of {path}, so it cannot have a base of its own; run_glue.py and "
-            "run_glue_no_trainer.py take both files, the later one wins: leave the line out"
+            f"{base}: is the base of {path}, so it cannot have a base of its own; for the GLUE "
+            f"scripts remove `base:` from {path}, and give both: {base} {path}"
         )
     return {**shared, **values}
 

@@ -70,8 +70,9 @@ def describe(raw: Mapping[str, Split], data: DataArguments, config: PretrainedCo
     if "train" in raw and label not in columns:
         found = ", ".join(map(repr, columns))
         remedy = f"give --label_column_name: {found}"
-        if len(columns) == 1 and (wrong := re.search(r"[;\t|]", found)):
-            remedy = f"its one column is {found}: separate columns by ',', not by {wrong[0]!r}"
+        if len(columns) == 1 and source.endswith((".csv", ".tsv")):
+            wanted = "commas" if source.endswith(".csv") else "tabs"
+            remedy = f"its one column is {found}; are there {wanted} between its columns?"
         raise UsageError(f"{source}: no column {label}; {remedy}")
     if texts is None:
         texts = [name for name in columns if name != label]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def tokenize(
                 file,
                 error,
             )
-            if isinstance(error, OSError):  # so it would be with the other splits
+            if not os.path.isfile(file):  # no such place, or no room: so it is with the others
                 cache = None
             return encoded(name, data, None)
 

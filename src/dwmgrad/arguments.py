@@ -49,6 +49,20 @@ def check_real(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
 
 
+def _number_in(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("a number") from None
+
+
+def _steps_in(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number") from None
+
+
 def _number(below: float = math.inf) -> Kind:
     def check(name: str, value: Any) -> None:
         check_real(name, value)
@@ -59,7 +73,7 @@ def _number(below: float = math.inf) -> Kind:
         if not within:
             raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
 
-    return Kind(check, float, _plain(float))
+    return Kind(check, _number_in, _plain(float))
 
 
 _NUMBER = _number()
@@ -148,18 +162,20 @@ def _plain_dtype(value: Any) -> Any:
 
 
 def _or_none(kind: Kind) -> Kind:
+    """None where nothing is given: then a preset's value holds, so no text stands for it."""
     return kind._replace(
-        check=lambda name, value: None if value is None else kind.check(name, value),
-        parse=lambda text: None if text.lower() == "none" else kind.parse(text),
+        check=lambda name, value: None if value is None else kind.check(name, value)
     )
 
 
-_STEPS = Kind(check_steps, int, _plain(int))
+_STEPS = Kind(check_steps, _steps_in, _plain(int))
 _MAYBE_STEPS = _or_none(_STEPS)
 _LIMIT = _or_none(_NUMBER._replace(check=_check_limit))
 _FLOOR = _NUMBER._replace(check=_check_floor)
 _SWITCH = Kind(_check_switch, _parse_switch)
-_PREFERENCE = _or_none(Kind(_check_preference, _parse_switch))
+_PREFERENCE = _or_none(
+    Kind(_check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text))
+)
 
 
 def _of_preset(name: str, kind: Kind, help: str) -> dict[str, Argument]:
@@ -246,7 +262,7 @@ def check_new(settings: dict[str, Any]) -> None:
     if settings["initial_window"] > settings["max_window"]:
         raise ValueError(
             f"initial_window must be at most max_window, got initial_window="
-            f"{settings['initial_window']} and max_window={settings['max_window']}"
+            f"{settings['initial_window']} and max_window={settings['max_window']}: set that, too"
         )
     for name in ("auto_lr", "limit_growth", "limit_slope"):
         if settings[name] and settings["loss_limit"] is None:

@@ -14,7 +14,7 @@ from . import arguments
 from .guard import Guard
 from .kernels.fit import Form, forms_of, misfit
 from .presets import PAPER
-from .progress import COUNTS, LOSSES, PROGRESS, SCHEMA, group_numbers
+from .progress import COUNTS, LOSSES, MOST_PASSED, PROGRESS, SCHEMA, group_numbers
 from .state import BUFFERS, SCALES, ZERO_SHARE, convert, local_part, share_of, stored, zero_share_of
 
 _SINCE_2 = {"steps": 0, "state_dtype": None, "stochastic_rounding": False, "capturable": False}
@@ -201,6 +201,7 @@ def _check_group(where: str, group: Any, size: int, first: dict[str, Any], ours:
 
 def _check_progress(group: dict[str, Any]) -> None:
     most = {"window": group["max_window"], "increases": group["observations"]}
+    most["passed_over"] = MOST_PASSED - 1
     for name in COUNTS:
         least = 1 if name == "window" else 0
         _check_number(name, group[name], least, most.get(name, arguments.MOST_STEPS), whole=True)

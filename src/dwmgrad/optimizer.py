@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _SHARED = itemgetter(*arguments.SHARED)
 _NO_SCHEDULE = (
-    "lr is 0, and auto_lr (of the preset auto) takes its schedule from lr, so no step moves "
-    "anything unless a scheduler raises it: leave lr out"
+    "lr is 0, and auto_lr (of the preset auto) takes the shape of its schedule from lr: no step "
+    "moves anything until lr is raised, and then the shape is lost. Leave lr out"
 )
 
 
@@ -189,7 +189,7 @@ class DWMGrad(Stepping):
 
         The Trainer's integration calls it. It does nothing with another preset, with a `max_window`
         that was given, and after the first step. The window begins at 5 % of its bound, or at the
-        `initial_window` that was given.
+        `initial_window` that was given, cut to that bound.
 
         Args:
             steps: how many the run will make.

@@ -224,11 +224,11 @@ class Call(NamedTuple):
     numbers: kernels.Coefficients
     group: dict[str, Any]
 
-    def limited(self, limit: Number) -> Call:
+    def limited(self, scale: Number) -> Call:
         """The call in a step that is scaled down; see `limit.step_limit`."""
         c = self.numbers
         return self._replace(
-            numbers=c._replace(step_size=c.step_size * limit, shrink=c.shrink * limit)
+            numbers=c._replace(step_size=c.step_size * scale, shrink=c.shrink * scale)
         )
 
 

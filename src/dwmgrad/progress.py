@@ -82,7 +82,8 @@ def stands_out(group: dict[str, Any], agreed: Agreed) -> bool:
     """Whether the group's guard, where it has one, refuses the step's loss."""
     if group["loss_guard"] is None or not agreed.counts:
         return False
-    return bool(_comparable(group, agreed)[0] and guard_of(group).refuses(agreed.loss))
+    alike, anew = _comparable(group, agreed)
+    return bool(alike and not anew and guard_of(group).refuses(agreed.loss))
 
 
 def _comparable(group: dict[str, Any], agreed: Agreed) -> tuple[Number, Number]:
@@ -103,20 +104,20 @@ def advanced(
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
     A loss that stands out makes no step: only the guard sees it. A loss that does not compare is
-    passed over, by the guard, too; after `MOST_PASSED` in a row the comparison begins anew with the
-    last of them, as the number of before may never come back.
+    passed over. After `MOST_PASSED` in a row the comparison begins anew with the last of them, as
+    the number of before may never come back. The guard begins anew with the comparison.
 
     Returns:
         The numbers, the window, and `happens` and `counts` after the guard has seen the loss.
     """
     happens, counts, loss = agreed.happens, agreed.counts, agreed.loss
     alike, anew = _comparable(group, agreed)
-    seen: dict[str, Any] = {}
-    if group["loss_guard"] is not None:
-        guard, judged = guard_of(group), counts & alike
+    guard, guarded = guard_of(group), group["loss_guard"] is not None
+    if guarded:
+        judged = counts & alike
+        guard.seen = where(judged & anew, 0, guard.seen)
         refused = judged & guard.refuses(loss)
         guard.observe(loss, judged)
-        seen = group_numbers(guard)
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window = window_of(group)
     window.observe(loss, alike, counts, anew)
@@ -124,10 +125,13 @@ def advanced(
     passed = where(compared, 0, group["passed_over"] + counts)
     forgets = passed >= MOST_PASSED
     window.forget_mean(forgets)
+    guard.seen = where(forgets, 0, guard.seen)
     numbers = {
         "micro_batches": where(counts, count, group["micro_batches"]),
         "mean_micro_batches": where(compared | forgets, count, group["mean_micro_batches"]),
         "passed_over": where(forgets, 0, passed),
         "steps": group["steps"] + happens,
     }
-    return {**group_numbers(window), **numbers, **seen}, window, happens, counts
+    if guarded:
+        numbers |= group_numbers(guard)
+    return {**group_numbers(window), **numbers}, window, happens, counts

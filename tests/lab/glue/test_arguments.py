@@ -122,7 +122,7 @@ def test_a_file_wins_over_its_base(tmp_path):
     assert {"seed", "learning_rate", "output_dir"} <= args.given and "base" not in args.given
     for text, message in (
         ("base: none.yaml\n", "cannot read .*none.yaml"),
-        ("base: a.yaml\n", "cannot have a base of its own; .* take both files"),
+        ("base: a.yaml\n", "cannot have a base of its own; .* give both: .*a.yaml"),
         ("base:\n", "a.yaml: base None: give one file, or leave the line out"),
         ("base: ''\n", "a.yaml: base : give one file, or leave the line out"),
     ):

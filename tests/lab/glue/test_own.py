@@ -171,7 +171,7 @@ GOOD = {"text": ["a", "b", "c"], "label": ["x", "y", "x"]}
             GOOD,
             "no column label; give --label_column_name: .text., .class.",
         ),
-        ({"text;label": ["a;x"]}, GOOD, "its one column is 'text;label': separate columns by"),
+        ({"text;label": ["a;x"]}, GOOD, "its one column is 'text;label'; are there commas"),
         (GOOD, {"text": ["a"]}, "needs the columns text, label; missing label"),
         (GOOD, {"body": ["a"], "label": ["x"]}, "missing text; found body, label"),
         (GOOD, {"text": ["a"], "label": ["z"]}, "label 'z' in row 0 is unknown; the labels are x"),
