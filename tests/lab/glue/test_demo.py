@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,3 +61,13 @@ def test_sigterm_ends_an_installation_too(tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(ready.read_text()), 0)
+
+
+def test_help_installs_nothing(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    for name in ("demo.py", "environment.py"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    words = [sys.executable, str(tmp_path / "scripts" / "demo.py"), "--help"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "makes a virtual environment first" in told and "docs/scripts.md" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
