@@ -341,6 +341,59 @@ def test_the_table_of_the_new_seeds_is_that_of_the_results() -> None:
     assert told in text
 
 
+RIVALS = (
+    *("dwmgrad-auto", "dwmgrad-capped", "momo-adam", "schedule-free-adamw"),
+    *("prodigy", "prodigy-corrected"),
+)
+QUICK = ("cifar10-brief", "cora", "digits", *SMALL, "tiny-sst2")
+
+
+def at_one_setting(arm: str, names: tuple[str, ...]) -> str:
+    """The least mean regret of one rate for all, with the rate, and the worst."""
+    import pandas as pd
+
+    some = {name: compared(name) for name in names}
+    regrets = pd.DataFrame({n: e.best_beside(arm) - e.means(arm) for n, e in some.items()}).dropna()
+    rate = regrets.mean(axis=1).idxmin()
+    at = "" if some[names[0]].entries[arm]["rateless"] else f" at {rate:g}"
+    return f"{regrets.loc[rate].mean():.2f}{at}, {regrets.loc[rate].max():.2f}"
+
+
+def test_the_tables_of_the_rivals_are_those_of_the_results() -> None:
+    heading = "### What the rivals gave"
+    table = {name: told for name, *told in rows(heading) if len(told) == len(RIVALS)}
+    leads = {arm: {} for arm in RIVALS}
+    for name in QUICK:
+        each, told = compared(name), []
+        for arm in RIVALS:
+            found = each.difference(arm) if len(each.runs(arm, "final")) else None
+            if found is not None:
+                assert found.count == 16
+                leads[arm][name] = found.mean
+            told.append("-" if found is None else f"{found.mean:+.2f}")
+        assert table.pop(name) == told
+    assert table == {"mean": [f"{fmean(leads[arm].values()):+.2f}" for arm in RIVALS]}
+    shown = {name: told for name, *told in rows(heading) if len(told) == 2}
+    assert [*shown] == ["adamw", *RIVALS]
+    for arm, told in shown.items():
+        assert told == [at_one_setting(arm, names) for names in (QUICK[1:6], QUICK)]
+    text = " ".join(PLAN.split())
+    mean = {arm: fmean(found.values()) for arm, found in leads.items()}
+    auto = mean["dwmgrad-auto"]
+    ahead = (auto - mean[arm] for arm in ("prodigy", "prodigy-corrected"))
+    assert "by {:.2f} and {:.2f} points in the mean of the new seeds.".format(*ahead) in text
+    free = mean["schedule-free-adamw"]
+    assert f"is {free:.2f} points ahead of AdamW in the mean, and {free - auto:.2f} ahead" in text
+    least = {arm: float(told[0].split()[0].rstrip(",")) for arm, told in shown.items()}
+    over = {arm: least[arm] - least["dwmgrad-auto"] for arm in least}
+    assert f"it, over the five by {over['momo-adam']:.2f} points alone" in text
+    assert f"setting it is {-over['schedule-free-adamw']:.2f} ahead of auto over the five" in text
+    capped = leads["dwmgrad-capped"].values()
+    assert f"is {-fmean(capped):.2f} behind with new seeds, and {-min(capped):.2f} on" in text
+    tiny = compared("tiny-sst2").runs("prodigy", "final").score
+    assert f"tiny-sst2 ({100 * tiny.mean():.2f} ± {100 * tiny.std():.2f} %)" in text
+
+
 def test_the_table_of_the_lengths_is_that_of_its_results() -> None:
     for workload, steps, *told in rows("## The length of a run"):
         name = {"Cora": "cora", "spoken digits": "digits"}[workload]
