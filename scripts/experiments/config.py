@@ -77,10 +77,10 @@ def _as_list(kind: KindOfValue, value: Any) -> Any:
 def load(path: str | Path, keys: Keys, **given: Any) -> dict[str, Any]:
     """A YAML file's values, see `checked`; 1e-3 is a number in it, and what is `given` wins."""
     values = _with_numbers(read_with_base(path))
-    given = {name: value for name, value in given.items() if name in keys}
+    given = {name: _as_list(keys[name][0], v) for name, v in given.items() if name in keys}
     for name, value in given.items():
         kind = keys[name][0]
-        if not kind.fits(_as_list(kind, value)):
+        if not kind.fits(value):
             shown = " ".join(map(str, value)) if isinstance(value, list) else value
             raise UsageError(f"--{name} {shown}: expected {kind.expected}")
     return checked(values | given, keys, path)

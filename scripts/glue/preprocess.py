@@ -96,17 +96,19 @@ def tokenize(
 @contextlib.contextmanager
 def _as_it_was(backend: Any) -> Iterator[None]:
     """Encoding leaves its length in a fast tokenizer, with which it would be saved."""
-    kept = (backend.truncation, backend.padding) if backend else (None, None)
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
     try:
         yield
     finally:
-        if backend:
-            kinds = ("truncation", "padding")
-            for kind, own in zip(kinds, kept, strict=True):
-                if own:
-                    getattr(backend, f"enable_{kind}")(**own)
-                else:
-                    getattr(backend, f"no_{kind}")()
+        backend.no_truncation()
+        backend.no_padding()
+        if truncation:
+            backend.enable_truncation(**truncation)
+        if padding:
+            backend.enable_padding(**padding)
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool, fp16: bool) -> Any:

@@ -217,7 +217,7 @@ def rateless(
         cells = {
             titles[name]: known(value, ".1f")
             + ", chosen on" * (name in each.chosen_on)
-            + mark(name, each.entries.get(name, {})) * (value == value)
+            + mark(name, each.entries.get(name, {})) * bool(pd.notna(value))
             for name, value in found.items()
         }
         rows.append({"workload": each.title, **cells})
