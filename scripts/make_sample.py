@@ -47,7 +47,7 @@ def write_split(source: Path, target: Path) -> list[str]:
     return sentences
 
 
-def vocabulary(words: Counter[str]) -> list[str]:
+def vocabulary(words: Counter[str], size: int) -> list[str]:
     """RoBERTa's special tokens, the characters, the commonest word endings, the commonest words.
 
     Counted here, with ties in alphabetical order: the trainers of `tokenizers` break ties, and
@@ -61,14 +61,14 @@ def vocabulary(words: Counter[str]) -> list[str]:
     pieces += _commonest(endings, ENDINGS)
     known = set(pieces)
     rest = Counter({word: count for word, count in words.items() if word not in known})
-    return pieces + _commonest(rest, VOCABULARY - len(pieces))
+    return pieces + _commonest(rest, size - len(pieces))
 
 
 def _commonest(counts: Counter[str], number: int) -> list[str]:
     return sorted(counts, key=lambda piece: (-counts[piece], piece))[:number]
 
 
-def write_tokenizer(sentences: list[str], folder: Path) -> None:
+def write_tokenizer(sentences: list[str], folder: Path, size: int) -> None:
     """A lower-case WordPiece tokenizer with RoBERTa's special tokens and pair format."""
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -77,7 +77,7 @@ def write_tokenizer(sentences: list[str], folder: Path) -> None:
         for text in sentences
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
     )
-    numbers = {piece: number for number, piece in enumerate(vocabulary(words))}
+    numbers = {piece: number for number, piece in enumerate(vocabulary(words, size))}
     tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="<unk>"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
@@ -134,7 +134,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     sentences = write_split(arguments.source / "train.parquet", arguments.output / "train.parquet")
     write_split(arguments.source / "validation.parquet", arguments.output / "validation.parquet")
-    write_tokenizer(sentences, arguments.output)
+    write_tokenizer(sentences, arguments.output, VOCABULARY)
     write_config(arguments.output)
     for path in sorted(arguments.output.iterdir()):
         print(f"{path.stat().st_size:>9,} {path}")

@@ -48,6 +48,8 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(source="urbansound8k", seconds=4.0, bands=64, width=32, steps=20 * 124),
     ),
     "language": ("language.Language", {}),
+    "sentences": ("sentences.Sentences", {}),
+    "sentences-lora": ("sentences.Sentences", dict(lora_r=8)),
     # small networks from random weights, which need no files
     "small-regression": ("small.Small", dict(task="regression", steps=400, batch_size=32)),
     "small-factors": ("small.Small", dict(task="factors", steps=600, batch_size=128)),

@@ -163,6 +163,46 @@ def test_pretrained_encoders_in_full_and_with_lora(tmp_path, monkeypatch):
         assert workload.metric == "pearson" and -1 <= result["score"] <= 1
 
 
+def test_a_language_model_made_from_questions_learns_sentences_in_full_and_with_lora(tmp_path):
+    import make_language_model
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    questions = [f"How do I learn the number {number} in a day ?" for number in range(40)]
+    sentences = [f"The number {number} was in the papers on a day ." for number in range(40)]
+    (tmp_path / "mrpc").mkdir()
+    rows = pa.table({"question1": questions, "question2": questions})
+    pq.write_table(rows, tmp_path / "train.parquet")
+    for split, texts in (("train", sentences), ("validation", questions), ("test", sentences[:9])):
+        rows = pa.table({"sentence1": texts, "sentence2": texts})
+        pq.write_table(rows, tmp_path / "mrpc" / f"{split}.parquet")
+    make_language_model.main([str(tmp_path), str(tmp_path / "made" / "gpt2")])
+    scores = {}
+    for name, split in (
+        ("sentences", "validation"),
+        ("sentences", "test"),
+        ("sentences-lora", "test"),
+    ):
+        workload = make_workload(
+            name,
+            str(tmp_path),
+            model_name_or_path=str(tmp_path / "made" / "gpt2"),
+            split=split,
+            steps=12,
+            batch_size=4,
+        )
+        workload.check()
+        assert workload.description()["model_name_or_path"] == "gpt2", "wherever it lies"
+        (tmp_path / "out").mkdir(exist_ok=True)
+        result = workload.run("adamw", {"lr": 3e-3}, 0, tmp_path / "out")
+        losses = [point["loss"] for point in result["history"] if "loss" in point]
+        assert losses[-1] < losses[0]
+        assert result["score"] == pytest.approx(math.exp(result["metrics"]["loss"]))
+        scores[name, split] = result["score"]
+    assert scores["sentences", "test"] < scores["sentences", "validation"], "which it has not seen"
+    assert scores["sentences", "test"] != scores["sentences-lora", "test"]
+
+
 def test_a_share_of_the_training_set_takes_the_place_of_the_development_set(tmp_path, monkeypatch):
     """The same for every seed, apart from what is trained on, and in bfloat16."""
     seen = []
@@ -188,7 +228,9 @@ def test_a_share_of_the_training_set_takes_the_place_of_the_development_set(tmp_
     assert kept.description()["holdout"] == 0.1 and kept.description()["bf16"] is True
 
 
-@pytest.mark.parametrize("name", ["cora", "cifar10", "digits", "urbansound8k", "glue-rte"])
+@pytest.mark.parametrize(
+    "name", ["cora", "cifar10", "digits", "urbansound8k", "glue-rte", "sentences"]
+)
 def test_missing_data_is_told_before_training(name, tmp_path):
     for folder in (None, str(tmp_path / "no"), str(tmp_path)):
         workload = make_workload(name, folder)

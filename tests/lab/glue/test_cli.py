@@ -27,6 +27,7 @@ ALL = (
     "compare_runs",
     "make_report",
     "make_sample",
+    "make_language_model",
     "fault_run",
 )
 SOURCE = str(Path(dwmgrad.__file__).parents[1])
