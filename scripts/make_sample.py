@@ -1,4 +1,4 @@
-"""Make the package's embedded sample again: `make_sample.py SST2_FOLDER [OUTPUT_FOLDER]`.
+"""Make the sample of SST-2 again: `make_sample.py SST2_FOLDER [OUTPUT_FOLDER]`.
 
 SST2_FOLDER holds train.parquet and validation.parquet with `sentence` and `label`. Written are
 both splits without what the run does not need, a tokenizer trained on the training sentences,

@@ -279,9 +279,7 @@ def test_its_figures_of_those_without_a_rate_are_those_of_the_evidence():
     assert len(quick) == 7 and "it is {:.1f} behind, Prodigy {:.1f};".format(*quick_told) in text
     auto, *auto_told = old[0]
     assert auto == 15
-    told = (
-        "With the seeds that chose AdamW's rate it is {:.1f} and {:.1f} behind: with LoRA on CoLA"
-    )
+    told = "With the seeds that chose AdamW's rate it is {:.1f} behind, and {:.1f} at the worst:"
     assert told.format(*auto_told) in text
 
 
@@ -403,9 +401,7 @@ def test_over_how_many_decades_capped_works_is_what_the_results_say():
         each = compared(name)
         for of in ("dwmgrad-capped", "adamw"):
             decades[name, of] = (each.best_beside(of) - each.means(of) <= 3).sum() / 2
-    told = (
-        "`capped` worked over {} decades of learning rates on Cora and {} on spoken digits, AdamW"
-    )
+    told = "`capped` worked over {} decades on Cora and {} on spoken digits, AdamW"
     capped, adamw = (
         [decades[n, of] for n in ("cora", "digits")] for of in ("dwmgrad-capped", "adamw")
     )
@@ -416,9 +412,8 @@ def test_over_how_many_decades_capped_works_is_what_the_results_say():
         for of in ("dwmgrad-capped", "adamw")
     ]
     assert len(regrets[0]) == 4
-    told = f"{regrets[0][0]:.1f} to {regrets[0][-1]:.1f} points behind at the four rates from"
-    assert f"{told} 3.2e-4 to 1e-2, so by this measure it worked at none; AdamW was" in index
-    assert f"AdamW was up to {regrets[1][-1]:.1f} behind." in index
+    told = f"it was {regrets[0][0]:.1f} to {regrets[0][-1]:.1f} points behind, AdamW up to"
+    assert regrets[0][0] > 3 and f"from 3.2e-4 to 1e-2 {told} {regrets[1][-1]:.1f}." in index
 
 
 def test_what_a_limited_step_costs_is_what_was_measured() -> None:

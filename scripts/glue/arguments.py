@@ -70,7 +70,8 @@ class DataArguments:
     )
     label_column_name: str = _arg("label", "The column of one's own data with the labels.")
     do_regression: bool | None = _arg(
-        None, "Take one's own labels for scores. Default: numbers of which not all are whole."
+        None,
+        "Take one's own labels for scores. Default: if all are numbers, not all integers.",
     )
     max_seq_length: int = _arg(128, "Longer inputs are cut to this number of tokens.")
     pad_to_max_length: bool = _arg(

@@ -28,8 +28,9 @@ the script's TrainingArguments and HfArgumentParser take
   --optim_args "max_window=100,window_signal=decrease", with these keys:
 {keys}
 
---learning_rate, --weight_decay and --adam_epsilon mean what they mean for AdamW. The Trainer brings
-its loss to the optimizer by itself, and logs window and effective_momentum.
+With dwmgrad_finetune, --learning_rate, --weight_decay and --adam_epsilon mean what they mean for
+AdamW. With dwmgrad_capped the learning rate is a ceiling; dwmgrad_auto needs none. The Trainer
+brings its loss to the optimizer by itself, and logs window and effective_momentum.
 
 Python processes that SCRIPT starts (ranks, workers, launched trainings) know the names through
 PYTHONPATH. Processes under `python -I`, `-E` or `-S`, or with a PYTHONPATH of their own, do not:

@@ -54,7 +54,8 @@ class DWMGrad(Stepping):
 
     Args:
         params: parameters, or dicts of parameter groups. A group may have its own lr,
-            weight_decay, momentum, eps and maximize; the window is one for the whole optimizer.
+            weight_decay, momentum, eps, maximize and state_dtype; the window is one for the whole
+            optimizer.
         lr: learning rate α, a float or a 0-dim tensor (read by the host at every step). A
             gradient's total effect is α/(1 - momentum·window/max_window): up to 10 α.
         momentum: base momentum γ, in [0, 1). 0.9 by default, or what the preset says.

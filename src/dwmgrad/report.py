@@ -1,4 +1,4 @@
-"""`python -m dwmgrad.report RUN_DIR`: draws a run's loss, learning rate, window and momentum."""
+"""`python -m dwmgrad.report RUN_DIR`: draws a run's loss, rate, window, momentum and limit."""
 
 from __future__ import annotations
 
