@@ -71,8 +71,26 @@ def test_a_group_cannot_have_a_window_of_its_own(name: str) -> None:
 
 
 def test_a_group_cannot_have_a_preset_of_its_own() -> None:
-    with pytest.raises(ValueError, match="preset is one for the whole optimizer"):
-        DWMGrad([{"params": [torch.ones(2, requires_grad=True)], "preset": "finetune"}])
+    group = {"params": [torch.ones(2, requires_grad=True)], "preset": "finetune"}
+    for other in (None, "auto"):
+        message = f"preset is one for the whole optimizer: it is {other!r} and .* 'finetune'"
+        with pytest.raises(ValueError, match=message):
+            DWMGrad([group], preset=other)
+    optimizer = DWMGrad([group], preset="finetune")
+    assert "preset" in group and "preset" not in optimizer.param_groups[0]
+
+
+def test_wrappers_may_put_all_that_it_takes_into_the_groups() -> None:
+    """As the usual SAM does, and torch's ZeroRedundancyOptimizer."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, params: list, **settings: object) -> None:
+            super().__init__(params, {"rho": 0.05, **settings})
+            self.base = DWMGrad(self.param_groups, **settings)
+
+    wrapper = Wrapper([torch.ones(2, requires_grad=True)], lr=2e-5, preset="finetune")
+    group = wrapper.base.param_groups[0]
+    assert (group["lr"], group["max_window"], group["rho"]) == (2e-5, 100, 0.05)
 
 
 def test_without_a_preset_the_rule_is_the_papers() -> None:

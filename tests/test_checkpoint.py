@@ -425,6 +425,22 @@ def test_torch_distributed_checkpoint_round_trips_with_and_without_flattening() 
         assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
+def test_torch_distributed_checkpoint_leaves_a_loss_that_waits() -> None:
+    """It makes the state, where there is none, by a step."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model, optimizer = make(preset="auto", missing_loss="error")
+    optimizer.observe_loss(LOSSES[0])
+    get_optimizer_state_dict(model, optimizer)
+    group = optimizer.param_groups[0]
+    assert optimizer.state and (group["steps"], group["last_loss"]) == (0, None)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert group["steps"] == 1 and group["last_loss"] == pytest.approx(LOSSES[0])
+    assert group["step_limit"] > 0
+
+
 @pytest.mark.parametrize("path", sorted(RELEASED.glob("schema-*.pt")), ids=lambda p: p.stem)
 def test_a_checkpoint_of_every_released_schema_goes_on_as_it_would_have(path: Path) -> None:
     saved = torch.load(path, weights_only=True)

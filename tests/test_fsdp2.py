@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
 from ranks import run
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -252,3 +254,93 @@ def test_a_checkpoint_of_2_ranks_goes_on_with(ranks: int, written, tmp_path: Pat
             assert found[name]["windows"] == expected["windows"], name
             far = furthest(found[name], expected)
             assert far == 0 if ranks == 2 else far < ROUNDING, name
+
+
+def accumulate(rank: int, synchronizes: bool) -> dict[str, list]:
+    """Two optimizers over four micro-batches a step; what each has seen.
+
+    The layer of the second is not used in every second micro-batch.
+    """
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(6, 5), torch.nn.Linear(5, 1)
+    models = [fsdp.fully_shard(layer, mesh=mesh) for layer in (first, second)]
+    made = [DWMGrad(each.parameters(), lr=1e-2, missing_loss="error") for each in models]
+    optimizers = accelerator.prepare(*made)
+    seen: dict[str, list] = {"losses": [], "micro-batches": [], "expected": []}
+    for _ in range(2):
+        expected = [0.0, 0.0]
+        for number in range(4):
+            last = synchronizes or number == 3
+            accelerator.gradient_state._set_sync_gradients(number == 3)
+            for each in models:  # as Accelerate's `no_sync` does
+                each.set_requires_gradient_sync(last)
+            out = first(torch.full((2, 6), float(rank + number)))
+            loss = (second(out) if number % 2 else out).square().mean()
+            accelerator.backward(loss)
+            total = loss.detach().clone()
+            dist.all_reduce(total)
+            expected[0] += total.item() / 2 / 4
+            expected[1] += total.item() / 2 / 4 * (number % 2)
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+        groups = [each.param_groups[0] for each in made]
+        seen["losses"].append([group["last_loss"] for group in groups])
+        seen["micro-batches"].append([group["micro_batches"] for group in groups])
+        seen["expected"].append(expected)
+    return seen
+
+
+@pytest.mark.parametrize("synchronizes", [False, True])
+def test_each_optimizer_gets_the_losses_whose_gradients_are_kept_apart(
+    synchronizes: bool, tmp_path: Path
+) -> None:
+    """FSDP2 keeps them out of `.grad` until it synchronizes."""
+    for seen in run(partial(accumulate, synchronizes=synchronizes), tmp_path):
+        assert seen["micro-batches"] == [[4, 2], [4, 2]]
+        for losses, expected in zip(seen["losses"], seen["expected"], strict=True):
+            assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def warm_up(rank: int) -> tuple[list[int], torch.Tensor]:
+    """A rank without elements, lr 0 at first, no loss: as torch's checkpoint makes state."""
+    model = fsdp.fully_shard(torch.nn.Linear(6, 1), mesh=init_device_mesh("cpu", (2,)))
+    optimizer = DWMGrad(model.parameters(), lr=1e-2, missing_loss="hold")
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 3))
+    begin = whole(model.weight)
+    for _ in range(6):
+        model(torch.ones(2, 6)).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert_ranks_agree(optimizer)
+    sizes = [param.to_local().numel() for param in model.parameters()]
+    return sizes, (whole(model.weight) - begin).abs().max()
+
+
+def test_a_rank_without_elements_steps_with_the_others_in_a_warm_up_from_0(tmp_path: Path) -> None:
+    (some, moved), (none, also) = run(warm_up, tmp_path)
+    assert all(some) and not any(none)
+    assert moved == also > 0
+
+
+def make_state_alone(rank: int) -> tuple[float, int]:
+    """One rank asks for the optimizer's state before the first step; the other does not."""
+    model = torch.nn.Linear(6, 1)
+    optimizer = DWMGrad(model.parameters(), lr=1e-2)
+    loss = model(torch.ones(2, 6)).square().mean()
+    optimizer.observe_loss(loss)
+    if rank == 0:
+        get_optimizer_state_dict(model, optimizer)
+        assert optimizer.state
+    loss.backward()
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    return group["last_loss"] / loss.item(), group["steps"]
+
+
+def test_a_rank_that_makes_its_state_alone_asks_no_other_and_keeps_its_loss(tmp_path) -> None:
+    for share, steps in run(make_state_alone, tmp_path):
+        assert 0 < share < 2 and steps == 1

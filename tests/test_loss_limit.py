@@ -210,6 +210,22 @@ def test_a_step_without_a_loss_holds_the_last_limit() -> None:
 
 
 @FORMS
+def test_a_step_whose_gradients_are_all_zero_holds_the_last_limit(form: dict) -> None:
+    """The step after it may have no loss, and would be without a limit."""
+    params = params_of()
+    optimizer = DWMGrad(params, preset="auto", missing_loss="hold", **form)
+    limits = train(optimizer, range(3))
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step(loss=2.0)
+    assert optimizer.window == 9 and optimizer.param_groups[0]["step_limit"] == limits[-1] < 1
+    for param, grad in zip(params, gradients(4), strict=True):
+        param.grad = grad.clone()
+    optimizer.step()
+    assert optimizer.param_groups[0]["step_limit"] == limits[-1]
+
+
+@FORMS
 def test_a_resumed_run_is_the_run(form: dict) -> None:
     settings = dict(lr=1.0, preset="finetune", loss_limit=0.5, loss_floor=2.9, **form)
     settings |= {"limit_growth": 0.2, "limit_slope": 4.0, "max_window": 8, "window_signal": "loss"}
@@ -523,6 +539,26 @@ def test_a_clipping_counts_for_the_step_that_it_was_told_for_alone() -> None:
     assert shares(None, 1.0)[-1] == pytest.approx(0.05)
     assert shares("error", 1.0)[-1] == pytest.approx(0.05)
     assert shares("error", None, 1.0, None, "error", 1.0)[-1] == pytest.approx(0.05)
+
+
+def test_the_clipping_of_a_step_that_was_made_is_not_that_of_the_next() -> None:
+    """Also where the step's own warning is raised as an error."""
+    optimizer = DWMGrad(params_of(), preset="auto")
+    for step, norm in ((0, 1e4), (1, None)):
+        for param, grad in zip(optimizer.param_groups[0]["params"], gradients(step), strict=True):
+            param.grad = grad.clone()
+        if norm:
+            optimizer.observe_clipping(norm, 1.0)
+            optimizer.param_groups[0]["params"][0].grad[0] = float("nan")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(UserWarning, match="element"):
+                    optimizer.step(loss=1.0)
+            assert optimizer.param_groups[0]["clipped_to"] == pytest.approx(1e-4)
+        else:
+            optimizer.step(loss=1.0)
+    # the mean norm of these two steps: (1e4 + 1) / 2
+    assert optimizer.param_groups[0]["clipped_to"] == pytest.approx(2 / (1e4 + 1))
 
 
 def test_a_step_that_raises_and_is_made_again_has_its_clipping() -> None:

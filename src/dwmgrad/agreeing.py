@@ -28,6 +28,8 @@ class Agreeing(Optimizer, Joinable):
     live: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
     """All that there are, for hosts that do not tell whose backward pass they make."""
     _feed: LossFeed
+    _makes_state = False
+    """Whether torch.distributed.checkpoint lets it make its state just now."""
 
     def _begin_alone(self, loss_group: Any) -> None:
         """Before anything is known of the other ranks."""
@@ -161,7 +163,12 @@ class Agreeing(Optimizer, Joinable):
     # ---- a step without a loss ----
 
     def _creates_state(self) -> bool:
-        """Whether this is how torch.distributed.checkpoint makes state: no loss, lr and grads 0."""
+        """Whether this is how others make state: no loss, lr and gradients 0, no state as yet.
+
+        Of several ranks one may look so by itself: its parts are empty, and lr is 0 in a warm-up.
+        """
+        if self._makes_state or ranks.size(self.loss_group) > 1:
+            return self._makes_state
         if any(state.BUFFERS[0] in own for own in self._states()):
             return False
         if any(float(group["lr"]) != 0 for group in self.param_groups):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,17 @@ from torch import Tensor
 from .state import is_flat_piece, local_part
 
 _SMALL = 2**16  # elements, which are looked through in microseconds
+_STATES = "_module_state_mapping"  # where torch keeps what `fully_shard` knows of a module
 
 Mark = tuple[weakref.ref[Tensor], int] | None
 """A gradient and its version; not its id, which the next gradient may have."""
+
+
+class Marks(NamedTuple):
+    """Which gradients there were before a backward pass."""
+
+    seen: list[Mark]  # in `.grad`, a parameter each
+    apart: list[Mark]  # those that FSDP2 keeps without synchronisation
 
 
 class Trace:
@@ -30,8 +39,8 @@ class Trace:
         before: their `marks` before the backward pass. What it has not touched may be zero anyhow.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], before: list[Mark]) -> None:
-        candidates = _small_first(groups, before)
+    def __init__(self, groups: list[dict[str, Any]], before: Marks) -> None:
+        candidates = _small_first(groups, before.seen)
         self._param = next(candidates, None)
         if self._param is None:
             return
@@ -46,7 +55,7 @@ class Trace:
     def look_again(self) -> None:
         """The gradients were changed on purpose: those that are there now are to be watched."""
         if self._param is not None and self._param.grad is not None:
-            self._mark = _mark(self._param)
+            self._mark = _mark(self._param.grad)
             self._was_there = local_part(self._param.grad).any()
 
     def is_lost(self, groups: list[dict[str, Any]]) -> bool:
@@ -56,7 +65,7 @@ class Trace:
         grad = self._param.grad
         if grad is not None:
             # zero_grad(set_to_none=False) changes the mark, `.data.zero_()` does not
-            is_read = self._may_read and _is_changed(self._param, self._mark)
+            is_read = self._may_read and _is_changed(grad, self._mark)
             if not is_read and not grad.is_cpu:
                 return False
             if not self._was_there or _has_numbers(grad):
@@ -72,27 +81,54 @@ def may_be_elsewhere(groups: list[dict[str, Any]]) -> bool:
     return any(hasattr(p, "placements") or is_flat_piece(p) for p in _last_first(groups))
 
 
-def marks(groups: list[dict[str, Any]]) -> list[Mark]:
-    """For each parameter which gradient it has, for `are_changed`."""
-    return [_mark(param) for param in _last_first(groups)]
+def marks(groups: list[dict[str, Any]]) -> Marks:
+    """Which gradients the parameters have, for `are_changed`."""
+    return Marks([_mark(p.grad) for p in _last_first(groups)], [*map(_mark, _apart(groups))])
 
 
-def are_changed(groups: list[dict[str, Any]], before: list[Mark]) -> bool:
+def are_changed(groups: list[dict[str, Any]], before: Marks) -> bool:
     """Whether a gradient has come, gone, been replaced or written to since `marks`."""
-    params = list(_last_first(groups))
-    return len(params) != len(before) or any(map(_is_changed, params, before))
+    now = [p.grad for p in _last_first(groups)], list(_apart(groups))
+    return any(
+        len(grads) != len(own) or any(map(_is_changed, grads, own))
+        for grads, own in zip(now, before, strict=True)
+    )
 
 
-def _mark(param: Tensor) -> Mark:
-    grad = param.grad
-    return None if grad is None else (weakref.ref(grad), grad._version)
+def _apart(groups: list[dict[str, Any]]) -> Iterator[Tensor | None]:
+    """Gradients that FSDP2 keeps out of `.grad` until it synchronizes, where they can be found.
+
+    torch has no public way to them. Where its inner names change, none is found here.
+    """
+    own = {id(param) for param in _last_first(groups) if hasattr(param, "placements")}
+    if not own:
+        return
+    known = getattr(sys.modules.get("torch.distributed._composable_state"), _STATES, {})
+    for reference in list(known.values()):
+        state = reference() if isinstance(reference, weakref.ref) else reference
+        one = [getattr(state, "_fsdp_param_group", None)]  # as older versions have it
+        for part in filter(None, getattr(state, "_fsdp_param_groups", one)):
+            held = [each for each in part.fsdp_params if id(each.sharded_param) in own]
+            for each in held:
+                yield getattr(each, "unsharded_accumulated_grad", None)
+                yield getattr(getattr(each, "_unsharded_param", None), "grad", None)
+            if held:  # of HSDP, between its two reductions
+                yield getattr(part, "_partial_reduce_output", None)
 
 
-def _is_changed(param: Tensor, mark: Mark) -> bool:
-    grad = param.grad
+def _mark(grad: Tensor | None) -> Mark:
+    return None if grad is None else (weakref.ref(grad), _version(grad))
+
+
+def _version(grad: Tensor) -> int:
+    """How often it was written to. FSDP2 adds to a DTensor's shard, past the DTensor itself."""
+    return getattr(grad, "_local_tensor", grad)._version
+
+
+def _is_changed(grad: Tensor | None, mark: Mark) -> bool:
     if grad is None or mark is None:
         return grad is not mark
-    return grad is not mark[0]() or grad._version != mark[1]
+    return grad is not mark[0]() or _version(grad) != mark[1]
 
 
 def _has_numbers(grad: Any) -> bool:
@@ -111,7 +147,7 @@ def _small_first(groups: list[dict[str, Any]], before: list[Mark]) -> Iterator[T
         before = [None] * len(params)
     for param, mark in zip(params, before, strict=True):
         grad = param.grad
-        if grad is None or grad.layout is not torch.strided or not _is_changed(param, mark):
+        if grad is None or grad.layout is not torch.strided or not _is_changed(grad, mark):
             continue
         if is_flat_piece(param):  # FSDP1 moves the gradients about
             continue

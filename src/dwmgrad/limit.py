@@ -107,7 +107,7 @@ def step_limit(
     2305.07583).
 
     Where the loss is at its floor or below it, it says nothing of how far to go: the limit of the
-    step before holds. So it does where `predicted` is NaN.
+    step before holds. So it does where `predicted` is NaN, or 0, as without a gradient.
 
     Args:
         window: after it has observed the loss.
@@ -122,4 +122,4 @@ def step_limit(
         share = share + group["limit_slope"] * window.falling()
     allowed = share * trust * schedule * (loss - group["loss_floor"])
     limit = within(0.0, allowed / within(LEAST_EPS, predicted), 1.0)
-    return where((allowed > 0) & (predicted >= 0), limit, group["step_limit"])
+    return where((allowed > 0) & (predicted > 0), limit, group["step_limit"])

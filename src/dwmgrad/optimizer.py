@@ -134,6 +134,7 @@ class DWMGrad(Stepping):
 
     _follows_length: bool  # whether `expect_steps` may set the window's bound
     _begins_given: bool  # whether it is to leave the window before the first step
+    _preset: str | None  # what the groups of the constructor may name, too
 
     def __init__(
         self,
@@ -178,6 +179,7 @@ class DWMGrad(Stepping):
         grows = preset is not None and presets.PRESETS[preset].get("window_signal") == "loss"
         self._follows_length = grows and max_window is None
         self._begins_given = initial_window is not None
+        self._preset = preset
         group = ranks.group_of(loss_group)
         self._forget_losses()
         super().__init__(params, defaults)
@@ -377,16 +379,18 @@ class DWMGrad(Stepping):
                 self._read_device()  # it was switched off: the host goes on from there
                 self._device_window = self._plan = None
             observation = feed.observation
-            if observation is not None and observation.repeats(groups):
-                observation = None  # it is of the step before
+            if observation is not None and (self._makes_state or observation.repeats(groups)):
+                observation = None  # it is of the step to come, or of the one before
             agreed = self._agreed_on(observation)
             make_step = self._prepared(observation, agreed)  # whatever can fail comes before it
             if observation is not None:
                 observation.use(groups)
                 feed.trace = None  # weak references keep `model.to()` from swapping tensors
-        if make_step is not None:
-            make_step()
-        feed.drop_clipping()
+        try:
+            if make_step is not None:
+                make_step()
+        finally:  # it may warn, and warnings may be errors
+            feed.drop_clipping()
         if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
             self._say_once(STEP_SKIPPED)
         if agreed.stands_out:
@@ -437,8 +441,14 @@ class DWMGrad(Stepping):
         self._read_device()
         # not the defaults alone: a loaded state dict may have brought another window
         common = self.param_groups[0] if self.param_groups else self.defaults
-        if "preset" in param_group:
-            raise ValueError("preset is one for the whole optimizer: DWMGrad(params, preset=...)")
+        if "preset" in param_group:  # where wrappers put all that the constructor takes
+            param_group = dict(param_group)
+            asked, own = param_group.pop("preset"), vars(self).get("_preset")
+            if asked != own:
+                raise ValueError(
+                    f"preset is one for the whole optimizer: it is {own!r} and a group asks for "
+                    f"{asked!r}"
+                )
         for name in checkpoint.COMMON:
             asked = param_group.get(name, common[name])
             if not isinstance(asked, (Number, str, type(None))) or asked != common[name]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+def wrap(owner: type | ModuleType, name: str, around: Callable[..., Any]) -> Callable[[], None]:
     """Lets `around(method, ...)`, with the method's arguments, stand for a class's method.
 
     Returns:

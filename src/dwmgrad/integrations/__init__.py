@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from . import accelerate, lightning, transformers
+from . import accelerate, checkpoint, lightning, transformers
 from .hooks import after_import, no_longer_after_import
 
 _HOSTS = {
     "accelerate.accelerator": accelerate.attach,
+    "torch.distributed.checkpoint.state_dict": checkpoint.attach,
     "transformers.training_args": transformers.add_names,
     "transformers.trainer": transformers.enter_trainer,
     "lightning.pytorch.strategies.strategy": lightning.attach,
