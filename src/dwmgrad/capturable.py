@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,7 +22,7 @@ from .kernels import one_launch
 from .plan import Call, Moves, calls_of
 from .progress import COUNTS, LOSSES, PROGRESS, advanced
 from .ranks import Agreed
-from .scalars import largest, widest
+from .scalars import largest, placed, widest
 from .state import ZERO_SHARE, share_of, zero_share_of
 
 _NUMBERS = (*(name for name in PROGRESS if name != "schema"), "clipped_to")
@@ -37,6 +38,7 @@ class DeviceWindow:
         _refuse_capture(device)
         self.device = device
         self._dtype = widest(device)
+        self._number = partial(placed, dtype=self._dtype, device=device)
         numbers = [math.nan if groups[0][name] is None else groups[0][name] for name in _NUMBERS]
         self._numbers = torch.tensor(numbers, dtype=self._dtype, device=device)
         self._marks = torch.zeros(3, dtype=torch.int32, device=device)
@@ -147,11 +149,6 @@ class DeviceWindow:
         lr = group["lr"]
         on_device = isinstance(lr, Tensor) and lr.device == self.device
         return lr.to(self._dtype) if on_device else float(lr)
-
-    def _number(self, value: Tensor | float) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.to(self._dtype).reshape(())
-        return torch.full((), value, dtype=self._dtype, device=self.device)
 
     def write(self, groups: list[dict[str, Any]]) -> tuple[bool, bool, bool]:
         """Writes the numbers into the parameter groups. Waits for the device.

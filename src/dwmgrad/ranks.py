@@ -15,7 +15,7 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 from .patching import tell_before
-from .scalars import Number, where, widest
+from .scalars import Number, placed, where, widest
 from .state import is_flat_piece
 
 
@@ -251,11 +251,10 @@ def _on(device: torch.device, share: Share | None) -> Tensor:
 
     def number(value: Tensor | float) -> Tensor:
         if isinstance(value, Tensor) and (value.device == device or value.device.type != "cpu"):
-            return value.detach().to(device, dtype).reshape(())
-        # by value: a copy from the host's memory would make the host wait
+            return placed(value.detach(), dtype, device)
         value = float(value)
         fits = abs(value) <= torch.finfo(dtype).max  # not the infinities, nor NaN
-        return torch.full((), value if fits else math.nan, dtype=dtype, device=device)
+        return placed(value if fits else math.nan, dtype, device)
 
     loss, *counts = map(number, _numbers_of(share))
     return torch.stack([torch.where(loss.isfinite(), loss, torch.nan), *counts])

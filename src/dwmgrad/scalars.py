@@ -25,6 +25,13 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in ("mps", "xpu") else torch.float64
 
 
+def placed(value: Number, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The number on a device; by value: a copy from the host's memory would make the host wait."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype).reshape(())
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def is_known(loss: Number | None) -> Number:
     """Whether there is a loss: None, or on a device NaN, stands for none."""
     return ~loss.isnan() if isinstance(loss, Tensor) else loss is not None

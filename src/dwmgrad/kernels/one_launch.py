@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..scalars import widest
+from ..scalars import placed, widest
 from . import low_bit, reference
 from .coefficients import Buffer, Coefficients, Tensors, storage_of
 
@@ -188,13 +188,7 @@ def _vector(numbers: list[Any], device: torch.device) -> Tensor:
     """The numbers in float32 on the device; none of them leaves it."""
     if not any(isinstance(each, Tensor) for each in numbers):
         return _uploaded(numbers, torch.float32, device)
-
-    def number(each: Any) -> Tensor:
-        if isinstance(each, Tensor):
-            return each.float().reshape(())
-        return torch.full((), each, dtype=torch.float32, device=device)
-
-    return torch.stack([number(each) for each in numbers])
+    return torch.stack([placed(each, torch.float32, device) for each in numbers])
 
 
 def _uploaded(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
