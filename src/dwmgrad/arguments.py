@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Number, Real
 from typing import Any, NamedTuple
 
@@ -39,28 +40,22 @@ class Argument(NamedTuple):
     shared: bool = False  # whether it is one for all parameter groups
 
 
-def _plain(kind: Any) -> Callable[[Any], Any]:
-    return lambda value: kind(value) if isinstance(value, Number) else value
-
-
 def check_real(name: str, value: Any) -> None:
     """Raises unless it is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
 
 
-def _number_in(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("a number") from None
+def _numeric(check: Callable[[str, Any], None], kind: Any, called: str) -> Kind:
+    """The kind of argument whose plain values are of a type, `kind`, that errors name so."""
 
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(called) from None
 
-def _steps_in(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError("a whole number") from None
+    return Kind(check, parse, lambda value: kind(value) if isinstance(value, Number) else value)
 
 
 def _number(below: float = math.inf) -> Kind:
@@ -73,7 +68,7 @@ def _number(below: float = math.inf) -> Kind:
         if not within:
             raise ValueError(f"{name} must be in [0, {below}), got {value!r}")
 
-    return Kind(check, _number_in, _plain(float))
+    return _numeric(check, float, "a number")
 
 
 _NUMBER = _number()
@@ -134,20 +129,15 @@ def _choice(*choices: str) -> Kind:
     return Kind(check, parse)
 
 
-def _check_switch(name: str, value: Any) -> None:
+def _check_switch(name: str, value: Any, values: str = "True or False") -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be {values}, got {value!r}")
 
 
 def _parse_switch(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError("true or false")
     return text.lower() == "true"
-
-
-def _check_preference(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {value!r}")
 
 
 def _check_state_dtype(name: str, value: Any) -> None:
@@ -168,13 +158,16 @@ def _or_none(kind: Kind) -> Kind:
     )
 
 
-_STEPS = Kind(check_steps, _steps_in, _plain(int))
+_STEPS = _numeric(check_steps, int, "a whole number")
 _MAYBE_STEPS = _or_none(_STEPS)
 _LIMIT = _or_none(_NUMBER._replace(check=_check_limit))
 _FLOOR = _NUMBER._replace(check=_check_floor)
 _SWITCH = Kind(_check_switch, _parse_switch)
 _PREFERENCE = _or_none(
-    Kind(_check_preference, lambda text: None if text.lower() == "none" else _parse_switch(text))
+    Kind(
+        partial(_check_switch, values="True, False or None"),
+        lambda text: None if text.lower() == "none" else _parse_switch(text),
+    )
 )
 
 
