@@ -104,16 +104,13 @@ class Agreeing(Optimizer, Joinable):
             ignored = progress.PROGRESS if self._has_stepped_alone else ()
             distributed.check_setup(self, ignored)
             self._same_setup = True
-        device = ranks.home_of(self.param_groups)
-        if not self.param_groups[0]["capturable"]:
-            agreed = ranks.agree(share, device, self.loss_group, steps_alone)
-            stands_out = progress.stands_out(self.param_groups[0], agreed)
-            return agreed._replace(stands_out=stands_out and not agreed.overflow)
-        if self._device_window is None:
-            self._device_window = DeviceWindow(self.param_groups, device)
-            self._plan = None  # the ages that it found are those of the window before
-        self._device_window.check(self._params())
-        agreed = ranks.agree(share, device, self.loss_group, steps_alone, stays=True)
+        device, stays = ranks.home_of(self.param_groups), self.param_groups[0]["capturable"]
+        if stays:
+            if self._device_window is None:
+                self._device_window = DeviceWindow(self.param_groups, device)
+                self._plan = None  # the ages that it found are those of the window before
+            self._device_window.check(self._params())
+        agreed = ranks.agree(share, device, self.loss_group, steps_alone, stays)
         if self._scaler is not None and not steps_alone:  # its scale is to stay that of the others
             found = self._scaler._per_optimizer_states[id(self)]["found_inf_per_device"]
             for each in found.values():

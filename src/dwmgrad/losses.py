@@ -43,6 +43,7 @@ class Observation:
     micro_batches: int = 1  # how many they are
     agreed: Any = None  # what the ranks have made of it, once they have
     used: bool = False  # whether a step has taken it
+    stands_out: bool = False  # whether the optimizer's guard refuses the loss; on the host alone
     limited: dict[str, float] | None = None  # what the first of several steps made of `loss_limit`
     _stepped: set[int] = field(default_factory=set)
     moved: set[int] = field(default_factory=set)  # ids of groups: it moves a window once

@@ -393,7 +393,7 @@ class DWMGrad(Stepping):
             feed.drop_clipping()
         if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
             self._say_once(STEP_SKIPPED)
-        if agreed.stands_out:
+        if observation is not None and observation.stands_out:
             self._say_once(STANDS_OUT)
         return loss
 

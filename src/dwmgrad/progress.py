@@ -78,14 +78,6 @@ def guard_of(group: dict[str, Any]) -> Guard:
     return Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
 
 
-def stands_out(group: dict[str, Any], agreed: Agreed) -> bool:
-    """Whether the group's guard, where it has one, refuses the step's loss."""
-    if group["loss_guard"] is None or not agreed.counts:
-        return False
-    alike, anew = _comparable(group, agreed)
-    return bool(alike and not anew and guard_of(group).refuses(agreed.loss))
-
-
 def _comparable(group: dict[str, Any], agreed: Agreed) -> tuple[Number, Number]:
     """Whether the step's loss compares with earlier ones, and whether with the last one alone.
 

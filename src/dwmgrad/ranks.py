@@ -118,7 +118,6 @@ class Agreed(NamedTuple):
     overflow: Number = False  # whether a gradient scaler of any rank gives the step up
     lacks_gradient: Number = False  # whether a rank has no gradient
     makes_state: bool = False  # this is no step: it creates the state, on this rank perhaps alone
-    stands_out: bool = False  # whether the optimizer's guard refuses the loss; on the host alone
 
     @property
     def on_device(self) -> bool:

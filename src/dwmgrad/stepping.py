@@ -50,12 +50,14 @@ class Stepping(Agreeing):
         if agreed.makes_state:
             return None
         numbers: dict[str, Any] = {}
-        now = progress.window_of(common)
+        now, happens = progress.window_of(common), not (observation and observation.stands_out)
         if moving:
-            numbers, now, *_ = progress.advanced(moving[0], agreed)
+            numbers, now, happens, _ = progress.advanced(moving[0], agreed)
+        if observation is not None:
+            observation.stands_out = not happens
         aged: Changes = []
         calls: list[Call] = []
-        if not agreed.stands_out:
+        if happens:
             noise = numbers.get("steps", common["steps"])
             aged, calls = self._on_host(moves, now, noise)
             if common["loss_limit"] is not None:
@@ -195,8 +197,8 @@ class Stepping(Agreeing):
                 groups, nothing, agreed, lambda _, *given: self._predicted(None, *given)
             )
         elif agreed.happens and not agreed.overflow:
-            numbers, window, *_ = progress.advanced(groups[0], agreed)
-            if groups[0]["loss_limit"] is not None and not agreed.stands_out:
+            numbers, window, happens, _ = progress.advanced(groups[0], agreed)
+            if groups[0]["loss_limit"] is not None and happens:
                 numbers |= self._limits(None, window, agreed)
             for group in groups:
                 group.update(numbers)
