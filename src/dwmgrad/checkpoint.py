@@ -104,18 +104,14 @@ def _upgraded(group: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     written = group.get("schema")
     if group.get("auto_lr") and group.get("loss_limit") and not group.get("observations"):
         group = {**group, "step_limit": 0.0}  # an earlier version began with 1
-    if type(written) is not int:  # True is in a range
+    if type(written) is not int or written not in range(1, SCHEMA):  # True is in a range
         return group, None
-    if written in range(1, SCHEMA):
-        group = {"mean_micro_batches": group.get("micro_batches", 0), **group}
-    if written in range(4, SCHEMA):
-        return {**_SINCE_5, **group, "schema": SCHEMA}, None
-    if written not in (1, 2, 3):
-        return group, None
-    corrects = written == 3 and group.get("bias_correction")
-    share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
-    _check_number(ZERO_SHARE, share, 0, 1)
-    missing: dict[str, Any] = {"micro_batches": 0, **_SINCE_5}
+    missing, share = {"mean_micro_batches": group.get("micro_batches", 0), **_SINCE_5}, None
+    if written < 4:
+        corrects = written == 3 and group.get("bias_correction")
+        share = group.get(ZERO_SHARE, 0.0) if corrects else 0.0
+        _check_number(ZERO_SHARE, share, 0, 1)
+        missing["micro_batches"] = 0
     if written < 3:
         missing |= {**PAPER, "mean_loss": group.get("last_loss")}
     if written < 2:
