@@ -178,11 +178,10 @@ class Agreeing(Optimizer, Joinable):
         policy = self.param_groups[0]["missing_loss"]
         if policy == "error":
             raise RuntimeError(_NO_LOSS)
-        if policy == "warn":
-            self._say_once(_NO_LOSS)
+        self._say_once(_NO_LOSS, policy == "warn")
 
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
+    def _say_once(self, message: str, happened: bool = True) -> None:
+        if happened and message not in self._said:
             self._said.add(message)
             warnings.warn(message, stacklevel=4)
 

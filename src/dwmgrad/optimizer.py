@@ -254,12 +254,9 @@ class DWMGrad(Stepping):
         if self._device_window is not None:
             guarded = self.param_groups[0]["guarded_steps"]
             elements, steps, at_floor = self._device_window.write(self.param_groups)
-            if self.param_groups[0]["guarded_steps"] > guarded:
-                self._say_once(STANDS_OUT)
-            if elements:
-                self._say_once(ELEMENTS_SKIPPED)
-            if steps:
-                self._say_once(STEP_SKIPPED)
+            self._say_once(STANDS_OUT, self.param_groups[0]["guarded_steps"] > guarded)
+            self._say_once(ELEMENTS_SKIPPED, elements)
+            self._say_once(STEP_SKIPPED, steps)
             if at_floor:
                 self._say_at_floor()
         return self.param_groups
@@ -391,10 +388,9 @@ class DWMGrad(Stepping):
                 make_step()
         finally:  # it may warn, and warnings may be errors
             feed.drop_clipping()
-        if agreed.is_refused:  # said last: where warnings are errors, this step is still whole
-            self._say_once(STEP_SKIPPED)
-        if observation is not None and observation.stands_out:
-            self._say_once(STANDS_OUT)
+        # said last: where warnings are errors, this step is still whole
+        self._say_once(STEP_SKIPPED, agreed.is_refused)
+        self._say_once(STANDS_OUT, observation is not None and observation.stands_out)
         return loss
 
     @contextlib.contextmanager

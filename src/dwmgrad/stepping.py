@@ -210,8 +210,7 @@ class Stepping(Agreeing):
         if self._skipped and ELEMENTS_SKIPPED not in self._said:
             home = ranks.home_of(self.param_groups)  # a model may be on several devices
             found = (each.to(home) if isinstance(each, Tensor) else each for each in self._skipped)
-            if bool(sum(found)):  # one host sync
-                self._say_once(ELEMENTS_SKIPPED)
+            self._say_once(ELEMENTS_SKIPPED, bool(sum(found)))  # one host sync
         self._skipped.clear()
 
     def _say_at_floor(self) -> None:
