@@ -44,8 +44,7 @@ class GuardedAdamW(torch.optim.AdamW):
         """As in AdamW, or nothing."""
         params = [param for group in self.param_groups for param in group["params"]]
         norm = float(clip_grad_norm_(params, self.max_grad_norm))
-        refused = self.guard.refuses(norm)
-        self.guard.observe(norm)
+        refused = self.guard.observe(norm)
         return None if refused else super().step(closure)
 
 

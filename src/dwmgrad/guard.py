@@ -34,8 +34,8 @@ class Guard:
         """Whether the loss, which is finite, stands out."""
         return (self.seen >= GUARD_WARMUP) & (loss > self._threshold_loss())
 
-    def observe(self, loss: Number, counts: Number = True) -> None:
-        """Learns from a loss; `counts` False changes nothing."""
+    def observe(self, loss: Number, counts: Number = True) -> Number:
+        """Learns from a loss, and says whether it stands out; `counts` False changes nothing."""
         refused = counts & self.refuses(loss)
         past = where(self.seen > 0, self.mean, loss)
         off = where(refused, self._threshold_loss(), loss) - past
@@ -48,6 +48,7 @@ class Guard:
         self.seen = where(counts, where(anew, 0, self.seen + 1), self.seen)
         self.in_row = where(counts, where(anew, 0, in_row), self.in_row)
         self.refused = self.refused + refused
+        return refused
 
     def _threshold_loss(self) -> Number:
         return self.mean + self.threshold * self.deviation

@@ -73,47 +73,34 @@ def window_of(group: dict[str, Any]) -> Window:
     )
 
 
-def guard_of(group: dict[str, Any]) -> Guard:
-    """The guard that a group's numbers, on the host or on a device, and settings describe."""
-    return Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
-
-
-def _comparable(group: dict[str, Any], agreed: Agreed) -> tuple[Number, Number]:
-    """Whether the step's loss compares with earlier ones, and whether with the last one alone.
-
-    It does with those of as many micro-batches: where each is divided by the full number, the loss
-    of a short step is lower for that alone. Two in a row of another number begin a new comparison.
-    """
-    count, mean = agreed.micro_batches, group["mean_micro_batches"]
-    unlike = (mean != 0) & (mean != count)
-    anew = unlike & (group["micro_batches"] == count)
-    return anew | (mean == 0) | (mean == count), anew
-
-
 def advanced(
     group: dict[str, Any], agreed: Agreed
 ) -> tuple[dict[str, Any], Window, Number, Number]:
     """What becomes of a group's numbers in a step that was agreed on, on the host or on a device.
 
-    A loss that stands out makes no step: only the guard sees it. A loss that does not compare is
-    passed over. After `MOST_PASSED` in a row the comparison begins anew with the last of them, as
-    the number of before may never come back. The guard begins anew with the comparison.
+    A loss that stands out makes no step: only the guard sees it. Losses of as many micro-batches
+    compare: where each is divided by the full number, that of a short step is lower for that alone.
+    Two in a row of another number begin a new comparison. A loss that does not compare is passed
+    over. After `MOST_PASSED` in a row the comparison begins anew with the last of them, as the
+    number of before may never come back. The guard begins anew with the comparison.
 
     Returns:
         The numbers, the window, and `happens` and `counts` after the guard has seen the loss.
     """
     happens, counts, loss = agreed.happens, agreed.counts, agreed.loss
-    alike, anew = _comparable(group, agreed)
-    guard, guarded = guard_of(group), group["loss_guard"] is not None
+    count, mean = agreed.micro_batches, group["mean_micro_batches"]
+    anew = (mean != 0) & (mean != count) & (group["micro_batches"] == count)
+    alike = anew | (mean == 0) | (mean == count)
+    guard = Guard(group["loss_guard"], **{field: group[name] for name, field in _GUARD.items()})
+    guarded = group["loss_guard"] is not None
     if guarded:
         judged = counts & alike
         guard.seen = where(judged & anew, 0, guard.seen)
-        refused = judged & guard.refuses(loss)
-        guard.observe(loss, judged)
+        refused = guard.observe(loss, judged)
         happens, counts = (where(refused, False, each) for each in (happens, counts))
     window = window_of(group)
     window.observe(loss, alike, counts, anew)
-    count, compared = agreed.micro_batches, counts & alike
+    compared = counts & alike
     passed = where(compared, 0, group["passed_over"] + counts)
     forgets = passed >= MOST_PASSED
     window.forget_mean(forgets)
