@@ -258,7 +258,7 @@ def calls_of(
 
 
 def predicted(
-    calls: Iterable[Call], weight_of: Callable[[Tensor], float] | None = None, *on_device: Any
+    calls: Iterable[Call], weight_of: Callable[[Tensor], float], *on_device: Any
 ) -> Number:
     """What the calls of this rank would take off the loss; see `limit.step_limit`.
 
@@ -268,9 +268,7 @@ def predicted(
     totals: dict[Any, Number] = {}  # by device: each is read once
     for buckets, c, group in calls:
         for norms, ordinals in kernels.squared_norms(buckets, c, *on_device):
-            weights = [
-                1.0 if weight_of is None else weight_of(group["params"][n]) for n in ordinals
-            ]
+            weights = [weight_of(group["params"][n]) for n in ordinals]
             if isinstance(norms, Tensor) and len(set(weights)) == 1:
                 norm = weights[0] * norms.sum()  # one launch
             else:

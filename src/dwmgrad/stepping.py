@@ -133,8 +133,8 @@ class Stepping(Agreeing):
         number, alone = None, calls is not None and self._steps_alone()
         if calls is not None:
             copied = not (alone or self._pieces)  # by other ranks
-            weight_of = partial(ranks.weight_of, group=self.loss_group) if copied else None
-            number = predicted(calls, weight_of, *on_device)
+            weight_of = partial(ranks.weight_of, group=self.loss_group)
+            number = predicted(calls, weight_of if copied else lambda _: 1.0, *on_device)
             number = number / where(clipped_to > 0, share, math.nan)
         if alone:
             return number
