@@ -94,11 +94,14 @@ def settings_of(args: Any) -> dict[str, Any] | None:
     return {"lr": args.learning_rate, "eps": args.adam_epsilon, **preset, **asked}
 
 
-def check(settings: dict[str, Any]) -> None:
-    """Raises ValueError where `DWMGrad(params, **settings)` will, with the Trainer's names.
+def check(args: Any) -> None:
+    """Raises ValueError where DWMGrad will for these `TrainingArguments`, with the Trainer's names.
 
     Numbers of the Trainer's that are still text are left to the Trainer.
     """
+    settings = settings_of(args)
+    if settings is None:
+        return
     whole = {name: None if name in PAPER else each.default for name, each in ARGUMENTS.items()}
     whole |= {
         name: value

@@ -38,7 +38,7 @@ def add_names(host: ModuleType) -> None:
         undo.callback(copyreg.dispatch_table.pop, names, None)
         ForkingPickler.register(names, _made_by(member_of, added))
         undo.callback(reducers.pop, names, None)
-        undo.callback(tell_before(host.TrainingArguments, "__post_init__", _check_settings))
+        undo.callback(tell_before(host.TrainingArguments, "__post_init__", check))
 
 
 def enter_trainer(host: ModuleType) -> None:
@@ -108,12 +108,6 @@ def _remove_member(names: Any, name: str) -> None:
 def _made_by(make: Callable[[str], Any], ours: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     """How the enum's members are pickled: ours as a call of `make`, the others as ever."""
     return lambda member: (make if member.value in ours else type(member), (member.value,))
-
-
-def _check_settings(args: Any) -> None:
-    settings = settings_of(args)
-    if settings is not None:
-        check(settings)
 
 
 def _with_dwmgrad(original: Any, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
