@@ -77,13 +77,12 @@ def misfit(part: Tensor, param: Tensor, form: Form) -> str | None:
         )
     if part.dtype not in form.dtypes:
         return f"has the dtype {part.dtype}, and should have {' or '.join(map(str, form.dtypes))}"
-    # for wrappers the answer is an error
-    if not form.may_expand and type(part) in (Tensor, Parameter):
-        if torch._debug_has_internal_overlap(part) == 1:
-            return (
-                "has elements that share memory (as after expand()): give it memory of its own "
-                "with contiguous()"
-            )
+    is_plain = type(part) in (Tensor, Parameter)  # for wrappers the answer is an error
+    if is_plain and not form.may_expand and torch._debug_has_internal_overlap(part) == 1:
+        return (
+            "has elements that share memory (as after expand()): give it memory of its own with "
+            "contiguous()"
+        )
     if form.contiguous and not part.is_contiguous():
         return f"must be contiguous, got the strides {part.stride()}"
     return None
