@@ -6,10 +6,12 @@ Under both names of their packages.
 import importlib
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import launch
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
@@ -315,3 +317,12 @@ def test_fabric(package: str) -> None:
             losses = []
     assert inner.param_groups[0]["observations"] == 2
     assert bystander.last_loss is None
+
+
+@pytest.mark.newest
+def test_fabric_with_fsdp2_brings_the_losses_of_all_micro_batches(tmp_path: Path) -> None:
+    """Also where it does not synchronize until the last one."""
+    pytest.importorskip("lightning")
+    for seen in launch(str(Path(__file__).with_name("fabric_fsdp2.py")), tmp_path):
+        for micro_batches, last_loss, total in seen:
+            assert micro_batches == 4 and last_loss == pytest.approx(total, rel=1e-5)
