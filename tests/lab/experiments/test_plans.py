@@ -10,6 +10,7 @@ from statistics import fmean
 from pages import ROOT, compared
 
 RESULTS = ROOT / "docs" / "results"
+COMPARISONS = sorted(RESULTS.glob("comparison-*.json"))
 PLAN = (ROOT / "docs" / "plans" / "loss-limit.md").read_text("utf-8")
 
 
@@ -414,3 +415,32 @@ def test_the_guards_table_is_that_of_its_results() -> None:
         every = json.loads(file.read_text("utf-8"))["results"].values()
         means = [100 * fmean(run["score"] for run in each["runs"]) for each in every]
         assert f"| {share} | {' | '.join(f'{mean:.2f}' for mean in means)} |" in text
+
+
+def test_the_table_of_the_language_model_is_that_of_its_results() -> None:
+    from experiments import stats
+    from experiments.table import lead, spread
+
+    forms = {"in full": "sentences", "LoRA": "sentences-lora"}
+    titles = ("dwmgrad-finetune", "dwmgrad-auto", "adamw-control")
+    told = rows("### What the language model gave")
+    text = " ".join(PLAN.split())
+    assert [row[0] for row in told] == [*forms]
+    for (_, *cells), name in zip(told, forms.values(), strict=True):
+        each = compared(name)
+        assert all(len(each.runs(of, "final")) == 8 for of in ("adamw", *titles))
+        best = each.runs("adamw", "final")
+        shown = f"{spread(best.score, each.metric)} at {best.lr.iloc[0]:.2g}"
+        assert cells == [shown, *(lead(each.difference(of)) for of in titles)]
+        beside = each.difference("dwmgrad-finetune", "adamw-control")
+        assert f"{beside.mean:+.2f} [{beside.interval[0]:+.2f}, {beside.interval[1]:+.2f}]" in text
+    own = ("glue-mnli", "glue-qqp", *forms.values())
+    behind = [-compared(name).ahead_anew("dwmgrad-auto") for name in own]
+    assert f"auto is {fmean(behind):.2f} points behind in the mean of the four, and" in text
+    assert f"{max(behind):.2f} at the worst. Both goals are met." in text
+    assert fmean(behind) <= 1 and max(behind) <= 3
+    every = [compared(f.stem.removeprefix("comparison-")) for f in COMPARISONS]
+    leads = [each.difference("dwmgrad-finetune") for each in every]
+    chances = stats.holm([each.chance_equal() for each in leads])
+    sure = [each.name for each, p in zip(every, chances, strict=True) if p < 0.05]
+    assert {*forms.values()} <= {*sure}
