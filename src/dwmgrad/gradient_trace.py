@@ -108,7 +108,8 @@ def _apart(groups: list[dict[str, Any]]) -> Iterator[Tensor | None]:
         state = reference() if isinstance(reference, weakref.ref) else reference
         one = [getattr(state, "_fsdp_param_group", None)]  # as older versions have it
         for part in filter(None, getattr(state, "_fsdp_param_groups", one)):
-            held = [each for each in part.fsdp_params if id(each.sharded_param) in own]
+            params = getattr(part, "fsdp_params", ())
+            held = [each for each in params if id(getattr(each, "sharded_param", None)) in own]
             for each in held:
                 yield getattr(each, "unsharded_accumulated_grad", None)
                 yield getattr(getattr(each, "_unsharded_param", None), "grad", None)

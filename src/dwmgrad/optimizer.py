@@ -107,9 +107,9 @@ class DWMGrad(Stepping):
         fused: True prefers the fused kernel, False excludes it. None, for both: the fastest that
             is right for each tensor.
         missing_loss: what a step without a loss does. `"warn"`: holds the window and says so once.
-            `"hold"`: holds it in silence. `"error"`: raises, before anything has changed. Where
-            every lr and every gradient is 0, a step without a loss holds the window in silence:
-            that is how `torch.distributed.checkpoint` creates the state.
+            `"hold"`: holds it in silence. `"error"`: raises, before anything has changed. The
+            step by which `torch.distributed.checkpoint` creates the state is none; so is, on one
+            rank, any first step without a loss where every lr and every gradient is 0.
         state_dtype: the precision of the state. None: the parameters' own (8 bytes a parameter in
             float32), and float32 for float16 parameters. `torch.bfloat16`: 4 bytes. `"int8"`: about
             2, in blocks of 256; tensors of fewer than 4,096 elements, and embeddings marked by
