@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from glue.arguments import DataArguments
 from glue.errors import UsageError
-from glue.files import find_split, read_columns
+from glue.files import read_columns, read_split
 from glue.own import Split, describe
 from glue.tasks import Task, get_task
 
@@ -100,16 +100,7 @@ def _load(task: Task, split: str, arguments: DataArguments, cache_dir: str | Non
         folder = SAMPLE if arguments.use_sample else task_folder(arguments.data_dir or "", task)
         if task.name == "ax" and folder.name.lower() == "mnli":
             raise UsageError(f"--data_dir {folder}: no ax data there")
-        first, *more = find_split(folder, split)
-        columns: dict[str, Sequence[Any]] = {**read_columns(first)}
-        for path in more:
-            shard = read_columns(path)
-            if shard.keys() != columns.keys():
-                raise UsageError(
-                    f"{path}: has the columns {', '.join(shard)}, and {first.name} has "
-                    f"{', '.join(columns)}; give shards of one set"
-                )
-            columns = {name: [*values, *shard[name]] for name, values in columns.items()}
+        columns, first = read_split(folder, split)
         return columns, str(first)
     remedy = "give the files by --data_dir FOLDER, or try --task_name sst2 --use_sample"
     data = _from_hub(HUB, task.name, split, cache_dir, remedy)

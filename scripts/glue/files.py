@@ -39,6 +39,25 @@ def find_split(folder: Path, split: str) -> list[Path]:
     )
 
 
+def read_split(folder: Path, split: str) -> tuple[dict[str, list[Any]], Path]:
+    """The columns of `split` in `folder`, of all shards one after the other, and its first file.
+
+    Raises:
+        UsageError: as `find_split` and `read_columns` do; or a shard has other columns.
+    """
+    first, *more = find_split(folder, split)
+    columns = read_columns(first)
+    for path in more:
+        shard = read_columns(path)
+        if shard.keys() != columns.keys():
+            raise UsageError(
+                f"{path}: has the columns {', '.join(shard)}, and {first.name} has "
+                f"{', '.join(columns)}; give shards of one set"
+            )
+        columns = {name: [*values, *shard[name]] for name, values in columns.items()}
+    return columns, first
+
+
 def _shards(folder: Path, name: str) -> list[Path]:
     """NAME-00000-of-00003.parquet and so on, of which none may be missing."""
     found = sorted(folder.glob(f"{name}-*-of-*.parquet"))

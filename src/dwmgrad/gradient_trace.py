@@ -32,7 +32,7 @@ class Trace:
 
     It watches one small gradient, on the CPU one that is not zero, and looks at the others only
     where that one is gone or zero. Nothing is said to be dropped where no gradient was to be seen
-    to begin with: FSDP2 without synchronisation keeps them elsewhere.
+    to begin with: FSDP keeps them elsewhere without synchronisation, and those are not watched.
 
     Args:
         groups: the optimizer's parameter groups.

@@ -1,6 +1,6 @@
-"""Methods of other libraries' classes, wrapped so that dwmgrad hears of their calls.
+"""Methods and functions of other libraries, wrapped so that dwmgrad hears of their calls.
 
-The class is wrapped, not an instance: hosts make new ones. A second wrapping does nothing.
+A class is wrapped, not an instance: hosts make new ones. A second wrapping does nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def wrap(owner: type | ModuleType, name: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Lets `around(method, ...)`, with the method's arguments, stand for a class's method.
+    """Lets `around(method, ...)`, with its arguments, stand for a class's method or a function.
 
     Returns:
         What puts the method back, unless another library has wrapped it, too, by then.

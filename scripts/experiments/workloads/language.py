@@ -66,16 +66,32 @@ class Language(TrainerWorkload):
         model.loss_type = "ForCausalLM"  # which its class name does not say
         return Job(
             model=model,
-            train=_rows(training[: self.train_blocks]),
-            evaluation=_rows(validation[: self.validation_blocks]),
-            score=lambda metrics: math.exp(min(metrics["loss"], 700.0)),
+            train=own_labels(training[: self.train_blocks]),
+            evaluation=own_labels(validation[: self.validation_blocks]),
+            score=perplexity,
             eval_batch_size=self.batch_size,
         )
 
 
-def _rows(tokens: torch.Tensor) -> Any:
-    """They are their own labels: the model shifts them."""
-    return Rows(input_ids=tokens, labels=tokens)
+def perplexity(metrics: Mapping[str, float]) -> float:
+    """The exponential of the mean loss; of one that is too large, the largest that is finite."""
+    return math.exp(min(metrics["loss"], 700.0))
+
+
+def own_labels(blocks: torch.Tensor) -> Any:
+    """Blocks of tokens as rows, each its own labels: the model shifts them."""
+    return Rows(input_ids=blocks, labels=blocks)
+
+
+def tokens_of(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """The tokens of the texts, one after the other."""
+    rows = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    return torch.tensor([token for row in rows for token in row])
+
+
+def in_blocks(tokens: torch.Tensor, size: int) -> torch.Tensor:
+    """(examples, size); what is left at the end is dropped."""
+    return tokens[: len(tokens) // size * size].view(-1, size)
 
 
 @functools.lru_cache(maxsize=2)
@@ -92,13 +108,10 @@ def blocks(size: int, least: int = 5) -> tuple[torch.Tensor, torch.Tensor, int]:
     streams = []
     for split in ("train", "validation"):
         sentences = read_columns(SAMPLE / f"{split}.parquet")["sentence"]
-        rows = tokenizer(whole_sentences(sentences), return_attention_mask=False)["input_ids"]
-        streams.append(torch.tensor([token for row in rows for token in row]))
+        streams.append(tokens_of(tokenizer, whole_sentences(sentences)))
     known = torch.bincount(streams[0], minlength=len(tokenizer)) >= least
     number = torch.where(known, known.cumsum(0), 0)
-    training, validation = (
-        number[tokens[: len(tokens) // size * size]].view(-1, size) for tokens in streams
-    )
+    training, validation = (in_blocks(number[tokens], size) for tokens in streams)
     return training, validation, int(known.sum()) + 1
 
 
