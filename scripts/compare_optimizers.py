@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glue.errors import UsageError, needs, run_cli
+from glue.errors import needs, run_cli
 
 with needs("experiments"):
     from atomic import check_output, write_text
-    from experiments.cli import command, end, parse
+    from experiments.cli import command, end, kept_in, parse
     from experiments.compact import as_text, check_same_plan, comparison_record
-    from experiments.comparison import Comparison, read_comparison
+    from experiments.comparison import read_comparison
     from experiments.evidence.compared import Compared
-    from experiments.evidence.results import read_result
     from experiments.evidence.tables import final_table, rates_table
     from experiments.runner import Failure, sweep
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     path = Path(output or comparison.output_dir / name / "comparison.json")
     comparison.workload.check()
     check_output(path)
-    kept = older(path, comparison)
+    kept = kept_in(path, "comparison", lambda old: check_same_plan(old, comparison))
 
     def save(failures: Sequence[Failure]) -> dict[str, Any]:
         record = json.loads(as_text(comparison_record(comparison, failures, line, kept)))
@@ -56,25 +55,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         for stage in (comparison.rate_runs, comparison.final_runs):
             runs = sorted(sum(stage().values(), []), key=lambda run: run.seed)  # whole seeds first
-            failures += sweep(runs, comparison.output_dir, processes)
+            sweep(runs, comparison.output_dir, processes, failures)
     except KeyboardInterrupt:
         save(failures)
         raise
     record = save(failures)
     end(failures)
     return record
-
-
-def older(path: Path, comparison: Comparison) -> dict[str, Any] | None:
-    """What `path` has of an earlier call, or None; a UsageError if it is of another plan."""
-    if not path.exists():
-        return None
-    try:
-        kept = read_result(path, "comparison")
-        check_same_plan(kept, comparison)
-    except UsageError as error:
-        raise UsageError(f"--output {path}: {error}") from error
-    return kept
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of QQP's parquet files")
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args(argv)
-    columns, _ = read_split(arguments.source, "train")
+    columns, _ = read_split(arguments.source, "train", ("question1", "question2"))
     texts = [*columns["question1"], *columns["question2"]]
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_tokenizer(texts, arguments.output, VOCABULARY)

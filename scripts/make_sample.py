@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from atomic import write_json
 from glue.errors import UsageParser, needs, run_cli
@@ -19,6 +20,7 @@ with needs("glue"):
     import pyarrow as pa
     import pyarrow.parquet as pq
     from glue.data import SAMPLE
+    from glue.files import read_split
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import RobertaConfig
 
@@ -28,12 +30,10 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # RoBERTa's order: <pad> 
 MAX_LENGTH = 128
 
 
-def write_split(source: Path, target: Path) -> list[str]:
-    """Copy `sentence` and `label`, as strongly compressed as parquet goes."""
-    table = pq.read_table(source, columns=["sentence", "label"])
-    sentences = [text.strip() for text in table["sentence"].to_pylist()]
-    labels = table["label"].cast(pa.int8())
-    slim = pa.table({"sentence": sentences, "label": labels})
+def write_split(columns: dict[str, list[Any]], target: Path) -> list[str]:
+    """Write `sentence` and `label`, as strongly compressed as parquet goes."""
+    sentences = [text.strip() for text in columns["sentence"]]
+    slim = pa.table({"sentence": sentences, "label": pa.array(columns["label"], pa.int8())})
     pq.write_table(
         slim,
         target,
@@ -131,9 +131,11 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="folder of SST-2's parquet files")
     parser.add_argument("output", type=Path, nargs="?", default=SAMPLE)
     arguments = parser.parse_args()
+    splits = ("train", "validation")
+    train, validation = (read_split(arguments.source, s, ("sentence", "label"))[0] for s in splits)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    sentences = write_split(arguments.source / "train.parquet", arguments.output / "train.parquet")
-    write_split(arguments.source / "validation.parquet", arguments.output / "validation.parquet")
+    sentences = write_split(train, arguments.output / "train.parquet")
+    write_split(validation, arguments.output / "validation.parquet")
     write_tokenizer(sentences, arguments.output, VOCABULARY)
     write_config(arguments.output)
     for path in sorted(arguments.output.iterdir()):

@@ -15,7 +15,8 @@ Runs that are there already are not made again: after Ctrl-C the same command go
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from glue.errors import UsageError, needs, run_cli
 
 with needs("experiments"):
     from atomic import check_output, write_text
-    from experiments.cli import command, end, parse
+    from experiments.cli import command, end, kept_in, parse
     from experiments.compact import as_text, experiment_record, with_others
     from experiments.config import Experiment, read_experiment
-    from experiments.evidence.results import Result, read_result
+    from experiments.evidence.results import Result
     from experiments.plots import draw_experiment
     from experiments.runner import Failure, sweep
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             path = Path(output.replace(PLACE, experiment.workload.name))
             check_output(path)
             if values["contenders"]:
-                kept[experiment.workload.name] = older(path, experiment)
+                check = partial(check_same_workload, experiment=experiment)
+                kept[experiment.workload.name] = kept_in(path, experiment.kind, check)
     records: list[dict[str, Any]] = []
     failures: list[Failure] = []
     for experiment, name in zip(experiments, names, strict=True):
@@ -77,14 +79,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return records
 
 
-def older(path: Path, experiment: Experiment) -> dict[str, Any] | None:
-    """What `path` has of an earlier call, or None; a UsageError if it is of another workload."""
-    if not path.exists():
-        return None
-    kept = read_result(path, experiment.kind)
+def check_same_workload(kept: Mapping[str, Any], experiment: Experiment) -> None:
+    """Raise a UsageError if an older record is of another workload."""
     if kept["description"] != json.loads(json.dumps(experiment.workload.description())):
-        raise UsageError(f"--output {path}: it is of another workload; give another --output")
-    return kept
+        raise UsageError("it is of another workload; give another --output")
 
 
 def report(record: dict[str, Any], text: str, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml  # noqa: F401 - without the extra, --help says what to install
 from environment import ROOT
 from glue.errors import UsageError, UsageParser
 
+from experiments.evidence.results import read_result
 from experiments.runner import Failure
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -65,6 +66,20 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
             values = value if isinstance(value, list) else [value]
             words += [f"--{argument}", *map(str, values)]
     return shlex.join(words)
+
+
+def kept_in(
+    path: Path, kind: str, check: Callable[[dict[str, Any]], None]
+) -> dict[str, Any] | None:
+    """What `path` has of an earlier call, or None; a UsageError, also if `check` raises one."""
+    if not path.exists():
+        return None
+    try:
+        kept = read_result(path, kind)
+        check(kept)
+    except UsageError as error:
+        raise UsageError(f"--output {path}: {error}") from error
+    return kept
 
 
 def end(failures: Sequence[Failure]) -> None:

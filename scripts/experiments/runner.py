@@ -108,7 +108,12 @@ def run_once(run: Run, root: Path | str) -> dict[str, Any]:
     return read_result(path)
 
 
-def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Failure]:
+def sweep(
+    runs: Sequence[Run],
+    root: Path | str,
+    processes: int = 2,
+    failures: list[Failure] | None = None,
+) -> list[Failure]:
     """Make all runs that are not there yet, some at a time, each on one thread.
 
     A run that fails, or whose process dies, costs the others nothing. Ctrl-C ends the sweep; what
@@ -121,6 +126,10 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
             and the tracebacks of those that fail.
         processes: how many at a time; 0: none is made. They are spawned, so a script that calls
             this must guard its main part with `if __name__ == "__main__":`.
+        failures: a list to which those of this sweep are added; the caller has them after Ctrl-C.
+
+    Returns:
+        That list, or one of its own.
 
     Raises:
         UsageError: before any training: a bad setting, missing data, or `root` is not writable.
@@ -133,7 +142,7 @@ def sweep(runs: Sequence[Run], root: Path | str, processes: int = 2) -> list[Fai
     todo = list(missing.values())
     for workload in {id(run.workload): run.workload for run in todo}.values():
         workload.check()
-    failures: list[Failure] = []
+    failures = [] if failures is None else failures
     waiting, workers = deque(todo if processes else ()), dict[Any, _Worker]()
     with tqdm(total=len(todo), unit="run") as bar:
         try:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ def find_split(folder: Path, split: str) -> list[Path]:
     """The file (or all parquet shards) of `split` in `folder`; `dev` stands for `validation`.
 
     Raises:
-        UsageError: there is none, and the message lists what the folder holds; or a shard is
-            missing.
+        UsageError: there is none, and the message lists what the folder holds; a shard is missing;
+            or there is no such folder.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
     short = [split.replace("validation", name) for name in ("dev", "val")]
     names = dict.fromkeys([split, *short])
     for name in names:
@@ -39,11 +42,14 @@ def find_split(folder: Path, split: str) -> list[Path]:
     )
 
 
-def read_split(folder: Path, split: str) -> tuple[dict[str, list[Any]], Path]:
+def read_split(
+    folder: Path, split: str, needed: Sequence[str] = ()
+) -> tuple[dict[str, list[Any]], Path]:
     """The columns of `split` in `folder`, of all shards one after the other, and its first file.
 
     Raises:
-        UsageError: as `find_split` and `read_columns` do; or a shard has other columns.
+        UsageError: as `find_split` and `read_columns` do; a shard has other columns; or a `needed`
+            one is missing.
     """
     first, *more = find_split(folder, split)
     columns = read_columns(first)
@@ -55,6 +61,8 @@ def read_split(folder: Path, split: str) -> tuple[dict[str, list[Any]], Path]:
                 f"{', '.join(columns)}; give shards of one set"
             )
         columns = {name: [*values, *shard[name]] for name, values in columns.items()}
+    if missing := [name for name in needed if name not in columns]:
+        raise UsageError(f"{first}: no column {', '.join(missing)}; it has {', '.join(columns)}")
     return columns, first
 
 

@@ -84,6 +84,6 @@ class Sentences(TrainerWorkload):
         )
 
     def _rows(self, tokenizer: Any, split: str) -> Any:
-        columns, _ = read_split(self._folder(), split)
+        columns, _ = read_split(self._folder(), split, ("sentence1", "sentence2"))
         texts = [*columns["sentence1"], *columns["sentence2"]]
         return own_labels(in_blocks(tokens_of(tokenizer, texts), self.block))

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from atomic import write_json
-from experiments.runner import Run, made, run_once, sweep
+from experiments.runner import Failure, Run, made, run_once, sweep
 from experiments.workloads import make_workload
 from glue.errors import UsageError
 
@@ -214,6 +215,26 @@ def test_ctrl_c_ends_all_and_keeps_what_is_done(tmp_path):
     assert process.returncode == 130 and shown.rstrip().endswith("interrupted")
     assert len(list((tmp_path / "root" / "fake" / "adamw").glob("*.json"))) == 2
     _wait_until(lambda: not _alive(process.pid))  # nobody of the session is left
+
+
+def test_after_ctrl_c_the_caller_knows_what_failed(tmp_path):
+    fails = Fake(data_dir=str(tmp_path), ending="error")
+    sleeps = Fake(name="sleeps", data_dir=str(tmp_path), ending="sleep")
+    runs = [Run(fails, "adamw", SETTINGS, 0), Run(sleeps, "adamw", SETTINGS, 1)]
+    failures: list[Failure] = []
+
+    def interrupt() -> None:
+        _wait_until(lambda: counted(tmp_path) == ["0", "1"])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(runs, tmp_path / "root", 1, failures)
+    thread.join()
+    signal.signal(signal.SIGINT, before)
+    assert [failure.error for failure in failures] == ["RuntimeError: seed 0 fails"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

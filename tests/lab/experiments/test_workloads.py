@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
@@ -201,6 +202,23 @@ def test_a_language_model_made_from_questions_learns_sentences_in_full_and_with_
         scores[name, split] = result["score"]
     assert scores["sentences", "test"] < scores["sentences", "validation"], "which it has not seen"
     assert scores["sentences", "test"] != scores["sentences-lora", "test"]
+
+
+@pytest.mark.parametrize(
+    ("script", "column"), [("make_language_model", "question1"), ("make_sample", "label")]
+)
+def test_what_is_made_of_a_folder_says_what_it_lacks(script, column, tmp_path, monkeypatch):
+    main = importlib.import_module(script).main
+    words = [script, str(tmp_path / "none"), str(tmp_path / "made")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(UsageError, match="none: no such folder"):
+        main()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "train.csv").write_text("sentence\nfine\n")
+    (tmp_path / "none" / "validation.csv").write_text("sentence\nfine\n")
+    with pytest.raises(UsageError, match=f"train.csv: no column {column}.*it has sentence"):
+        main()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_share_of_the_training_set_takes_the_place_of_the_development_set(tmp_path, monkeypatch):
