@@ -17,7 +17,7 @@ from experiments.plots import draw_experiment, rate_curves
 from experiments.recording import REACH
 
 STUDIES = ("ablation", "deaf", "guard", "length", "machine", "replay")
-"""How the files of ablations begin. The rounds of docs/plans/loss-limit.md are not on the page."""
+"""How the files of ablations begin; what docs/plans/loss-limit.md tried has a folder of its own."""
 KINDS = {
     "comparison": ("comparison", Compared),
     "experiment": ("experiment", Result),
@@ -44,7 +44,6 @@ def page(results: Sequence[Result], configs: Path, output: Path) -> str:
         path
         for folder in ("comparisons", "experiments", "studies")
         for path in sorted(configs.glob(f"{folder}/*.yaml"))
-        if not path.stem.startswith("limit_form")
     ]
     found = {path: [each for each in results if of[each.file] == path] for path in files}
     comparisons = [each for each in results if isinstance(each, Compared)]

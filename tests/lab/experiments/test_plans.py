@@ -28,7 +28,7 @@ SEEDS = [100, 101, 102]
 
 
 def scores(study: str, name: str, share: str, seeds: list[int]) -> list[float]:
-    file = RESULTS / f"limit-form-{study}-{name}.json"
+    file = RESULTS / f"limit-form/{study}-{name}.json"
     runs = json.loads(file.read_text("utf-8"))["results"][share]["runs"]
     assert [run["seed"] for run in runs] == seeds
     return [run["score"] for run in runs]

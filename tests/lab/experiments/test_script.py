@@ -17,7 +17,9 @@ from ..conftest import load_script
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(
-    path for kind in ("experiments", "studies") for path in (ROOT / "configs" / kind).glob("*.yaml")
+    path
+    for kind in ("experiments", "studies")
+    for path in (ROOT / "configs" / kind).rglob("*.yaml")
 )
 
 
