@@ -336,12 +336,17 @@ class Oracle:
 
     # ---- checkpoints ----
 
-    def after_loading(self, saved: Oracle) -> Oracle:
-        """What an optimizer and a model are that load what was saved; gradients stay."""
-        loaded = copy.deepcopy(saved)
+    def after_loading(self, saved: Oracle, is_new: bool) -> Oracle:
+        """What an optimizer and a model are that load what was saved; gradients stay.
+
+        So do the losses that came with them, unless the optimizer is a new one.
+        """
+        loaded, waiting = copy.deepcopy(saved), self.losses
         for param, now in zip(loaded.params, self.params, strict=True):
             param.grad, param.trained = now.grad, now.trained
         loaded.discard()
+        if waiting.route == BACKWARD and not is_new:
+            loaded.losses = waiting
         loaded.next_begins_anew = False
         loaded.tried = loaded.window.steps > 0
         return loaded

@@ -204,6 +204,39 @@ def test_so_do_they_in_a_bare_loop(tmp_path: Path) -> None:
     assert first[3] == second[3] == pytest.approx((first[2] + second[2]) / 2)
 
 
+def averaged_by_hand(rank: int) -> list:
+    """Backward passes within `no_sync()`, the mean of the gradients by hand, the step after it."""
+    from accelerate import Accelerator
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # of the group that there is
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    inner = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error", preset="auto")
+    model, optimizer = accelerator.prepare(model, inner)
+    losses, seen = [], []
+    for step in range(4):
+        with accelerator.no_sync(model):
+            loss = loss_of(model, rank, step)
+            accelerator.backward(loss)
+        for param in model.parameters():
+            dist.all_reduce(param.grad)
+            param.grad /= 2
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seen.append(inner.last_loss)
+    assert_ranks_agree(optimizer)
+    return [losses, seen]
+
+
+def test_ranks_that_average_their_gradients_by_hand_average_their_losses(tmp_path: Path) -> None:
+    first, second = run(averaged_by_hand, tmp_path)
+    means = [(one + other) / 2 for one, other in zip(first[0], second[0], strict=True)]
+    assert first[1] == second[1] == pytest.approx(means)
+
+
 def ranks_of_their_own(rank: int) -> list:
     group, _ = dist.new_subgroups(group_size=1)
     param = torch.ones(2, requires_grad=True)

@@ -618,7 +618,7 @@ class Histories(RuleBasedStateMachine):
         else:
             self.model.load_state_dict(model)
             self.optimizer.load_state_dict(optimizer)
-            self.oracle = self.oracle.after_loading(saved)
+            self.oracle = self.oracle.after_loading(saved, is_new=fresh)
         self.look()
 
     @rule(way=st.sampled_from(["deepcopy", "pickle", "prepare"]))
@@ -629,7 +629,7 @@ class Histories(RuleBasedStateMachine):
             self.model, inner = pickle.loads(pickle.dumps((self.model, inner)))
         elif way == "deepcopy":
             self.model, inner = copy.deepcopy((self.model, inner))
-        self.oracle = self.oracle.after_loading(self.oracle)
+        self.oracle = self.oracle.after_loading(self.oracle, is_new=way != "prepare")
         if way != "prepare":
             for param in self.oracle.params:
                 param.grad = None

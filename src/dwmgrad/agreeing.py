@@ -40,7 +40,7 @@ class Agreeing(Optimizer, Joinable):
         ranks.watch()
 
     def _forget_losses(self) -> None:
-        self.__dict__.setdefault("_feed", LossFeed()).clear()
+        self.__dict__.setdefault("_feed", LossFeed()).begin_anew()
         self._device_window: DeviceWindow | None = None
         self._plan: Plan | None = None
         self._overlaps = kernels.Overlaps()
@@ -80,7 +80,7 @@ class Agreeing(Optimizer, Joinable):
         if ranks.joined_without(self):
             self._say_once(_NOT_JOINED)
             return True
-        return self._feed.local or ranks.is_local(self)
+        return ranks.is_local(self)
 
     def _agree(self, observation: Observation | None, overflow: Tensor | float | None) -> Agreed:
         """What all ranks make of their losses and of what their gradient scalers found."""

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from .gradient_trace import Trace, are_changed, marks
-from .ranks import is_local
 from .scalars import where
 
 BACKWARD = "accelerator.backward()"
@@ -76,16 +75,22 @@ class LossFeed:
         self.clear()
 
     def clear(self) -> None:
-        """Begins anew. Lightning's and Fabric's wrappers hold the same feed as the optimizer."""
+        """Forgets all. Lightning's and Fabric's wrappers hold the same feed as the optimizer."""
         self.observation: Observation | None = None  # the latest one, used or still open
         self.ahead: Any = None  # what ranks agreed on before a step without one, while it is made
-        self.local = False  # whether the last backward pass left its gradients on this rank
         self.step_tried = False  # a gradient scaler has asked for a step that has not come since
         self.refused = False  # the last step raised: the next loss belongs to another one
         self.trace: Trace | None = None  # of the gradients of the losses that wait
         self.clipped_to: Tensor | float = 1.0  # of the step to come; see `limit.share_left`
         self._put_aside: Tensor | float | None = None
         self._said_coarse = False
+
+    def begin_anew(self) -> None:
+        """As `clear`, but what waits with gradients stays, as these do when state is loaded."""
+        if _waits_with_gradients(self.observation):
+            self.ahead, self.refused = None, False
+        else:
+            self.clear()
 
     @property
     def waiting(self) -> Observation | None:
@@ -294,7 +299,6 @@ def brought(
             feed.expect(route)
             feed.add(value, route)
             feed.trace = Trace(optimizer.param_groups, own)
-            feed.local = is_local(optimizer)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,39 @@ def test_a_second_backward_of_a_step_adds_up() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_where_a_state_is_loaded_losses_stay_with_their_gradients() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, inner = prepared(accelerator)
+    expected = 0.0
+    for place, batch in enumerate(DATA[:3]):
+        loss = loss_of(model, batch)
+        accelerator.backward(loss)
+        expected += loss.item()
+        if place == 0:
+            model, optimizer = accelerator.prepare(model, inner)  # which loads, too
+        if place == 1:
+            inner.load_state_dict(copy.deepcopy(inner.state_dict()))
+    optimizer.step()
+    assert inner.last_loss == pytest.approx(expected, rel=1e-6)
+    assert inner.param_groups[0]["micro_batches"] == 3
+    accelerator.backward(loss_of(model, DATA[0]))
+    inner.load_state_dict(copy.deepcopy(inner.state_dict()))
+    optimizer.zero_grad()  # they go with them, too
+    loss = loss_of(model, DATA[1])
+    accelerator.backward(loss)
+    optimizer.step()
+    assert inner.last_loss == loss.item() and inner.param_groups[0]["micro_batches"] == 1
+
+
+def test_a_loss_without_gradients_goes_where_a_state_is_loaded() -> None:
+    _, _, inner = prepared(Accelerator(cpu=True))
+    inner.observe_loss(9.0)
+    inner.load_state_dict(copy.deepcopy(inner.state_dict()))
+    inner.observe_loss(1.0)
+    inner.step()
+    assert inner.last_loss == 1.0
+
+
 def test_what_the_caller_does_with_the_loss_later_does_not_count() -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer, inner = prepared(accelerator)
