@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atomic import write_json
-from glue.errors import UsageParser, needs, run_cli
+from glue.errors import UsageError, UsageParser, needs, run_cli
 
 with needs("glue"):
     import pyarrow as pa
@@ -33,7 +33,11 @@ MAX_LENGTH = 128
 def write_split(columns: dict[str, list[Any]], target: Path) -> list[str]:
     """Write `sentence` and `label`, as strongly compressed as parquet goes."""
     sentences = [text.strip() for text in columns["sentence"]]
-    slim = pa.table({"sentence": sentences, "label": pa.array(columns["label"], pa.int8())})
+    try:
+        labels = pa.array(map(int, columns["label"]), pa.int8())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{target.stem}: label must be whole numbers: {error}") from error
+    slim = pa.table({"sentence": sentences, "label": labels})
     pq.write_table(
         slim,
         target,

@@ -78,7 +78,8 @@ def kept_in(
         kept = read_result(path, kind)
         check(kept)
     except UsageError as error:
-        raise UsageError(f"--output {path}: {error}") from error
+        said = str(error).removeprefix(f"{path}: ")
+        raise UsageError(f"--output {path}: {said}") from error
     return kept
 
 

@@ -49,7 +49,7 @@ def comparison_record(
         runs: list[Result] = [{**run_record(r), "by": told(r, plan["by"])} for r in results]
         old = todays.get(name, _NOTHING)
         first[name], best[name] = _united(old["runs"], runs), old["best_lr"]
-        if _has_all(first[name], get_contender(name).rateless, plan):
+        if has_all(first[name], get_contender(name).rateless, plan):
             values = [(run["lr"], run["by"]) for run in first[name]]
             best[name] = best_rate(values, plan["by"], comparison.workload.higher_is_better)
     stage = comparison.final_runs(best)
@@ -111,21 +111,17 @@ def _united(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
 def is_complete(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a record has all that its plan asks for."""
     new = len(plan["final"]["seeds"])
-    return is_swept(contenders, plan) and all(
-        len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
+    found = {name: contenders.get(name) for name in plan["contenders"]}
+    return all(
+        own
+        and has_all(own["runs"], own["rateless"], plan)
+        and len(own["final"]) == (0 if own["best_lr"] is None else new)  # all rates may diverge
         and _is_todays(name, own)
-        for name, own in contenders.items()
-        if name in plan["contenders"]
+        for name, own in found.items()
     )
 
 
-def is_swept(contenders: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-    """Whether a record has all of the first stage that its plan asks for."""
-    found = [contenders.get(name) for name in plan["contenders"]]
-    return all(each and _has_all(each["runs"], each["rateless"], plan) for each in found)
-
-
-def _has_all(runs: Sequence[Result], rateless: bool, plan: Mapping[str, Any]) -> bool:
+def has_all(runs: Sequence[Result], rateless: bool, plan: Mapping[str, Any]) -> bool:
     """Whether these are all runs of a contender's first stage."""
     return len(runs) == (1 if rateless else len(plan["rates"])) * len(plan["seeds"])
 

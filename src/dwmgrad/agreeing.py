@@ -39,7 +39,7 @@ class Agreeing(Optimizer, Joinable):
         self.live.add(self)
         ranks.watch()
 
-    def _forget_losses(self) -> None:
+    def _begin_anew(self) -> None:
         self.__dict__.setdefault("_feed", LossFeed()).begin_anew()
         self._device_window: DeviceWindow | None = None
         self._plan: Plan | None = None

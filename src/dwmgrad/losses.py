@@ -86,11 +86,13 @@ class LossFeed:
         self._said_coarse = False
 
     def begin_anew(self) -> None:
-        """As `clear`, but what waits with gradients stays, as these do when state is loaded."""
-        if _waits_with_gradients(self.observation):
-            self.ahead, self.refused = None, False
-        else:
+        """For an optimizer that is made, or loaded: then gradients stay, and so do their losses."""
+        held = self.observation
+        if held is None or not _waits_with_gradients(held):
             self.clear()
+        else:  # what a step that raised has made of it is void
+            self.observation = Observation(held.route, held.loss, held.micro_batches)
+            self.ahead = None
 
     @property
     def waiting(self) -> Observation | None:

@@ -181,7 +181,7 @@ class DWMGrad(Stepping):
         self._begins_given = initial_window is not None
         self._preset = preset
         group = ranks.group_of(loss_group)
-        self._forget_losses()
+        self._begin_anew()
         super().__init__(params, defaults)
         self._begin_alone(group)
         if defaults["auto_lr"] and not any(float(group["lr"]) for group in self.param_groups):
@@ -489,7 +489,8 @@ class DWMGrad(Stepping):
         """As in torch, but checked as a whole first: a refused state dict changes nothing.
 
         Where this optimizer has a `state_dtype` of its own, the loaded state is converted to it;
-        else it stays in the precision in which it was saved.
+        else it stays in the precision in which it was saved. Gradients stay, and with them the
+        losses that their backward pass brought; what `observe_loss` brought is dropped.
 
         Raises:
             TypeError, ValueError: if it is not one of DWMGrad with these parameters; the message
@@ -526,4 +527,4 @@ class DWMGrad(Stepping):
             self.__dict__.setdefault(name, False)
         for group in self.param_groups:  # of a pickle that an earlier version made
             checkpoint.bring_up(group, self.state)
-        self._forget_losses()
+        self._begin_anew()

@@ -127,7 +127,38 @@ def test_where_a_state_is_loaded_losses_stay_with_their_gradients() -> None:
     assert inner.last_loss == loss.item() and inner.param_groups[0]["micro_batches"] == 1
 
 
-def test_a_loss_without_gradients_goes_where_a_state_is_loaded() -> None:
+@pytest.mark.parametrize("more", [False, True], ids=["the same", "one more"])
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+def test_after_a_refused_step_loading_changes_nothing(capturable: bool, more: bool) -> None:
+    """What that step made of its loss and its clipping is void, with the state loaded or not."""
+    found = []
+    for loads in (False, True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        model, optimizer, inner = prepared(accelerator, preset="auto", capturable=capturable)
+        for batch in DATA[:2]:
+            accelerator.backward(loss_of(model, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+        accelerator.backward(loss_of(model, DATA[2]))
+        inner.observe_clipping(8.0, 1.0)
+        dense, model.weight.grad = model.weight.grad, model.weight.grad.to_sparse()
+        with pytest.raises(RuntimeError, match="sparse"):
+            optimizer.step()
+        model.weight.grad = dense
+        if loads:
+            inner.load_state_dict(copy.deepcopy(inner.state_dict()))
+        if more:
+            accelerator.backward(loss_of(model, DATA[3]))
+        optimizer.step()
+        group = inner.state_dict()["param_groups"][0]
+        found.append(({**group, "params": None}, model.weight.detach().clone()))
+    (before, weight), (after, same) = found
+    assert before == after and before["steps"] == 3 and before["micro_batches"] == 1 + more
+    assert torch.equal(weight, same) and (before["clipped_to"] < 1) == (not more)
+
+
+def test_an_observed_loss_goes_where_a_state_is_loaded() -> None:
     _, _, inner = prepared(Accelerator(cpu=True))
     inner.observe_loss(9.0)
     inner.load_state_dict(copy.deepcopy(inner.state_dict()))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import stats
-from experiments.compact import is_swept
+from experiments.compact import has_all
 from experiments.contenders import CONTENDERS
 from experiments.evidence.results import Result
 from experiments.table import SHARES
@@ -43,10 +43,10 @@ class Compared(Result):
             points=points(frame.score, self.data),
         )
 
-    @property
-    def swept(self) -> bool:
-        """Whether its first stage was run to its end, whatever of the second is missing."""
-        return self.complete or is_swept(self.entries, self.plan)
+    def swept(self, name: str) -> bool:
+        """Whether a contender's first stage is whole: each rate of the plan with each seed."""
+        entry = self.entries.get(name)
+        return entry is not None and has_all(entry["runs"], entry["rateless"], self.plan)
 
     def rates(self, name: str | None = None) -> pd.DataFrame:
         """The runs of the first stage; of one contender, or of all."""

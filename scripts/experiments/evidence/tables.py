@@ -162,14 +162,13 @@ def final_table(compared: Compared) -> str:
 def overall(some: Sequence[Compared]) -> str:
     """A row an optimizer: what it loses to AdamW tuned, at one rate for all workloads.
 
-    Only those count whose first stage is whole. Optimizers that are not in all of them have a row
-    of their own ones.
+    Of an optimizer those workloads count on which it, and AdamW, ran at every rate of the plan.
     """
-    some = [each for each in some if each.swept and ADAMW in each.entries]
+    some = [each for each in some if each.swept(ADAMW)]
     titles = {name: entry["title"] for each in some for name, entry in each.entries.items()}
     rows = []
     for name, title in titles.items():
-        its = [each for each in some if len(each.rates(name))]
+        its = [each for each in some if each.swept(name)]
         if not its:
             continue
         free = bool(its[0].rates(name).rateless.iloc[0])

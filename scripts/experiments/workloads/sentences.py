@@ -13,7 +13,7 @@ from typing import Any
 
 from glue.data import task_folder
 from glue.errors import UsageError, one_line
-from glue.files import find_split, read_split
+from glue.files import read_split
 from glue.model import DAMAGED
 from glue.tasks import get_task
 
@@ -45,7 +45,7 @@ class Sentences(TrainerWorkload):
         from transformers import AutoConfig
 
         for split in ("train", self.split):
-            find_split(self._folder(), split)
+            self._texts(split)
         source = self.model_name_or_path
         if source is None:
             raise UsageError("--model_name_or_path is missing: give a causal language model")
@@ -83,7 +83,9 @@ class Sentences(TrainerWorkload):
             score=perplexity,
         )
 
-    def _rows(self, tokenizer: Any, split: str) -> Any:
+    def _texts(self, split: str) -> list[str]:
         columns, _ = read_split(self._folder(), split, ("sentence1", "sentence2"))
-        texts = [*columns["sentence1"], *columns["sentence2"]]
-        return own_labels(in_blocks(tokens_of(tokenizer, texts), self.block))
+        return [*columns["sentence1"], *columns["sentence2"]]
+
+    def _rows(self, tokenizer: Any, split: str) -> Any:
+        return own_labels(in_blocks(tokens_of(tokenizer, self._texts(split)), self.block))

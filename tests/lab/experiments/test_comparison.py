@@ -24,7 +24,7 @@ from experiments.compact import (
 )
 from experiments.comparison import HALF_DECADES, Comparison, read_comparison
 from experiments.evidence.compared import mark
-from experiments.runner import run_once
+from experiments.runner import Failure, run_once
 from glue.errors import UsageError
 
 from ..conftest import load_script
@@ -339,6 +339,22 @@ def test_a_contender_that_fails_costs_the_others_nothing(main, tmp_path, monkeyp
     assert len(record["contenders"]["adamw"]["final"]) == 3
     assert record["failures"][0]["error"] == "RuntimeError: cannot read some.file"
     assert counted(tmp_path) == sorted(["0", "1"] * 4 + ["5", "6", "7"])
+
+
+def test_ctrl_c_leaves_what_had_failed(tmp_path, monkeypatch):
+    comparison = a_comparison(tmp_path, workload=Peak(data_dir=str(tmp_path)))
+    script = load_script("compare_optimizers")
+
+    def interrupted(runs, root, processes, failures):
+        failures.append(Failure(runs[0], "RuntimeError: it failed", root / "workers.log"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "read_comparison", lambda *args, **values: comparison)
+    monkeypatch.setattr(script, "sweep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["peak.yaml"])
+    record = json.loads((tmp_path / "root" / "peak" / "comparison.json").read_text())
+    assert [failure["error"] for failure in record["failures"]] == ["RuntimeError: it failed"]
 
 
 @pytest.mark.parametrize(

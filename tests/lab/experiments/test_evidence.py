@@ -108,8 +108,7 @@ def test_each_comparison_has_its_tables_picture_and_facts(made):
         assert (made.parent / f"evidence-{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert ("**Incomplete:**" in own) == (name == "digits")
         assert ("New seeds at each one's best rate" in own) == (name != "digits")
-    # of the two that are whole; it is in one of them
-    assert len(rows(text, "SGD, momentum 0.9 | 1 of 2")) == 1
+    assert len(rows(text, "SGD, momentum 0.9 | 1 of 3")) == 1
 
 
 def test_every_table_is_whole(made):
@@ -155,7 +154,8 @@ def of(name: str, scores: dict[str, dict[float, float | None]], **changes) -> Co
         for contender, own in scores.items()
     }
     head = {"title": name, "metric": "accuracy", "higher_is_better": True, "steps": 10}
-    plan = {"seeds": [0], "rates": [], "contenders": [*entries], "chosen_on": [], "final": None}
+    rates = [*scores.get("AdamW", ())]
+    plan = {"seeds": [0], "rates": rates, "contenders": [*entries], "chosen_on": [], "final": None}
     return Compared("comparison", name, {**head, "plan": plan, "contenders": entries, **changes})
 
 
@@ -202,11 +202,16 @@ def test_what_there_is_nothing_to_compare_with_has_no_regret():
     apart = of("apart", {"AdamW": {5e-3: 0.9}, "B": {1e-2: 0.7}})
     text = overall([ONE, apart])
     assert row(text, "AdamW")[1:5] == ["2 of 2", "none is in all plans", "-", "-"]
-    assert row(text, "B")[1] == "2 of 2"
-    half = of("half", {"AdamW": {1e-3: 0.1}}, complete=False)
+
+
+def test_a_workload_counts_for_those_who_ran_at_every_rate():
+    scores = {"AdamW": {1e-3: 0.1, 1e-2: 0.2}, "auto": {1.0: 0.4}}
+    half = of("half", {**scores, "B": {1e-3: 0.3}})
+    assert not rows(overall([half]), "B |") and row(overall([half]), "auto")[1] == "1 of 1"
+    whole = of("half", {**scores, "B": {1e-3: 0.3, 1e-2: 0.1}})
+    assert row(overall([whole]), "B")[1:4] == ["1 of 1", "0.001", "-10.0"]
+    half.plan["rates"].append(1e-1)  # which AdamW lacks
     assert overall([ONE, half]) == overall([ONE])
-    half.plan["rates"].append(1e-3)  # all of its first stage is there
-    assert row(overall([ONE, half]), "AdamW")[1] == "2 of 2"
 
 
 def test_decades_that_work():

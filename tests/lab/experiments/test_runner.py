@@ -230,10 +230,12 @@ def test_after_ctrl_c_the_caller_knows_what_failed(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep(runs, tmp_path / "root", 1, failures)
-    thread.join()
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(runs, tmp_path / "root", 1, failures)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [failure.error for failure in failures] == ["RuntimeError: seed 0 fails"]
 
 
