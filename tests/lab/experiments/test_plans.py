@@ -423,6 +423,51 @@ def test_the_guards_table_is_that_of_its_results() -> None:
         assert f"| {share} | {' | '.join(f'{mean:.2f}' for mean in means)} |" in text
 
 
+def test_the_table_of_capped_on_the_language_model_is_that_of_its_results() -> None:
+    from experiments.table import lead
+
+    told = {name: cells for name, *cells in rows("### What capped and one rate gave")}
+    for form, name in (("in full", "sentences"), ("LoRA", "sentences-lora")):
+        each = compared(name)
+        capped, adamw, finetune = "dwmgrad-capped", "adamw", "dwmgrad-finetune"
+        best = f"{lead(each.difference(capped))} at {each.runs(capped, 'final').lr.iloc[0]:.2g}"
+        decades = [
+            f"{(each.means(of) >= each.best_beside(of) - 3).sum() / 2:g}"
+            for of in (capped, adamw, finetune)
+        ]
+        means = [f"{each.rates(of).score.mean():.2f}" for of in (capped, adamw)]
+        assert told[form] == [best, *decades, *means]
+        assert each.ahead_anew("dwmgrad-auto") > each.ahead_anew(capped)
+        flat = each.rates(capped).groupby("lr").score.mean()
+        assert flat[flat.index >= (0.01 if "lora" in name else 0.001)].nunique() == 1
+
+
+def test_what_one_rate_costs_is_what_the_results_say() -> None:
+    every = {f.stem: compared(f.stem.removeprefix("comparison-")) for f in COMPARISONS}
+    text = " ".join(PLAN.split())
+    behind = {
+        of: {name: each.best_beside(of) - each.means(of) for name, each in every.items()}
+        for of in ("adamw", "dwmgrad-auto")
+    }
+    one = {name: each[0.001] for name, each in behind["adamw"].items()}
+    free = {name: each.min() for name, each in behind["dwmgrad-auto"].items()}
+    worst = max(one, key=lambda name: one[name])
+    assert worst == "comparison-small-factors"
+    told = f"{fmean(one.values()):.1f} points behind its best rates in the mean, and"
+    assert f"{told} {one[worst]:.1f} at the worst, on the matrix factorization." in text
+    others = [points for name, points in one.items() if name != worst]
+    told = f"Without that it is {fmean(others):.1f}. auto is {fmean(free.values()):.1f} and"
+    assert f"{told} {max(free.values()):.1f} behind with the same seeds." in text
+    encoders = [f"comparison-glue-{task}" for task in ("cola", "mnli", "mrpc", "qqp", "stsb")]
+    told = [fmean(behind["adamw"][name][1e-4] for name in encoders)]
+    told += [fmean(free[name] for name in encoders)]
+    assert "AdamW at 0.0001 is {:.1f} behind, and auto {:.1f}.".format(*told) in text
+    apart = [name for name in every if name != "comparison-cifar10-short"]
+    at = [fmean(behind["adamw"][name][lr] for name in apart) for lr in (0.00032, 0.001)]
+    assert "points behind at 0.00032, and {1:.1f} at 0.001.".format(*at) in text
+    assert f"Over those {len(apart)} workloads AdamW is {at[0]:.1f} points" in text
+
+
 def test_the_table_of_the_language_model_is_that_of_its_results() -> None:
     from experiments import stats
     from experiments.table import lead, spread
