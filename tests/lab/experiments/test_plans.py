@@ -462,6 +462,8 @@ def test_what_one_rate_costs_is_what_the_results_say() -> None:
     told = [fmean(behind["adamw"][name][1e-4] for name in encoders)]
     told += [fmean(free[name] for name in encoders)]
     assert "AdamW at 0.0001 is {:.1f} behind, and auto {:.1f}.".format(*told) in text
+    page = " ".join((ROOT / "docs" / "auto.md").read_text("utf-8").split())
+    assert "AdamW at 0.0001 was {:.1f} behind in the mean, and `auto` {:.1f}".format(*told) in page
     apart = [name for name in every if name != "comparison-cifar10-short"]
     at = [fmean(behind["adamw"][name][lr] for name in apart) for lr in (0.00032, 0.001)]
     assert "points behind at 0.00032, and {1:.1f} at 0.001.".format(*at) in text
