@@ -426,7 +426,8 @@ def test_the_guards_table_is_that_of_its_results() -> None:
 def test_the_table_of_capped_on_the_language_model_is_that_of_its_results() -> None:
     from experiments.table import lead
 
-    told = {name: cells for name, *cells in rows("### What capped and one rate gave")}
+    text, beside = " ".join(PLAN.split()), []
+    told = {name: cells for name, *cells in rows("### What capped, Prodigy and one rate gave")}
     for form, name in (("in full", "sentences"), ("LoRA", "sentences-lora")):
         each = compared(name)
         capped, adamw, finetune = "dwmgrad-capped", "adamw", "dwmgrad-finetune"
@@ -438,8 +439,14 @@ def test_the_table_of_capped_on_the_language_model_is_that_of_its_results() -> N
         means = [f"{each.rates(of).score.mean():.2f}" for of in (capped, adamw)]
         assert told[form] == [best, *decades, *means]
         assert each.ahead_anew("dwmgrad-auto") > each.ahead_anew(capped)
+        beside.append(each.ahead_anew("dwmgrad-auto") - each.ahead_anew("prodigy"))
+        said = f"{lead(each.difference('prodigy'))} points ahead of AdamW in full"
+        assert (said if name == "sentences" else lead(each.difference("prodigy"))) in text
         flat = each.rates(capped).groupby("lr").score.mean()
         assert flat[flat.index >= (0.01 if "lora" in name else 0.001)].nunique() == 1
+    assert "auto is ahead of it by {:.2f} and {:.2f} points".format(*beside) in text
+    page = " ".join((ROOT / "docs" / "auto.md").read_text("utf-8").split())
+    assert "`auto` was {:.1f} and {:.1f} points ahead of it.".format(*beside) in page
 
 
 def test_what_one_rate_costs_is_what_the_results_say() -> None:
