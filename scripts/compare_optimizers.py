@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     path = Path(output or comparison.output_dir / name / "comparison.json")
     comparison.workload.check()
     check_output(path)
-    kept = kept_in(path, "comparison", lambda old: check_same_plan(old, comparison))
+    kept = kept_in(path, "comparison", check_same_plan, comparison)
 
     def save(failures: Sequence[Failure]) -> dict[str, Any]:
         record = json.loads(as_text(comparison_record(comparison, failures, line, kept)))

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             path = Path(output.replace(PLACE, experiment.workload.name))
             check_output(path)
             if values["contenders"]:
-                check = partial(check_same_workload, experiment=experiment)
-                kept[experiment.workload.name] = kept_in(path, experiment.kind, check)
+                kept[experiment.workload.name] = kept_in(
+                    path, experiment.kind, check_same_workload, experiment
+                )
     records: list[dict[str, Any]] = []
     failures: list[Failure] = []
     for experiment, name in zip(experiments, names, strict=True):

@@ -131,9 +131,9 @@ def test_a_join_of_accumulated_steps_is_refused_on_every_rank(tmp_path: Path) ->
 # ---- steps of one rank alone ----
 
 
-def local_sgd(rank: int) -> list:
+def accelerated(rank: int, **arguments: Any) -> tuple:
+    """An Accelerator of two ranks, with a model, its optimizer and the DWMGrad inside of that."""
     from accelerate import Accelerator  # seconds, which the other workers need not wait
-    from accelerate.local_sgd import LocalSGD
 
     # how torchrun tells Accelerate of the ranks
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -142,8 +142,14 @@ def local_sgd(rank: int) -> list:
     assert accelerator.num_processes == 2
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
-    inner = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error")
-    model, optimizer = accelerator.prepare(model, inner)
+    inner = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error", **arguments)
+    return accelerator, *accelerator.prepare(model, inner), inner
+
+
+def local_sgd(rank: int) -> list:
+    from accelerate.local_sgd import LocalSGD
+
+    accelerator, model, optimizer, inner = accelerated(rank)
     losses, seen = [], []
     with LocalSGD(accelerator=accelerator, model=model, local_sgd_steps=4) as local:
         for step in range(8):
@@ -206,15 +212,7 @@ def test_so_do_they_in_a_bare_loop(tmp_path: Path) -> None:
 
 def averaged_by_hand(rank: int) -> list:
     """Backward passes within `no_sync()`, the mean of the gradients by hand, the step after it."""
-    from accelerate import Accelerator
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # of the group that there is
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-    inner = DWMGrad(model.parameters(), lr=1e-2, missing_loss="error", preset="auto")
-    model, optimizer = accelerator.prepare(model, inner)
+    accelerator, model, optimizer, inner = accelerated(rank, preset="auto")
     losses, seen = [], []
     for step in range(4):
         with accelerator.no_sync(model):

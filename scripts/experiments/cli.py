@@ -69,14 +69,17 @@ def command(script: str, file: str | Path, given: Mapping[str, Any]) -> str:
 
 
 def kept_in(
-    path: Path, kind: str, check: Callable[[dict[str, Any]], None]
+    path: Path, kind: str, check: Callable[[dict[str, Any], Any], None], asked: Any
 ) -> dict[str, Any] | None:
-    """What `path` has of an earlier call, or None; a UsageError, also if `check` raises one."""
+    """What `path` has of an earlier call, or None.
+
+    A UsageError names it, also if `check` of it and of what is `asked` for raises one.
+    """
     if not path.exists():
         return None
     try:
         kept = read_result(path, kind)
-        check(kept)
+        check(kept, asked)
     except UsageError as error:
         said = str(error).removeprefix(f"{path}: ")
         raise UsageError(f"--output {path}: {said}") from error

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from experiments.workload import Workload
 
 
@@ -72,6 +75,28 @@ class Peak(Fake):
             {"step": 10, "score": score},
         ]
         return result | {"score": score, "metrics": metrics, "history": history}
+
+
+@contextlib.contextmanager
+def interrupted_when(ready: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C in what is run below, once something is so; it ends by KeyboardInterrupt."""
+
+    def interrupt() -> None:
+        limit = time.monotonic() + 60
+        while not ready():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def counted(folder: Path) -> list[str]:

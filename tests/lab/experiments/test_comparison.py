@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +24,7 @@ from experiments.runner import Failure, run_once
 from glue.errors import UsageError
 
 from ..conftest import load_script
-from .fakes import Peak, counted
+from .fakes import Peak, counted, interrupted_when
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs" / "comparisons").glob("*.yaml"))
@@ -302,19 +298,8 @@ def test_ctrl_c_leaves_what_there_is_and_the_rest_gives_the_same(main, valley, t
     for path in removed:
         path.rename(path.with_suffix(".kept"))
     (out / "workers.log").unlink(missing_ok=True)
-
-    def interrupt() -> None:
-        while not (out / "workers.log").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_when((out / "workers.log").exists):
         main([config, "--output_dir", str(out), "--processes", "1"])
-    thread.join()
-    signal.signal(signal.SIGINT, before)
     stopped = json.loads((out / "rosenbrock" / "comparison.json").read_text())
     assert not stopped["complete"]
     assert stopped["contenders"]["dwmgrad-auto"] == record["contenders"]["dwmgrad-auto"]

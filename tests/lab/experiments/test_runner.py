@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from experiments.runner import Failure, Run, made, run_once, sweep
 from experiments.workloads import make_workload
 from glue.errors import UsageError
 
-from .fakes import Fake, counted
+from .fakes import Fake, counted, interrupted_when
 
 SETTINGS = {"lr": 1e-3}
 
@@ -222,20 +221,8 @@ def test_after_ctrl_c_the_caller_knows_what_failed(tmp_path):
     sleeps = Fake(name="sleeps", data_dir=str(tmp_path), ending="sleep")
     runs = [Run(fails, "adamw", SETTINGS, 0), Run(sleeps, "adamw", SETTINGS, 1)]
     failures: list[Failure] = []
-
-    def interrupt() -> None:
-        _wait_until(lambda: counted(tmp_path) == ["0", "1"])
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job may ignore it
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            sweep(runs, tmp_path / "root", 1, failures)
-        thread.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with interrupted_when(lambda: counted(tmp_path) == ["0", "1"]):
+        sweep(runs, tmp_path / "root", 1, failures)
     assert [failure.error for failure in failures] == ["RuntimeError: seed 0 fails"]
 
 
